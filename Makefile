@@ -1,0 +1,57 @@
+# `make help` lists what there is. Every target sets up .venv itself when it is missing or out of date.
+PYTHON ?= python3
+VENV   ?= .venv
+GRID   ?= mini
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+export PATH := $(abspath $(BIN)):$(PATH)
+export PYTHONNOUSERSITE := 1
+export JUPYTER_PREFER_ENV_PATH := 1
+export RAY_USAGE_STATS_ENABLED := 0
+export DO_NOT_TRACK := 1
+
+.PHONY: help setup demo test lab docs export clean distclean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  Variables: PYTHON=python3.12 picks the interpreter, GRID=name another params/name.yml for the demo."
+
+setup: $(READY) ## install everything into .venv (the other targets do it when needed)
+
+$(READY): settings.ini constraints.txt setup.py pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "make: '$(PYTHON)' not found; name an interpreter with PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 10) or sys.exit(f"make: Python 3.10 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}; name another with PYTHON=...")'
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: $(PYTHON) has no venv module; install it first (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	@echo "Setting up $(VENV) (minutes the first time, seconds later)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,docs]'
+	@touch $@
+
+demo: $(READY) ## run the grid on the embedded world, then its table and figure (minutes, two cores)
+	@HF_HUB_OFFLINE=1 $(BIN)/vlmadapt_grid params/$(GRID).yml
+	@HF_HUB_OFFLINE=1 $(BIN)/vlmadapt_report $(GRID)
+
+test: $(READY) ## all notebooks and the tests around them
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+
+lab: $(READY) ## open JupyterLab on the notebooks
+	@$(BIN)/jupyter lab --notebook-dir=. --LabApp.news_url=None \
+	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(if $(CI),--no-browser)
+
+docs: $(READY) ## build the site in _docs/html
+	@$(BIN)/python tools/docs.py
+
+export: $(READY) ## write what is derived: the library, README.md, environment.yml; clean the notebooks
+	@$(BIN)/nbdev_export
+	@$(BIN)/nbdev_clean
+	@$(BIN)/python tools/derived.py
+
+clean: ## remove what builds leave behind; keeps .venv and outputs/
+	rm -rf build dist _docs _proc *.egg-info .pytest_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove .venv too
+	rm -rf $(VENV)

@@ -1,0 +1,29 @@
+"What all tests share: the root of the checkout, one thread per worker, caches that stay out of the user's home."
+import os, sys
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/"tools"))
+
+
+def pytest_configure(config):
+    if os.environ.get("PYTEST_XDIST_WORKER"): os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def root(): return ROOT
+
+
+@pytest.fixture(scope="session")
+def scratch(tmp_path_factory, worker_id):
+    "A folder of this test run, the same for all its workers."
+    base = tmp_path_factory.getbasetemp()
+    return base if worker_id == "master" else base.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_caches(scratch):
+    "Features encoded in this test run are shared by its notebooks and kept out of the user's cache."
+    os.environ["VLMADAPT_CACHE"] = str(scratch/"cache")
+    os.environ["MPLBACKEND"] = "agg"

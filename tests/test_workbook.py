@@ -1,0 +1,94 @@
+"The notebooks, the library and the files derived from them agree; notebooks are clean, small, and papermill can drive them."
+import ast, filecmp, shutil, subprocess, sys
+from importlib.metadata import version
+from pathlib import Path
+import nbformat, pytest
+from packaging.requirements import Requirement
+import derived
+from conftest import ROOT
+
+NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+name = lambda path: str(path.relative_to(ROOT/"nbs")) if path.is_absolute() else str(path)
+
+
+def files(folder, *suffixes):
+    "The files under `folder`, relative to it, without caches."
+    return {p.relative_to(folder) for p in folder.rglob("*") if p.suffix in suffixes and p.parent.name != ".ipynb_checkpoints"}
+
+
+def same(a, b, *suffixes):
+    "Names of files that are in only one of two folders, or that differ."
+    both = files(a, *suffixes) & files(b, *suffixes)
+    differ = {p for p in both if not filecmp.cmp(a/p, b/p, shallow=False)}
+    return sorted(map(str, differ | (files(a, *suffixes) ^ files(b, *suffixes))))
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    "A copy of what nbdev reads and writes, to run its commands in."
+    copy = tmp_path_factory.mktemp("copy")
+    for f in ("settings.ini", "pyproject.toml"): shutil.copy(ROOT/f, copy)
+    for d in ("nbs", "vlmadapt"): shutil.copytree(ROOT/d, copy/d, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    return copy
+
+
+def nbdev(command, folder): subprocess.run([Path(sys.executable).parent/command], cwd=folder, check=True)
+
+
+def test_library_is_exported_from_the_notebooks(copy):
+    for f in files(copy/"vlmadapt", ".py"): (copy/"vlmadapt"/f).write_text("")
+    nbdev("nbdev_export", copy)
+    assert not same(ROOT/"vlmadapt", copy/"vlmadapt", ".py"), "run `make export`"
+
+
+def test_notebooks_are_clean(copy):
+    nbdev("nbdev_clean", copy)
+    assert not same(ROOT/"nbs", copy/"nbs", ".ipynb"), "run `make export`"
+
+
+@pytest.mark.parametrize("made", [derived.readme, derived.environment])
+def test_derived_files_agree(made):
+    stale = [path for path, data in made().items() if not (ROOT/path).exists() or (ROOT/path).read_bytes() != data]
+    assert not stale, "run `make export`"
+
+
+def test_notebooks_are_small():
+    big = {name(p): f"{p.stat().st_size >> 10} kB" for p in NOTEBOOKS if p.stat().st_size > 400 << 10}
+    assert not big
+
+
+def test_experiments_have_a_parameters_cell():
+    tags = lambda nb: [t for c in nb.cells if c.cell_type == "code" for t in c.metadata.get("tags", [])]
+    lack = [name(p) for p in NOTEBOOKS if p.parent.name == "experiments"
+            and tags(nbformat.read(p, as_version=4)).count("parameters") != 1]
+    assert not lack
+
+
+def test_constraints_lie_within_the_ranges_of_settings():
+    pins = [Requirement(line) for line in (ROOT/"constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    pins = {r.name.lower(): next(iter(r.specifier)).version for r in pins}
+    cfg = derived.settings()
+    for key in ("requirements", "dev_requirements", "docs_requirements"):
+        for r in map(Requirement, cfg[key].split()):
+            assert r.name.lower() in pins, f"{r.name} has no tested version in constraints.txt"
+            assert pins[r.name.lower()] in r.specifier, f"constraints.txt has {r.name} {pins[r.name.lower()]}, settings.ini {r}"
+
+
+def imported(path):
+    "Names of the packages that the code in `path` imports anywhere."
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import): yield from (a.name.partition(".")[0] for a in node.names)
+        if isinstance(node, ast.ImportFrom) and not node.level: yield node.module.partition(".")[0]
+
+
+def test_library_imports_only_what_settings_asks_for():
+    alias = {"scikit_learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml", "open_clip_torch": "open_clip"}
+    needs = {Requirement(r).name.replace("-", "_") for key, value in derived.settings().items() if key.endswith("requirements")
+             and key not in ("dev_requirements", "docs_requirements") for r in value.split()}
+    known = {alias.get(n, n) for n in needs} | {"vlmadapt"} | set(sys.stdlib_module_names)
+    unknown = {i: p.name for p in (ROOT/"vlmadapt").rglob("*.py") for i in imported(p) if i not in known}
+    assert not unknown
+
+
+def test_version_is_the_installed_one():
+    assert version("vlmadapt") == derived.settings()["version"]
