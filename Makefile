@@ -26,8 +26,8 @@ $(READY): settings.ini constraints.txt setup.py pyproject.toml
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: $(PYTHON) has no venv module; install it first (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 	@echo "Setting up $(VENV) (minutes the first time, seconds later)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,docs]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt setuptools
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,docs]'
 	@touch $@
 
 demo: $(READY) ## run the grid on the embedded world, then its table and figure (minutes, two cores)

@@ -1,0 +1,25 @@
+"Sphinx settings of the documentation site; `tools/docs.py` calls Sphinx with them."
+from derived import settings
+
+cfg = settings()
+project, author, copyright, release = cfg["title"], cfg["author"], cfg["copyright"], cfg["version"]
+
+extensions = ["myst_nb", "sphinxcontrib.katex"]
+nb_execution_mode = "off"
+nb_ipywidgets_js = {}
+nb_mime_priority_overrides = [("html", "text/markdown", 5)]
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 4
+suppress_warnings = ["myst.header", "mystnb.unknown_mime_type"]
+
+html_theme = "furo"
+html_title = project
+html_show_sphinx = False
+html_copy_source = False
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+
+# KaTeX comes with the extension; as MathML it needs no fonts and no style sheet, so nothing is fetched from a CDN.
+html_math_renderer = "katex"
+katex_css_path = "site.css"
+katex_options = 'output: "mathml"'

@@ -1,0 +1,63 @@
+"""The documentation site: the notebooks as they stand, outputs included, in reading order, with the signatures of what they export.
+
+`python tools/docs.py` writes _docs/html. Nothing is executed, nothing is fetched; the pages need no network either.
+"""
+import importlib, re, shutil, sys
+from functools import reduce
+import nbformat
+from nbdev.showdoc import BasicMarkdownRenderer
+from sphinx.cmd.build import main as sphinx
+from derived import ROOT, moved, shown
+
+CHAPTERS = {"Tutorials": ["tutorials/*"], "From datasets to fits": ["00_*.ipynb", "00_mini/*", "0[1-9]_*"], "Methods": ["methods/*"],
+            "Tasks": ["tasks/*"], "Runs, results, figures": ["6*"], "Experiments": ["experiments/*"], "Reports": ["reports/*"],
+            "The project": ["CONTRIBUTING.md"]}
+
+
+def signatures(module):
+    "Markdown with the signatures, docments and docstrings of the public names of `module`."
+    names = importlib.import_module("vlmadapt._modidx").d["syms"].get(module, {})
+    public = [n.removeprefix(f"{module}.") for n in names if not any(part.startswith("_") for part in n.removeprefix(module).split(".")[1:])]
+    if not public: return ""
+    blocks = []
+    for name in public:
+        symbol = reduce(getattr, name.split("."), importlib.import_module(module))
+        doc = BasicMarkdownRenderer(getattr(symbol, "fget", symbol))._repr_markdown_()
+        blocks.append(f"### `{name}`\n\n" + doc.partition("\n### ")[2].partition("\n")[2].strip())
+    return f"## Reference: `{module}`\n\n" + "\n\n".join(blocks)
+
+
+def page(path):
+    "The notebook at `path` as a page."
+    nb = nbformat.read(path, as_version=4)
+    module = re.search(r"^#\|\s*default_exp\s+(\S+)", "\n".join(c.source for c in nb.cells), re.M)
+    nb = shown(nb)
+    if module and (text := signatures(f"vlmadapt.{module[1]}".removesuffix(".__init__"))): nb.cells.append(nbformat.v4.new_markdown_cell(text))
+    return nb
+
+
+def contents(stage):
+    "The pages under `stage` in reading order, as hidden tables of contents for the side bar."
+    for title, patterns in CHAPTERS.items():
+        pages = [p.relative_to(stage).with_suffix("") for pattern in patterns for p in sorted(stage.glob(pattern)) if p.suffix in (".ipynb", ".md")]
+        if pages: yield "\n".join(["```{toctree}", ":hidden:", f":caption: {title}", "", *map(str, pages), "```"])
+
+
+def staged(stage):
+    "Write what Sphinx reads to the folder `stage`."
+    shutil.rmtree(stage, ignore_errors=True)
+    shutil.copytree(ROOT/"nbs", stage, ignore=shutil.ignore_patterns(".ipynb_checkpoints", ".*"))
+    for path in stage.rglob("*.ipynb"): nbformat.write(page(path), path)
+    (stage/"CONTRIBUTING.md").write_text(moved((ROOT/"CONTRIBUTING.md").read_text(), "."))
+    index = nbformat.read(stage/"index.ipynb", as_version=4)
+    for cell in index.cells: cell.source = cell.source.replace("](../CONTRIBUTING.md)", "](CONTRIBUTING.md)").replace("](../LICENSE)", "](https://www.apache.org/licenses/LICENSE-2.0)")
+    index.cells.append(nbformat.v4.new_markdown_cell("\n\n".join(contents(stage))))
+    nbformat.write(index, stage/"index.ipynb")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    staged(ROOT/"_proc")
+    html = ROOT/"_docs/html"
+    failed = sphinx(["-q", "-E", "-c", f"{ROOT/'tools'}", "-d", f"{ROOT/'_docs/doctrees'}", f"{ROOT/'_proc'}", f"{html}"])
+    sys.exit(failed or print(f"The site is in {html.relative_to(ROOT)}/index.html"))
