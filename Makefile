@@ -16,7 +16,8 @@ export DO_NOT_TRACK := 1
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  Variables: PYTHON=python3.12 picks the interpreter, GRID=name another params/name.yml for the demo."
+	@echo "  PYTHON=python3.12 picks the interpreter, GRID=name another params/name.yml for the demo,"
+	@echo "  ARGS='...' goes on to the grid, pytest or JupyterLab: make test ARGS='-k backbones'."
 
 setup: $(READY) ## install everything into .venv (the other targets do it when needed)
 
@@ -31,15 +32,16 @@ $(READY): settings.ini constraints.txt setup.py pyproject.toml
 	@touch $@
 
 demo: $(READY) ## run the grid on the embedded world, then its table and figure (minutes, two cores)
-	@HF_HUB_OFFLINE=1 $(BIN)/vlmadapt_grid params/$(GRID).yml
+	@HF_HUB_OFFLINE=1 $(BIN)/vlmadapt_grid params/$(GRID).yml $(ARGS)
 	@HF_HUB_OFFLINE=1 $(BIN)/vlmadapt_report $(GRID)
 
 test: $(READY) ## all notebooks and the tests around them
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lab: $(READY) ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab --notebook-dir=. --LabApp.news_url=None \
-	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(if $(CI),--no-browser)
+	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
+	  $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
 docs: $(READY) ## build the site in _docs/html
 	@$(BIN)/python tools/docs.py
