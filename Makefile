@@ -52,7 +52,7 @@ export: $(READY) ## write what is derived: the library, README.md, environment.y
 	@$(BIN)/python tools/derived.py
 
 clean: ## remove what builds leave behind; keeps .venv and outputs/
-	rm -rf build dist _docs _proc *.egg-info .pytest_cache
+	rm -rf build dist _docs *.egg-info .pytest_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove .venv too

@@ -7,7 +7,7 @@ from functools import reduce
 import nbformat
 from nbdev.showdoc import BasicMarkdownRenderer
 from sphinx.cmd.build import main as sphinx
-from derived import ROOT, moved, shown
+from derived import ROOT, shown
 
 CHAPTERS = {"Tutorials": ["tutorials/*"], "From datasets to fits": ["00_*.ipynb", "00_mini/*", "0[1-9]_*"], "Methods": ["methods/*"],
             "Tasks": ["tasks/*"], "Runs, results, figures": ["6*"], "Experiments": ["experiments/*"], "Reports": ["reports/*"],
@@ -48,16 +48,19 @@ def staged(stage):
     shutil.rmtree(stage, ignore_errors=True)
     shutil.copytree(ROOT/"nbs", stage, ignore=shutil.ignore_patterns(".ipynb_checkpoints", ".*"))
     for path in stage.rglob("*.ipynb"): nbformat.write(page(path), path)
-    (stage/"CONTRIBUTING.md").write_text(moved((ROOT/"CONTRIBUTING.md").read_text(), "."))
+    for name in ("CONTRIBUTING.md", "LICENSE"): shutil.copy(ROOT/name, stage)
     index = nbformat.read(stage/"index.ipynb", as_version=4)
-    for cell in index.cells: cell.source = cell.source.replace("](../CONTRIBUTING.md)", "](CONTRIBUTING.md)").replace("](../LICENSE)", "](https://www.apache.org/licenses/LICENSE-2.0)")
+    for cell in index.cells: cell.source = cell.source.replace("](../", "](")
     index.cells.append(nbformat.v4.new_markdown_cell("\n\n".join(contents(stage))))
     nbformat.write(index, stage/"index.ipynb")
 
 
+def build(folder):
+    "Build the site in `folder`/html; the exit status of Sphinx."
+    staged(folder/"source")
+    return sphinx(["-q", "-E", "-c", str(ROOT/"tools"), "-d", str(folder/"doctrees"), str(folder/"source"), str(folder/"html")])
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    staged(ROOT/"_proc")
-    html = ROOT/"_docs/html"
-    failed = sphinx(["-q", "-E", "-c", f"{ROOT/'tools'}", "-d", f"{ROOT/'_docs/doctrees'}", f"{ROOT/'_proc'}", f"{html}"])
-    sys.exit(failed or print(f"The site is in {html.relative_to(ROOT)}/index.html"))
+    sys.exit(build(ROOT/"_docs") or print("The site is in _docs/html/index.html"))
