@@ -1,5 +1,5 @@
 "Every notebook runs: the library's ones as nbdev runs them, experiments and reports through papermill with their defaults."
-import os, shutil, subprocess, sys, time
+import os, subprocess, sys, time
 import pytest
 from conftest import ROOT
 from test_workbook import NOTEBOOKS, name
@@ -13,15 +13,18 @@ sys.exit(not ok)
 """
 
 
-def templates(path): return path.relative_to(ROOT/"nbs").parts[0] in ("experiments", "reports")
+def papermill(notebook, folder):
+    "The command that runs a template away from the checkout, in the same place relative to the results."
+    cwd = folder/"nbs"/notebook.parent.name
+    cwd.mkdir(parents=True)
+    if notebook.parent.name == "reports" and (ROOT/"outputs").is_dir(): (folder/"outputs").symlink_to(ROOT/"outputs")
+    return [sys.executable, "-m", "papermill", notebook, folder/"run.ipynb", "--cwd", cwd, "--no-progress-bar"]
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
+@pytest.mark.parametrize("notebook", NOTEBOOKS[::-1], ids=name)
 def test_notebook(notebook, tmp_path):
-    if templates(notebook):
-        shutil.copytree(ROOT/"outputs", tmp_path/"outputs") if (ROOT/"outputs").is_dir() else None
-        command = [sys.executable, "-m", "papermill", notebook, tmp_path/"run.ipynb", "--cwd", tmp_path, "--no-progress-bar"]
-    else: command = [sys.executable, "-c", RUN_CELLS, notebook, ROOT]
+    template = notebook.relative_to(ROOT/"nbs").parts[0] in ("experiments", "reports")
+    command = papermill(notebook, tmp_path) if template else [sys.executable, "-c", RUN_CELLS, notebook, ROOT]
     began = time.perf_counter()
     run = subprocess.run(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                          env=os.environ | {"PYTHONPATH": str(ROOT)})

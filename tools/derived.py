@@ -26,7 +26,7 @@ def shown(nb):
     cells = []
     for cell in nb.cells:
         directives = dict(DIRECTIVE.findall(cell.source)) if cell.cell_type == "code" else {}
-        if "hide" in directives: continue
+        if "hide" in directives or "injected-parameters" in cell.metadata.get("tags", []): continue
         if directives:
             cell.source = DIRECTIVE.sub("", cell.source).strip("\n")
             if not cell.source: continue

@@ -1,4 +1,5 @@
-"""The documentation site: the notebooks as they stand, outputs included, in reading order, with the signatures of what they export.
+"""The documentation site: the notebooks as they stand, outputs included, in reading order, with the signatures of what they export,
+and the reports of the grids that were run here.
 
 `python tools/docs.py` writes _docs/html. Nothing is executed, nothing is fetched; the pages need no network either.
 """
@@ -9,7 +10,7 @@ from nbdev.showdoc import BasicMarkdownRenderer
 from sphinx.cmd.build import main as sphinx
 from derived import ROOT, shown
 
-CHAPTERS = {"Tutorials": ["tutorials/*"], "From datasets to fits": ["00_*.ipynb", "00_mini/*", "0[1-9]_*"], "Methods": ["methods/*"],
+CHAPTERS = {"Results": ["results/*"], "Tutorials": ["tutorials/*"], "From datasets to fits": ["00_*.ipynb", "00_mini/*", "0[1-9]_*"], "Methods": ["methods/*"],
             "Tasks": ["tasks/*"], "Runs, results, figures": ["6*"], "Experiments": ["experiments/*"], "Reports": ["reports/*"],
             "The project": ["CONTRIBUTING.md"]}
 
@@ -47,6 +48,8 @@ def staged(stage):
     "Write what Sphinx reads to the folder `stage`."
     shutil.rmtree(stage, ignore_errors=True)
     shutil.copytree(ROOT/"nbs", stage, ignore=shutil.ignore_patterns(".ipynb_checkpoints", ".*"))
+    (stage/"results").mkdir()
+    for report in ROOT.glob("outputs/*/report/report.ipynb"): shutil.copy(report, stage/"results"/f"{report.parts[-3]}.ipynb")
     for path in stage.rglob("*.ipynb"): nbformat.write(page(path), path)
     for name in ("CONTRIBUTING.md", "LICENSE"): shutil.copy(ROOT/name, stage)
     index = nbformat.read(stage/"index.ipynb", as_version=4)
