@@ -82,7 +82,7 @@ def imported(path):
 
 
 def test_library_imports_only_what_settings_asks_for():
-    alias = {"scikit_learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml", "open_clip_torch": "open_clip"}
+    alias = {"scikit_learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml", "open_clip_torch": "open_clip", "ipython": "IPython"}
     needs = {Requirement(r).name.replace("-", "_") for key, value in derived.settings().items() if key.endswith("requirements")
              and key not in ("dev_requirements", "docs_requirements") for r in value.split()}
     known = {alias.get(n, n) for n in needs} | {"vlmadapt"} | set(sys.stdlib_module_names)
