@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'stream', 'np_stream', 'content_key', 'write_atomic', 'write_json', 'DamagedFile', 'save_arrays',
-           'load_arrays', 'git_commit', 'device_name', 'environment', 'import_open_clip']
+           'load_arrays', 'choose', 'git_commit', 'device_name', 'environment', 'import_open_clip']
 
 # %% ../nbs/00_foundation.ipynb #951b1bb2
-import hashlib, importlib, importlib.metadata, importlib.util, json, os, platform, re, subprocess, tempfile
+import difflib, hashlib, importlib, importlib.metadata, importlib.util, json, os, platform, re, subprocess, tempfile
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +25,7 @@ def stream(
     "A torch generator for one purpose, fixed by `seed` and `names`."
     return torch.Generator().manual_seed(_stream_seed(seed, names))
 
+# %% ../nbs/00_foundation.ipynb #5c3b5889
 def np_stream(
     seed:int, # the run's seed
     *names:str, # what the numbers are for
@@ -32,7 +33,7 @@ def np_stream(
     "The numpy counterpart of `stream`."
     return np.random.default_rng(_stream_seed(seed, names))
 
-# %% ../nbs/00_foundation.ipynb #9dab60ae
+# %% ../nbs/00_foundation.ipynb #0cc2fc43
 def _canonical(value):
     if isinstance(value, torch.Tensor): value = value.detach().cpu().contiguous().numpy()
     if isinstance(value, np.ndarray):
@@ -42,13 +43,14 @@ def _canonical(value):
     if value is None or isinstance(value, (bool, int, float, str)): return value
     raise TypeError(f"cannot make a content key from {type(value).__name__}")
 
+# %% ../nbs/00_foundation.ipynb #11266b07
 def content_key(
     **parts, # plain values, arrays, tensors, and lists or dicts of them
 )->str: # 20 hex digits
     "A key that changes when any of `parts` does."
     return hashlib.sha256(json.dumps(_canonical(parts), sort_keys=True).encode()).hexdigest()[:20]
 
-# %% ../nbs/00_foundation.ipynb #33e77997
+# %% ../nbs/00_foundation.ipynb #7a11a3b1
 @contextmanager
 def write_atomic(
     path, # the file to make; missing folders are made
@@ -63,12 +65,12 @@ def write_atomic(
     finally:
         Path(tmp).unlink(missing_ok=True)
 
-# %% ../nbs/00_foundation.ipynb #6915e879
+# %% ../nbs/00_foundation.ipynb #ba81d88f
 def write_json(path, obj):
     "Write `obj` to `path` as JSON, whole or not at all."
     with write_atomic(path) as tmp: tmp.write_text(json.dumps(obj, indent=1, sort_keys=True, allow_nan=True))
 
-# %% ../nbs/00_foundation.ipynb #ba81d88f
+# %% ../nbs/00_foundation.ipynb #a1bb1265
 class DamagedFile(ValueError): "A stored file is truncated or altered."
 
 def _digest(arrays, meta): return content_key(arrays=arrays, meta=meta)
@@ -84,6 +86,7 @@ def save_arrays(
     with write_atomic(path) as tmp:
         save_file(arrays, tmp, metadata={"meta": json.dumps(meta), "digest": _digest(arrays, meta)})
 
+# %% ../nbs/00_foundation.ipynb #264b0989
 def load_arrays(
     path, # a file made by `save_arrays`
 )->tuple[dict[str, torch.Tensor], dict]: # arrays and meta
@@ -97,13 +100,26 @@ def load_arrays(
     except Exception as e: raise DamagedFile(f"{path}: damaged file ({e})") from None
     return arrays, meta
 
-# %% ../nbs/00_foundation.ipynb #6146e47c
+# %% ../nbs/00_foundation.ipynb #edbacf28
+def choose(
+    name:str, # the name asked for
+    options:dict, # what there is
+    what:str, # the kind of thing, for the message
+):
+    "Return `options[name]`, or refuse in one line with the nearest of the `options`."
+    if name in options: return options[name]
+    near = difflib.get_close_matches(str(name), map(str, options), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(str, options))}"
+    raise ValueError(f"unknown {what} {name!r}; {hint}")
+
+# %% ../nbs/00_foundation.ipynb #94c4838a
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "scikit-learn", "vlmadapt")
 
 def _version(package):
     try: return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError: return None
 
+# %% ../nbs/00_foundation.ipynb #948100cf
 @lru_cache
 def git_commit()->str|None:
     "The commit of the working tree that holds this library, with '+' when it has changes; None outside a git checkout."
@@ -112,6 +128,7 @@ def git_commit()->str|None:
     try: return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (subprocess.CalledProcessError, FileNotFoundError): return None
 
+# %% ../nbs/00_foundation.ipynb #abe79b74
 def device_name()->str:
     "The accelerator's name, or the processor's."
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()}, {os.cpu_count()} cores)"
@@ -121,7 +138,7 @@ def environment()->dict:
     versions = {p: _version(p) for p in PACKAGES} | {"python": platform.python_version()}
     return dict(versions=versions, commit=git_commit(), device=device_name())
 
-# %% ../nbs/00_foundation.ipynb #edbacf28
+# %% ../nbs/00_foundation.ipynb #7059614f
 @lru_cache
 def import_open_clip():
     "Import open_clip, also where torchvision's compiled operators do not match torch's build."

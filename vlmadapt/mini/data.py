@@ -77,6 +77,7 @@ class MiniSet:
     train:int = 40 # pictures of each class
     val:int = 12
     test:int = 50
+    flip:bool = False # does a mirrored picture still show its class?
     styles:tuple = ("normal",) # of the test pictures
     shift_of:str = None # the data set whose classes these test pictures share
     keep:tuple = None # the classes kept, for a shift that has only some
@@ -95,12 +96,12 @@ def _index(names, table): return np.array([list(table).index(k) for k in names])
 def _shapes(*names, test=50, **level):
     ids = _index(names, S.SHAPES)
     draw = lambda rng, y, **lv: S.singles(rng, len(y), given=(ids[y], None, None), **lv)
-    return MiniSet(names, THING, lambda k: L.describe(names[k], L.facts_of("shape", ids[k])), draw, level, test=test)
+    return MiniSet(names, THING, lambda k: L.describe(names[k], L.facts_of("shape", ids[k])), draw, level, test=test, flip=True)
 
 def _textures(*names, test=50, **level):
     ids = _index(names, S.PATTERNS)
     return MiniSet(names, TEXTURE, lambda k: L.describe(names[k], L.facts_of("pattern", ids[k]), L.DESCRIBE_PATTERN),
-                   lambda rng, y, **lv: S.patterns(rng, len(y), given=ids[y], **lv), level, test=test)
+                   lambda rng, y, **lv: S.patterns(rng, len(y), given=ids[y], **lv), level, test=test, flip=True)
 
 def _glyphs(symbols, fonts, test=36, **level):
     ids, font = _index(symbols, S.GLYPHS), _index(fonts, S.FONTS)
@@ -113,7 +114,8 @@ def _objects(triples, test=32, **level):
     "Classes are triples of names (colour, shape, texture)"
     c, s, t = (_index(column, table) for column, table in zip(zip(*triples), (S.COLOURS, S.SHAPES, S.TEXTURES)))
     draw = lambda rng, y, **lv: S.singles(rng, len(y), given=(s[y], c[y], t[y]), **lv)
-    return MiniSet(tuple(L.object_name(*row) for row in triples), THING, lambda k: L.describe_object(*triples[k]), draw, level, test=test)
+    return MiniSet(tuple(L.object_name(*row) for row in triples), THING, lambda k: L.describe_object(*triples[k]), draw, level,
+                   test=test, flip=True)
 
 def _pairs(*bases, test=50, **level):
     "Each base (colour, shape, colour, shape) gives four classes: both orders, colours exchanged, relation turned"
@@ -190,11 +192,11 @@ def _real_digits():
 @functools.lru_cache(None)
 def load(
     name:str, # a key of `MINI`
-)->dict: # classnames, templates, descriptions, shift_of, and train, val, test = (images (N, 32, 32, 3) uint8, labels (N,))
+)->dict: # classnames, templates, descriptions, flip, shift_of; train, val, test = (images (N, 32, 32, 3) uint8, labels (N,))
     "Everything about the data set `name`; a shifted test set has None for train and val."
     if name not in MINI: raise ValueError(f"unknown mini data set {name!r}; there are {', '.join(MINI)}")
     row = MINI[name]; classnames, sizes = row.keep or row.classnames, dict(train=row.train, val=row.val, test=row.test)
     splits = dict(zip(sizes, _real_digits())) if row.draw is None else \
         {split: _draw_split(row, name, split, n) if n else None for split, n in sizes.items()}
-    return dict(classnames=list(classnames), templates=list(row.templates), shift_of=row.shift_of, **splits,
+    return dict(classnames=list(classnames), templates=list(row.templates), flip=row.flip, shift_of=row.shift_of, **splits,
                 descriptions={c: row.describe(row.classnames.index(c)) for c in classnames})

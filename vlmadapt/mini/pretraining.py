@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAD', 'Recipe', 'vocabulary', 'tokens_of', 'make_batch', 'batches', 'encode_text', 'attribute_loss',
-           'contrastive_loss', 'caption_loss', 'drop_words', 'optimisers', 'rate', 'Pretraining', 'image_features',
-           'text_features', 'zero_shot', 'binding_accuracy', 'greedy_captions', 'said', 'caption_accuracy',
-           'accuracies']
+           'contrastive_loss', 'caption_loss', 'drop_words', 'as_matrices', 'optimisers', 'rate', 'Pretraining',
+           'image_features', 'text_features', 'zero_shot', 'binding_accuracy', 'greedy_captions', 'said',
+           'caption_accuracy', 'accuracies']
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #605a875d
 import itertools, math, multiprocessing, random, time
@@ -138,22 +138,32 @@ def drop_words(
     return tokens.masked_fill(word & (torch.rand(tokens.shape, generator=generator).to(tokens.device) < p), 0)
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #a56b9ebb
-def optimisers(
+def as_matrices(
     modules:list[nn.Module], # what is trained
+)->tuple[list, list]: # pairs (parameter, the same memory as a matrix), the other parameters
+    "Divide the parameters of `modules` into those that Muon can drive and the rest."
+    matrices, rest = [], []
+    for n, p in ((n, p) for m in modules for n, p in m.named_parameters()):
+        block = any(k in n for k in ("resblocks", "cross_attn", "attnpool")) and p.ndim == 2 and "positional" not in n
+        inner = p.ndim == 4 and p.shape[1] > 3 # a convolution, but not the one that reads the pixels
+        if hasattr(torch.optim, "Muon") and (block or inner): matrices.append((p, nn.Parameter(p.detach().view(len(p), -1))))
+        else: rest.append(p)
+    return matrices, rest
+
+def optimisers(
+    matrices:list, # from `as_matrices`
+    rest:list, # from `as_matrices`
     recipe:Recipe, # holds the peak rates
-)->list[torch.optim.Optimizer]: # Muon (if this PyTorch has it) and AdamW
-    "Split the parameters of `modules` between Muon and AdamW."
-    named = [(n, p) for m in modules for n, p in m.named_parameters()]
-    muon = getattr(torch.optim, "Muon", None)
-    inside = lambda n, p: muon is not None and p.ndim == 2 and ("resblocks" in n or "cross_attn" in n)
-    matrices, rest = [p for n, p in named if inside(n, p)], [p for n, p in named if not inside(n, p)]
+)->list[torch.optim.Optimizer]: # AdamW, and Muon if there are matrices
+    "The optimisers for `matrices` and `rest`."
     out = [torch.optim.AdamW([dict(params=[p for p in rest if p.ndim > 1], weight_decay=.02),
                               dict(params=[p for p in rest if p.ndim <= 1], weight_decay=0.)], lr=recipe.adam_lr, betas=(.9, .98))]
-    if matrices: out.append(muon(matrices, lr=recipe.muon_lr, weight_decay=.02))
+    if matrices: out.append(torch.optim.Muon([m for _, m in matrices], lr=recipe.muon_lr, weight_decay=.02))
     for o in out:
         for g in o.param_groups: g["peak"] = g["lr"]
     return out
 
+# %% ../../nbs/00_mini/04_pretraining.ipynb #1ad3299c
 def rate(
     step:int, # from 0
     steps:int, # of the stage
@@ -163,7 +173,7 @@ def rate(
     rise = max(1, round(warmup*steps))
     return (step + 1)/rise if step < rise else .5*(1 + math.cos(math.pi*(step - rise)/max(1, steps - rise)))
 
-# %% ../../nbs/00_mini/04_pretraining.ipynb #3cee8f8a
+# %% ../../nbs/00_mini/04_pretraining.ipynb #f2a1a2f8
 class Pretraining:
     "A pretraining in progress."
     def __init__(self,
@@ -175,13 +185,14 @@ class Pretraining:
         self.heads = nn.ModuleDict({k: nn.Linear(self.model.visual.output_dim, n) for k, n in TARGETS.items()}).to(self.device)
         for head in self.heads.values(): nn.init.zeros_(head.weight); nn.init.zeros_(head.bias)
         self.stage, self.step, self.log, self.seconds = "vision", 0, [], 0.
-        self.optimisers = self.new_optimisers()
+        self.new_optimisers()
 
     def new_optimisers(self):
-        "The optimisers of the present stage."
-        return optimisers([self.model.visual if self.stage == "vision" else self.model, self.heads], self.recipe)
+        "Set up the optimisers of the present stage."
+        self.matrices, rest = as_matrices([self.model.visual if self.stage == "vision" else self.model, self.heads])
+        self.optimisers = optimisers(self.matrices, rest, self.recipe)
 
-# %% ../../nbs/00_mini/04_pretraining.ipynb #f2a1a2f8
+# %% ../../nbs/00_mini/04_pretraining.ipynb #94c41204
 @patch
 def vision_losses(self:Pretraining, batch):
     "Losses of stage 1."
@@ -215,22 +226,23 @@ def joint_losses(self:Pretraining, batch):
     if caption is not None: losses["caption"] = caption
     return losses["contrastive"] + r.caption_weight*losses.get("caption", 0) + r.attribute_weight*losses["attributes"], losses
 
-# %% ../../nbs/00_mini/04_pretraining.ipynb #94c41204
+# %% ../../nbs/00_mini/04_pretraining.ipynb #1485bce3
 @patch
 def update(self:Pretraining, batch, factor):
     "One optimisation step at `factor` of the peak rates; returns the losses."
     batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
     with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
         loss, parts = self.vision_losses(batch) if self.stage == "vision" else self.joint_losses(batch)
-    for o in self.optimisers: o.zero_grad()
+    self.model.zero_grad(); self.heads.zero_grad()
     loss.backward()
+    for p, m in self.matrices: m.grad = p.grad.view_as(m) if p.grad is not None else None
     for o in self.optimisers:
         for g in o.param_groups: g["lr"] = factor*g["peak"]
         o.step()
     with torch.no_grad(): self.model.logit_scale.clamp_(max=math.log(100))
     return {"loss": loss.detach(), **{k: v.detach() for k, v in parts.items()}}
 
-# %% ../../nbs/00_mini/04_pretraining.ipynb #ffe24c24
+# %% ../../nbs/00_mini/04_pretraining.ipynb #af1b9d22
 @patch
 def run_stage(self:Pretraining, workers=0, log_every=50, save_every=None, path=None):
     "Finish the present stage, saving a checkpoint to `path` every `save_every` steps."
@@ -256,12 +268,12 @@ def run(self:Pretraining, **kwargs):
     if self.stage == "vision":
         self.run_stage(**kwargs)
         self.stage, self.step = "joint", 0
-        self.optimisers = self.new_optimisers()
+        self.new_optimisers()
     self.run_stage(**kwargs)
     self.model.eval()
     return self
 
-# %% ../../nbs/00_mini/04_pretraining.ipynb #af1b9d22
+# %% ../../nbs/00_mini/04_pretraining.ipynb #c7889daf
 @patch
 def save(self:Pretraining, path):
     "Store everything needed to go on."
@@ -278,14 +290,14 @@ def resume(cls:Pretraining, path, device=None):
     run.stage, run.step, run.log, run.seconds = (meta[k] for k in ("stage", "step", "log", "seconds"))
     part = lambda prefix: {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
     run.model.load_state_dict(part("model.")); run.heads.load_state_dict(part("heads."))
-    run.optimisers = run.new_optimisers()
+    run.new_optimisers()
     for i, o in enumerate(run.optimisers):
         state = {}
         for k, v in part(f"optimiser.{i}.").items(): state.setdefault(int(k.split(".")[0]), {})[k.split(".")[1]] = v
         o.load_state_dict(dict(state=state, param_groups=o.state_dict()["param_groups"]))
     return run
 
-# %% ../../nbs/00_mini/04_pretraining.ipynb #87dedde7
+# %% ../../nbs/00_mini/04_pretraining.ipynb #890c0a9a
 @torch.inference_mode()
 def image_features(model, images, size=256):
     "Unit features (N, D) of stored `images`, `size` at a time."
@@ -308,7 +320,7 @@ def zero_shot(
     guess = (image_features(model, images) @ F.normalize(text.mean(1), dim=-1).T).argmax(1).cpu()
     return 100*(guess == torch.as_tensor(labels)).float().mean().item()
 
-# %% ../../nbs/00_mini/04_pretraining.ipynb #890c0a9a
+# %% ../../nbs/00_mini/04_pretraining.ipynb #d4b7a1b9
 def binding_accuracy(
     model, # over the compact vocabulary
     how:int, # 0 exchanges the places, 1 the colours
@@ -320,7 +332,7 @@ def binding_accuracy(
     true, swapped = (text_features(model, [caption(s[i], random.Random(i), bound=True) for i in range(n)]) for s in (scenes, other))
     return 100*((image_features(model, render(rng, scenes))*(true - swapped)).sum(-1) > 0).float().mean().item()
 
-# %% ../../nbs/00_mini/04_pretraining.ipynb #d4b7a1b9
+# %% ../../nbs/00_mini/04_pretraining.ipynb #409b1bcb
 @torch.inference_mode()
 def greedy_captions(
     model, # a CoCa over the compact vocabulary
@@ -350,7 +362,7 @@ def caption_accuracy(model, n=500, seed=1)->dict: # percent
         out[k] = 100*sum(right)/max(1, len(right))
     return out
 
-# %% ../../nbs/00_mini/04_pretraining.ipynb #409b1bcb
+# %% ../../nbs/00_mini/04_pretraining.ipynb #fabc8fa3
 def accuracies(
     model, # over the compact vocabulary, in eval mode
     datasets, # names for the zero-shot rows

@@ -1,0 +1,35 @@
+"Real CLIP features of ImageNet, 1000 classes and 4 shots, where the shared folder holds them; they are not part of the project."
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from vlmadapt.fit import evaluate, fit
+from vlmadapt.methods import METHODS
+from vlmadapt.problem import Problem
+
+FOLDER = Path(__file__).resolve().parents[2]/"shared/data/clip_vitb32_imagenet"
+pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="no shared/data/clip_vitb32_imagenet beside the checkout")
+
+
+@pytest.fixture(scope="module")
+def problem():
+    x, names = load_file(FOLDER/"features.safetensors"), json.loads((FOLDER/"classnames.json").read_text())
+    pair = lambda s: (x[f"{s}_x"], x[f"{s}_y"])
+    return Problem.from_features(names, x["text"], train=pair("train"), val=pair("val"), test=pair("test"))
+
+
+def accuracy(problem, name, **hyper_parameters):
+    return evaluate(fit(METHODS[name](problem, **hyper_parameters), problem), problem)["accuracy"]
+
+
+def test_zero_shot_is_the_published_figure(problem): assert accuracy(problem, "ZeroShot") == pytest.approx(61.10, abs=1e-9)
+
+
+def test_hegraph_gains_three_points(problem):
+    assert accuracy(problem, "HeGraphAdapter", variant="T-P") >= accuracy(problem, "ZeroShot") + 3
+
+
+def test_negatives_are_asked_for_by_name(problem):
+    with pytest.raises(ValueError, match="no 'text_neg' features"): METHODS["HeGraphAdapter"](problem, variant="T")
