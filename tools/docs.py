@@ -25,7 +25,7 @@ def signatures(module):
         symbol = reduce(getattr, name.split("."), importlib.import_module(module))
         doc = BasicMarkdownRenderer(getattr(symbol, "fget", symbol))._repr_markdown_()
         blocks.append(f"### `{name}`\n\n" + doc.partition("\n### ")[2].partition("\n")[2].strip())
-    return f"## Reference: `{module}`\n\n" + "\n\n".join(blocks)
+    return f"## Reference\n\nThe public names of `{module}`.\n\n" + "\n\n".join(blocks)
 
 
 def page(path):
