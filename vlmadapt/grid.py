@@ -7,12 +7,13 @@ __all__ = ['KINDS', 'TABLES', 'THREADS', 'shipped', 'template_parameters', 'chec
            'run_notebook', 'execute', 'execute_all', 'vlmadapt_grid', 'report_of', 'write_html', 'vlmadapt_report']
 
 # %% ../nbs/60_grid.ipynb #79d617bb
-import ast, fcntl, inspect, itertools, json, os, re, shutil, sys, tempfile, time, traceback
+import ast, fcntl, itertools, json, os, re, shutil, sys, tempfile, time, traceback
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 import papermill, yaml
+from fastcore.basics import patch
 from fastcore.script import call_parse, store_true
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
@@ -33,6 +34,7 @@ def shipped(
     "The file `name` of `kind`: in the checkout when this is one, else in the installed package."
     return next((f/name for f in _folders(kind) if (f/name).exists()), None)
 
+# %% ../nbs/60_grid.ipynb #2787d097
 def _folders(kind):
     package = Path(vlmadapt.__file__).resolve().parent
     return [package.parent/("params" if kind == "params" else f"nbs/{kind}"), package/kind]
@@ -42,7 +44,7 @@ def _experiment(name, beside):
     if own.suffix == ".ipynb" and own.exists(): return own
     return choose(name, {f.stem: f for folder in reversed(_folders("experiments")) for f in folder.glob("*.ipynb")}, "experiment")
 
-# %% ../nbs/60_grid.ipynb #3652ec02
+# %% ../nbs/60_grid.ipynb #a5e3bf34
 def template_parameters(
     notebook, # path of an experiment
 )->dict: # name -> default, in the order of the cell
@@ -51,13 +53,14 @@ def template_parameters(
     if not any("parameters" in c["metadata"].get("tags", []) for c in cells): raise ValueError(f"{notebook} has no cell tagged 'parameters'")
     return {k: ast.literal_eval(p["default"]) for k, p in papermill.inspect_notebook(str(notebook)).items()}
 
-# %% ../nbs/60_grid.ipynb #a5e3bf34
+# %% ../nbs/60_grid.ipynb #afb5238f
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "names with values"}
 
 def _check_type(name, value, default):
     if default is None or type(value) is type(default) or (type(default) is float and type(value) is int): return
     raise ValueError(f"{name} takes {KINDS[type(default)]}, not {value!r}")
 
+# %% ../nbs/60_grid.ipynb #1306d597
 def check_value(
     name:str, # the parameter
     value, # what is to be put there
@@ -70,7 +73,7 @@ def check_value(
     if repeated := [v for i, v in enumerate(value) if v in value[:i]]: raise ValueError(f"{name} repeats {repeated[0]!r}")
     if not value: raise ValueError(f"{name} is empty")
 
-# %% ../nbs/60_grid.ipynb #041b2c38
+# %% ../nbs/60_grid.ipynb #5caf157e
 TABLES = dict(dataset=("dataset", DATASETS), backbone=("backbone", BACKBONES), methods=("method", METHODS))
 
 def check_names(
@@ -85,17 +88,23 @@ def check_names(
         known = choose(method, METHODS, "method").defaults()
         for name in values: choose(name, known, f"hyper-parameter of {method}")
 
-# %% ../nbs/60_grid.ipynb #d7980bfc
+# %% ../nbs/60_grid.ipynb #448dad18
 @dataclass(eq=False)
 class Run:
     "One execution of an experiment: its `name`, the `notebook`, all its `parameters`, and the `folder` for what it makes."
     name:str; notebook:Path; parameters:dict; folder:Path
 
-    @property
-    def settings(self): return {k: v for k, v in self.parameters.items() if k not in ("methods", "seeds", "out")}
-    def rows(self): return Rows(self.folder, **self.settings)
-    def asked(self): return self.parameters["methods"], self.parameters["seeds"]
+# %% ../nbs/60_grid.ipynb #2d3492b7
+@patch(as_prop=True)
+def settings(self:Run): return {k: v for k, v in self.parameters.items() if k not in ("methods", "seeds", "out")}
 
+@patch
+def rows(self:Run): return Rows(self.folder, **self.settings)
+
+@patch
+def asked(self:Run): return self.parameters["methods"], self.parameters["seeds"]
+
+# %% ../nbs/60_grid.ipynb #91693f4e
 def _name(point): return "_".join(re.sub(r"[^\w.+-]", "-", v if isinstance(v, str) else f"{k}{v}") for k, v in point.items())
 
 def _combine(axes, order):
@@ -103,7 +112,7 @@ def _combine(axes, order):
     points = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
     return sorted(points, key=lambda p: -p.get("shots", 0))
 
-# %% ../nbs/60_grid.ipynb #2d3492b7
+# %% ../nbs/60_grid.ipynb #665f8887
 def _load(file):
     try: found = yaml.safe_load(Path(file).read_text())
     except yaml.YAMLError as e: raise ValueError(f"not YAML ({' '.join(str(e).split())})") from None
@@ -115,12 +124,13 @@ def _load(file):
     for name, part in zip(("grid", "parameters"), parts): _check_type(name, part, {})
     return found["experiment"], *parts
 
+# %% ../nbs/60_grid.ipynb #d2de275f
 @contextmanager
 def _blame(file):
     try: yield
     except ValueError as e: raise ValueError(f"{file}: {e}") from None
 
-# %% ../nbs/60_grid.ipynb #91693f4e
+# %% ../nbs/60_grid.ipynb #817be9ec
 def read_runs(
     file, # a params file
     out="outputs", # folder of all results
@@ -141,7 +151,7 @@ def read_runs(
         for run in runs: check_names(run.parameters)
     return runs
 
-# %% ../nbs/60_grid.ipynb #19aaa6aa
+# %% ../nbs/60_grid.ipynb #536f273b
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 class _Kernel(AsyncKernelManager):
@@ -149,17 +159,19 @@ class _Kernel(AsyncKernelManager):
         super().__init__(**kwargs)
         self.transport, self.connection_file = "ipc", str(Path(tempfile.mkdtemp(prefix="vlmadapt-"))/"kernel.json")
 
-    @property
-    def kernel_spec(self):
-        here = str(Path(vlmadapt.__file__).resolve().parent.parent)
-        env = {**dict.fromkeys(THREADS, "1"), "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
-        return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "--log-level=CRITICAL", "-f", "{connection_file}"], language="python", env=env)
+# %% ../nbs/60_grid.ipynb #37bb4790
+@patch(as_prop=True)
+def kernel_spec(self:_Kernel):
+    here = str(Path(vlmadapt.__file__).resolve().parent.parent)
+    env = {**dict.fromkeys(THREADS, "1"), "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
+    return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "--log-level=CRITICAL", "-f", "{connection_file}"], language="python", env=env)
 
-    async def cleanup_resources(self, restart=False):
-        await super().cleanup_resources(restart=restart)
-        if not restart: shutil.rmtree(Path(self.connection_file).parent, ignore_errors=True)
+@patch
+async def cleanup_resources(self:_Kernel, restart=False):
+    await super(_Kernel, self).cleanup_resources(restart=restart)
+    if not restart: shutil.rmtree(Path(self.connection_file).parent, ignore_errors=True)
 
-# %% ../nbs/60_grid.ipynb #b409360a
+# %% ../nbs/60_grid.ipynb #616e54ef
 def run_notebook(
     notebook, # the notebook to execute
     target, # where the executed notebook goes
@@ -170,7 +182,7 @@ def run_notebook(
     return papermill.execute_notebook(str(notebook), str(Path(target).resolve()), parameters=parameters, progress_bar=False, start_timeout=600,
                                       stdout_file=log, stderr_file=log, kernel_manager_class=_Kernel, cwd=os.getcwd())
 
-# %% ../nbs/60_grid.ipynb #df10c073
+# %% ../nbs/60_grid.ipynb #117366f6
 @contextmanager
 def _alone(folder):
     with open(folder/".lock", "w") as f:
@@ -178,11 +190,12 @@ def _alone(folder):
         except OSError: pass
         yield
 
+# %% ../nbs/60_grid.ipynb #57d11618
 def _last_line(e):
     if isinstance(e, PapermillExecutionError): return f"{e.ename}: {e.evalue}".splitlines()[0]
     return f"{type(e).__name__}: {e}".strip().splitlines()[0]
 
-# %% ../nbs/60_grid.ipynb #37bb4790
+# %% ../nbs/60_grid.ipynb #b44684d7
 def execute(
     run:Run, # what to do
 )->str|None: # the error in one line, or nothing
@@ -199,7 +212,7 @@ def execute(
             traceback.print_exc(file=log); return _last_line(e)
         if not run.rows().done(*run.asked()): return f"{run.notebook.name} ended without the rows asked for; are its Rows given every parameter?"
 
-# %% ../nbs/60_grid.ipynb #3c71a4b7
+# %% ../nbs/60_grid.ipynb #569b83fd
 @contextmanager
 def _cluster(address=None, workers=None):
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -209,33 +222,55 @@ def _cluster(address=None, workers=None):
     try: yield ray
     finally: ray.shutdown()
 
+# %% ../nbs/60_grid.ipynb #f7392fd6
 def _gpus(ray, asked):
     there = ray.cluster_resources().get("GPU", 0)
     if asked is None: return min(1, there)
     if asked > there: raise ValueError(f"--gpus_per_run {asked:g}: Ray sees {there:g} GPUs")
     return asked
 
-# %% ../nbs/60_grid.ipynb #522e912f
+# %% ../nbs/60_grid.ipynb #f890858c
 class _Progress:
     def __init__(self, jobs):
         self.jobs, self.start, self.over = jobs, time.time(), 0
         self.total = sum(n for _, n in jobs.values())
         self.bar = tqdm(total=self.total, unit="row", disable=not sys.stderr.isatty())
 
-    def rows(self, running):
-        fresh = lambda run: sum(f.stat().st_mtime >= self.start for f in (run.folder/"rows").glob("*.json"))
-        return self.over + sum(min(n, fresh(run)) for run, n in running)
+# %% ../nbs/60_grid.ipynb #b01eb1e8
+@patch
+def rows(self:_Progress, running):
+    fresh = lambda run: sum(f.stat().st_mtime >= self.start for f in (run.folder/"rows").glob("*.json"))
+    return self.over + sum(min(n, fresh(run)) for run, n in running)
 
-    def show(self, running): self.bar.update(self.rows(running) - self.bar.n)
+@patch
+def show(self:_Progress, running): self.bar.update(self.rows(running) - self.bar.n)
 
-    def end(self, job, running, error):
-        run, n = self.jobs[job]; self.over += n; self.show(running)
-        rows, spent, total = self.rows(running), time.time() - self.start, len(self.jobs)
-        left = f", about {spent*(self.total - rows)/max(rows, 1)/60:.0f} min left" if running else ""
-        text = f"[{total - len(running)}/{total}] {run.name}: {error or 'done'} ({spent/60:.1f} min so far{left})"
-        tqdm.write(text) if error or self.bar.disable else None
+# %% ../nbs/60_grid.ipynb #1a733fa7
+@patch
+def end(self:_Progress, job, running, error):
+    run, n = self.jobs[job]; self.over += n; self.show(running)
+    rows, spent, total = self.rows(running), time.time() - self.start, len(self.jobs)
+    left = f", about {spent*(self.total - rows)/max(rows, 1)/60:.0f} min left" if running else ""
+    text = f"[{total - len(running)}/{total}] {run.name}: {error or 'done'} ({spent/60:.1f} min so far{left})"
+    if error or self.bar.disable: tqdm.write(text)
 
-# %% ../nbs/60_grid.ipynb #db588861
+# %% ../nbs/60_grid.ipynb #707c8f15
+def _outcome(ray, job):
+    try: return ray.get(job)
+    except Exception as e: return f"worker failed: {str(e).strip().splitlines()[-1]}"
+
+def _follow(ray, jobs):
+    progress, left, failed = _Progress(jobs), dict(jobs), {}
+    while left:
+        for job in ray.wait(list(left), timeout=1)[0]:
+            run, _ = left.pop(job)
+            if error := _outcome(ray, job): failed[run.name] = error
+            progress.end(job, left.values(), error)
+        progress.show(left.values())
+    progress.bar.close()
+    return failed
+
+# %% ../nbs/60_grid.ipynb #56f91070
 def execute_all(
     runs:list[Run], # from `read_runs`
     address:str|None=None, # of a Ray cluster; None starts one on this machine
@@ -244,23 +279,12 @@ def execute_all(
 )->dict[str, str]: # name of run -> error in one line
     "Execute what is missing of `runs`, side by side, and return the failures."
     missing = {run: len(run.rows().missing(*run.asked())) for run in runs if not run.rows().done(*run.asked())}
-    failed = {}
-    if not missing: return failed
+    if not missing: return {}
     with _cluster(address, workers) as ray:
         task = ray.remote(execute).options(num_cpus=1, num_gpus=_gpus(ray, gpus_per_run), max_retries=2)
-        jobs = {task.remote(run): (run, n) for run, n in missing.items()}; progress, left = _Progress(jobs), dict(jobs)
-        while left:
-            for job in ray.wait(list(left), timeout=1)[0]:
-                run, _ = left.pop(job)
-                try: error = ray.get(job)
-                except Exception as e: error = f"worker failed: {str(e).strip().splitlines()[-1]}"
-                if error: failed[run.name] = error
-                progress.end(job, left.values(), error)
-            progress.show(left.values())
-        progress.bar.close()
-    return failed
+        return _follow(ray, {task.remote(run): (run, n) for run, n in missing.items()})
 
-# %% ../nbs/60_grid.ipynb #7febb38b
+# %% ../nbs/60_grid.ipynb #c61f983a
 def _list(runs):
     total = 0
     for run in runs:
@@ -268,13 +292,14 @@ def _list(runs):
         total += missing; print(f"{run.name:<50} {f'{missing} of {asked} rows missing' if missing else 'done' if run.rows().done(*run.asked()) else 'to gather'}")
     print(f"{len(runs)} runs, {total} rows missing")
 
+# %% ../nbs/60_grid.ipynb #10606222
 def _tell(failed, runs, out):
     if not failed: return print(f"{len(runs)} runs done, results in {out}")
     print(f"{len(failed)} of {len(runs)} runs failed:")
     for run in runs:
         if run.name in failed: print(f"  {run.name}: {failed[run.name]}\n    see {run.folder}/log.txt and run.ipynb")
 
-# %% ../nbs/60_grid.ipynb #f890858c
+# %% ../nbs/60_grid.ipynb #dcccc4a5
 @call_parse
 def vlmadapt_grid(
     params:str, # params file, such as params/mini.yml
@@ -294,7 +319,7 @@ def vlmadapt_grid(
     except ValueError as e: print(e, file=sys.stderr); return 2
     _tell(failed, runs, runs[0].folder.parent); return 1 if failed else 0
 
-# %% ../nbs/60_grid.ipynb #56f91070
+# %% ../nbs/60_grid.ipynb #64bf3d2e
 def report_of(
     folder, # outputs of one grid
 )->Path: # a notebook
@@ -304,6 +329,7 @@ def report_of(
     experiment = yaml.safe_load(runs[0].read_text())["experiment"]
     return choose(experiment, {f.stem: f for d in reversed(_folders("reports")) for f in d.glob("*.ipynb")}, "report")
 
+# %% ../nbs/60_grid.ipynb #deeb52cf
 def write_html(
     notebook, # an executed notebook
     target, # the page
@@ -312,7 +338,7 @@ def write_html(
     from nbconvert import HTMLExporter
     with write_atomic(target) as tmp: tmp.write_text(HTMLExporter(exclude_input=True, exclude_input_prompt=True).from_filename(str(notebook))[0])
 
-# %% ../nbs/60_grid.ipynb #0491b8c3
+# %% ../nbs/60_grid.ipynb #15059649
 @call_parse
 def vlmadapt_report(
     name:str, # name of the grid, the stem of its params file

@@ -25,6 +25,7 @@ def _record(row, run):
     return {"grid": run.parent.name, "run": run.name, **plain, **{k: row.get(k) for k in FIELDS}, **cost,
             **{k: made.get(k) for k in ("backbone_key", "split", "transform")}, **{k: where.get(k) for k in ("commit", "device")}, "versions": versions}
 
+# %% ../nbs/61_results.ipynb #1bcb75c4
 def read_results(
     folder, # outputs of one grid, or of many
 )->pd.DataFrame: # one line per method and seed of each run
@@ -33,7 +34,7 @@ def read_results(
     if not found: raise ValueError(f"{folder}: no results there")
     return pd.DataFrame(found)
 
-# %% ../nbs/61_results.ipynb #3cafe030
+# %% ../nbs/61_results.ipynb #54a3430f
 def cells(
     results:pd.DataFrame, # from `read_results`
     value:str="accuracy", # column to summarise
@@ -43,6 +44,7 @@ def cells(
     groups = results.groupby(["dataset", axis, "method"], sort=False)[value]
     return groups.agg(mean="mean", sd=lambda x: x.std(ddof=0), seeds="count").reset_index()
 
+# %% ../nbs/61_results.ipynb #86b8d054
 def averages(
     results:pd.DataFrame, # from `read_results`
     value:str="accuracy", # column to summarise
@@ -57,7 +59,7 @@ def averages(
     there, wanted = results.groupby(keys).size(), results.groupby(axis)["dataset"].nunique()*results["seed"].nunique()
     return joined.assign(complete=[there[s, m] == wanted[s] for s, m in zip(joined[axis], joined["method"])])
 
-# %% ../nbs/61_results.ipynb #f7dd02c4
+# %% ../nbs/61_results.ipynb #f1596889
 @dataclass(repr=False)
 class Table:
     "Means and spreads of `methods x columns`, with `marks` for cells that are not comparable and a `caption` that says how they were made."
@@ -68,6 +70,7 @@ def ranks(self:Table)->pd.DataFrame: # 1 is best, 2 second, by column
     "The rank of each comparable cell among the methods of its column."
     return self.mean.round(1).where(self.marks != "*").rank(method="dense", ascending=False)
 
+# %% ../nbs/61_results.ipynb #7dde5182
 @patch
 def text(self:Table, best="{}", second="{}", pm=" ± ")->pd.DataFrame:
     "Cells as text, with the formats `best` and `second` around the two highest; a missing cell is a dash."
@@ -78,7 +81,7 @@ def text(self:Table, best="{}", second="{}", pm=" ± ")->pd.DataFrame:
             out.at[m, c] = "–" if np.isnan(self.mean.at[m, c]) else {1: best, 2: second}.get(ranks.at[m, c], "{}").format(shown)
     return out
 
-# %% ../nbs/61_results.ipynb #f1596889
+# %% ../nbs/61_results.ipynb #5dda73d1
 def _listed(values): return ", ".join(map(str, values))
 
 def _ordered(methods): return [m for m in METHODS if m in set(methods)] + sorted(set(methods) - set(METHODS))
@@ -94,14 +97,15 @@ def caption(
     "What the numbers are and how they were made."
     _one(results, *({"shots", "backbone", "prompts", "trials", "views"} - set(axes)))
     backbone, prompts, trials, shots = (sorted(results[c].unique()) if c in results else "?" for c in ("backbone", "prompts", "trials", "shots"))
-    chosen = [f"{rule} ({_listed(_ordered(g['method']))})" for rule, g in results.groupby("selection", sort=False)]
+    chosen = [f"{rule} for {_listed(_ordered(g['method']))}" for rule, g in results.groupby("selection", sort=False)]
     return (f"Test accuracy in percent, {_listed(shots)} shots per class, backbone {_listed(backbone)}, prompts {_listed(prompts)}: mean ± population standard deviation "
-            f"over seeds {_listed(sorted(results['seed'].unique()))}. Hyper-parameters, {_listed(trials)} trials, selected by {'; '.join(chosen)}.")
+            f"over seeds {_listed(sorted(results['seed'].unique()))}. Hyper-parameters ({_listed(trials)} trials): {'; '.join(chosen)}.")
 
-# %% ../nbs/61_results.ipynb #7dde5182
+# %% ../nbs/61_results.ipynb #961b8bd7
 def _marks(per, seeds):
     return per.map(lambda n: "†" if 0 < n < seeds else "")
 
+# %% ../nbs/61_results.ipynb #442d439c
 def _assemble(parts, methods, text):
     fill = {"mean": np.nan, "sd": np.nan, "marks": ""}
     frames = {k: pd.concat([p[k] for p in parts], axis=1).reindex(methods).fillna(v) for k, v in fill.items()}
@@ -109,11 +113,12 @@ def _assemble(parts, methods, text):
     dagger = "† fewer seeds than the other cells." if (frames["marks"] == "†").any(axis=None) else ""
     return Table(**frames, caption=" ".join(filter(None, [text, star, dagger])))
 
+# %% ../nbs/61_results.ipynb #5c872255
 def _average_part(results, axis="shots", name="{}"):
     a = averages(results, axis=axis); a["marks"] = np.where(a["complete"], "", "*")
     return {k: a.pivot(index="method", columns=axis, values=k).rename(columns=name.format) for k in ("mean", "sd", "marks")}
 
-# %% ../nbs/61_results.ipynb #910f487f
+# %% ../nbs/61_results.ipynb #34826b9a
 def dataset_table(
     results:pd.DataFrame, # from `read_results`, one backbone
     shots:int=16, # the shots to show
@@ -125,16 +130,17 @@ def dataset_table(
     wide["marks"] = _marks(wide["seeds"].fillna(0), at["seed"].nunique())
     return _assemble([wide, _average_part(at, name="Average")], _ordered(results["method"]), caption(at))
 
+# %% ../nbs/61_results.ipynb #959db84b
 def axis_table(
     results:pd.DataFrame, # from `read_results`
     axis:str="shots", # one column for each of its values: "shots" or "backbone"
 )->Table:
     "Methods against the values of `axis`, each cell the average over the datasets."
-    names = sorted(results["dataset"].unique()); part = _average_part(results, axis, "{} shots" if axis == "shots" else "{}")
+    names = sorted(results["dataset"].unique()); part = _average_part(results, axis, "{}-shot" if axis == "shots" else "{}")
     text = f"Average over {len(names)} datasets ({_listed(names)}). " if len(names) > 1 else f"Dataset {names[0]}. "
     return _assemble([part], _ordered(results["method"]), text + caption(results, {axis}))
 
-# %% ../nbs/61_results.ipynb #442d439c
+# %% ../nbs/61_results.ipynb #2bcc6bb7
 @patch
 def styler(self:Table):
     "The table as a pandas Styler: best in bold, second underlined."
@@ -151,13 +157,14 @@ def _repr_html_(self:Table): return self.styler().to_html()
 @patch
 def __repr__(self:Table): return f"{self.text().to_string()}\n{self.caption}"
 
-# %% ../nbs/61_results.ipynb #34826b9a
+# %% ../nbs/61_results.ipynb #48b45f09
 @patch
 def markdown(self:Table)->str:
     "The table in Markdown, with its caption below."
     text = self.text("**{}**", "<u>{}</u>"); text.columns.name = None
     return f"{text.to_markdown(index=True, disable_numparse=True)}\n\n{self.caption}\n"
 
+# %% ../nbs/61_results.ipynb #a72bfc62
 @patch
 def latex(self:Table)->str:
     "The table in LaTeX, for the package booktabs."
@@ -167,7 +174,7 @@ def latex(self:Table)->str:
     return "\n".join([r"\begin{table}", r"\centering", rf"\caption{{{safe}}}", rf"\begin{{tabular}}{{l{'r'*len(text.columns)}}}", r"\toprule",
                       " & ".join(["", *map(str, text.columns)]) + r" \\", r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
-# %% ../nbs/61_results.ipynb #5cfbe587
+# %% ../nbs/61_results.ipynb #2e23e537
 @patch
 def save(self:Table,
     folder, # where to
@@ -179,12 +186,13 @@ def save(self:Table,
     for ending, content in (("md", self.markdown()), ("tex", self.latex()), ("html", self._repr_html_()), ("csv", flat.to_csv())):
         with write_atomic(Path(folder)/f"{name}.{ending}") as tmp: tmp.write_text(content)
 
-# %% ../nbs/61_results.ipynb #29eb42b3
+# %% ../nbs/61_results.ipynb #4e9588b2
 def _why(run):
     log = run/"log.txt"
     lines = [l for l in log.read_text().splitlines() if l.strip()] if log.exists() else []
     return lines[-1].strip() if lines else "not started"
 
+# %% ../nbs/61_results.ipynb #5a372f6b
 def unfinished(
     folder, # outputs of one grid
 )->pd.DataFrame: # run, rows missing, error
@@ -198,7 +206,7 @@ def unfinished(
         if missing: found.append(dict(run=params.parent.name, missing=len(missing), error=why))
     return pd.DataFrame(found, columns=["run", "missing", "error"])
 
-# %% ../nbs/61_results.ipynb #31a182a7
+# %% ../nbs/61_results.ipynb #0cad627c
 def collapses(
     results:pd.DataFrame, # from `read_results`
 )->pd.DataFrame: # the rows below zero-shot
@@ -206,6 +214,7 @@ def collapses(
     below = results[results["above_zero_shot"] < 0]
     return below.sort_values("above_zero_shot")[["dataset", "shots", "backbone", "method", "seed", "accuracy", "above_zero_shot"]].reset_index(drop=True)
 
+# %% ../nbs/61_results.ipynb #9e92fd6c
 def mixtures(
     results:pd.DataFrame, # from `read_results`
 )->list[str]: # one line each
@@ -214,7 +223,7 @@ def mixtures(
     lines = [f"{d} with {b}: {g[k].nunique()} different values of {k}" for (d, b), g in results.groupby(["dataset", "backbone"]) for k in keys if g[k].nunique() > 1]
     return lines + [f"rows made by {results[k].nunique()} different values of {k}" for k in ("commit", "device", "versions") if results[k].nunique() > 1]
 
-# %% ../nbs/61_results.ipynb #5bb062ff
+# %% ../nbs/61_results.ipynb #290047d2
 def in_words(
     results:pd.DataFrame, # from `read_results`, one backbone
     shots:int=16, # at this number of shots

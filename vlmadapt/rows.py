@@ -24,12 +24,13 @@ def _peak():
     if torch.cuda.is_available(): return dict(peak_memory_mb=torch.cuda.max_memory_allocated()/2**20, memory_of="gpu, allocated by torch")
     return dict(peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**10, memory_of="cpu, resident memory of the process")
 
+# %% ../nbs/06_rows.ipynb #1341384f
 def _timed(f, *args, **kwargs):
     start = time.perf_counter(); result = f(*args, **kwargs)
     if torch.cuda.is_available(): torch.cuda.synchronize()
     return result, time.perf_counter() - start
 
-# %% ../nbs/06_rows.ipynb #4c4a7278
+# %% ../nbs/06_rows.ipynb #ad338b88
 def _plain(value):
     if isinstance(value, dict): return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [_plain(v) for v in value]
@@ -37,7 +38,7 @@ def _plain(value):
 
 def _ends(log): return dict(entries=len(log), first=log[0], last=log[-1]) if log else dict(entries=0)
 
-# %% ../nbs/06_rows.ipynb #ad338b88
+# %% ../nbs/06_rows.ipynb #70cbf2b1
 def measure(
     cls, # a class of METHODS
     problem, # the problem to solve
@@ -60,9 +61,10 @@ def measure(
         cost=dict(tune_s=tuning if trials else 0., fit_s=fitting, evaluate_s=evaluating, **_peak()),
         provenance=problem.provenance, environment=environment()))
 
-# %% ../nbs/06_rows.ipynb #d76f751b
+# %% ../nbs/06_rows.ipynb #c73bcba4
 def _recipe(cls): return repr([sorted(part.items()) for part in (cls.defaults(), cls.space, cls.posthoc)])
 
+# %% ../nbs/06_rows.ipynb #28d55a09
 def row_key(
     settings:dict, # the run's parameters that its numbers depend on: dataset, shots, backbone, prompts, trials, fixed, ...
     method:str, # name in METHODS
@@ -72,10 +74,11 @@ def row_key(
     mine = {**settings, "fixed": (settings.get("fixed") or {}).get(method, {})}
     return content_key(settings=mine, method=method, seed=seed, recipe=_recipe(METHODS[method]))
 
-# %% ../nbs/06_rows.ipynb #f6682afd
+# %% ../nbs/06_rows.ipynb #08297b37
 def _sealed(row): return {**row, "digest": content_key(row=row)}
 def _whole(row): return isinstance(row, dict) and row.get("digest") == content_key(row={k: v for k, v in row.items() if k != "digest"})
 
+# %% ../nbs/06_rows.ipynb #65b94d47
 def _read(path, key=None):
     try: found = json.loads(Path(path).read_text())
     except FileNotFoundError: return []
@@ -85,7 +88,7 @@ def _read(path, key=None):
     if len(whole) < len(found): warnings.warn(f"{path}: damaged; what it held counts as missing", stacklevel=2)
     return whole
 
-# %% ../nbs/06_rows.ipynb #c39fc914
+# %% ../nbs/06_rows.ipynb #d17f221b
 class Rows:
     "The rows in `folder` that are valid under `settings`."
     def __init__(self,
@@ -98,13 +101,16 @@ class Rows:
         files = sorted((self.folder/"rows").glob("*.json"))
         self.rows = {**self.gathered, **self._valid([row for f in files for row in _read(f)])}
 
-    def _valid(self, rows):
-        ours = [r for r in rows if r["method"] in METHODS and r["key"] == row_key(self.settings, r["method"], r["seed"])]
-        return {(r["method"], r["seed"]): r for r in ours}
+# %% ../nbs/06_rows.ipynb #d76209b8
+@patch
+def _valid(self:Rows, rows):
+    ours = [r for r in rows if r["method"] in METHODS and r["key"] == row_key(self.settings, r["method"], r["seed"])]
+    return {(r["method"], r["seed"]): r for r in ours}
 
-    def __repr__(self): return f"{self.folder.name}: {len(self.rows)} rows"
+@patch
+def __repr__(self:Rows): return f"{self.folder.name}: {len(self.rows)} rows"
 
-# %% ../nbs/06_rows.ipynb #65b94d47
+# %% ../nbs/06_rows.ipynb #21df1b58
 @patch
 def save(self:Rows,
     method:str, # name in METHODS
@@ -116,6 +122,7 @@ def save(self:Rows,
     write_json(self.folder/"rows"/f"{method}-{seed}.json", row)
     self.rows[method, seed] = row
 
+# %% ../nbs/06_rows.ipynb #a0064cc7
 @patch
 def missing(self:Rows, methods, seeds):
     "Pairs of `methods` and `seeds` without a valid row, seed by seed."
@@ -126,7 +133,7 @@ def done(self:Rows, methods, seeds):
     "Whether `result.json` is whole and holds a valid row for each of `methods` and `seeds`."
     return all((m, s) in self.gathered for s in seeds for m in methods)
 
-# %% ../nbs/06_rows.ipynb #21df1b58
+# %% ../nbs/06_rows.ipynb #46aa6a83
 @patch
 def forget_other(self:Rows,
     provenance:dict, # of the run's problem, with any seed
@@ -138,7 +145,7 @@ def forget_other(self:Rows,
     warnings.warn(f"{len(old)} rows were made with another {', '.join(sorted({k for ks in old.values() for k in ks}))}; they are computed again", stacklevel=2)
     for name in old: self.rows.pop(name); self.gathered.pop(name, None)
 
-# %% ../nbs/06_rows.ipynb #46aa6a83
+# %% ../nbs/06_rows.ipynb #134b4a8a
 @patch
 def gather(self:Rows,
     failed:dict|None=None, # rows that could not be computed: name -> error in one line
@@ -152,9 +159,10 @@ def gather(self:Rows,
     write_json(self.result, dict(settings=self.settings, rows=rows, failed=failed or {}))
     self.gathered = dict(self.rows)
 
-# %% ../nbs/06_rows.ipynb #eab58f14
+# %% ../nbs/06_rows.ipynb #5d146a6a
 class RowsFailed(RuntimeError): "Some rows of a run could not be computed."
 
+# %% ../nbs/06_rows.ipynb #fe312a48
 @patch
 def fill(self:Rows, methods, seeds,
     compute, # function of (method, seed) that returns a row, such as `measure` on the seed's problem
@@ -173,7 +181,7 @@ def fill(self:Rows, methods, seeds,
     self.gather(failed)
     if failed: raise RowsFailed(f"{len(failed)} of {len(todo)} rows failed: " + "; ".join(f"{k} ({v})" for k, v in failed.items()))
 
-# %% ../nbs/06_rows.ipynb #09eb5e3b
+# %% ../nbs/06_rows.ipynb #808f40c7
 @patch
 def table(self:Rows)->pd.DataFrame: # methods x seeds, with mean and population standard deviation
     "Accuracy of each row, and its mean and spread over the seeds."
