@@ -150,7 +150,7 @@ def _encode(self:Backbone, function, batches, total, desc):
     bar = tqdm(total=total, desc=desc, delay=3, leave=False)
     with torch.autocast(self.device, dtype) if dtype else nullcontext():
         for batch in batches:
-            out.append(function(batch.to(self.device)).float().cpu()); bar.update(len(batch))
+            out.append(function(batch.to(self.device), normalize=False).float().cpu()); bar.update(len(batch))
     bar.close()
     return torch.cat(out)
 

@@ -55,6 +55,7 @@ def _complete(self:Method, hyper):
     for name in given: choose(name, defaults, f"{type(self).__name__} parameter")
     return {n: float(v) if isinstance(defaults[n], float) else v for n, v in {**defaults, **given}.items()}
 
+# %% ../nbs/05_fit.ipynb #27275ab6
 @patch
 def _setup(self:Method, classnames, logit_scale, hyper, constants):
     self.classnames, self.logit_scale, self.hyper_parameters = list(classnames), logit_scale, hyper
@@ -63,7 +64,7 @@ def _setup(self:Method, classnames, logit_scale, hyper, constants):
     for name in self._float_names(): self.register_buffer(name, torch.tensor(hyper[name], dtype=self._dtype()), persistent=False)
     self.reset(0)
 
-# %% ../nbs/05_fit.ipynb #27275ab6
+# %% ../nbs/05_fit.ipynb #1fde90ed
 @patch
 def _float_names(self:Method): return [n for n, v in self.hyper_parameters.items() if isinstance(v, float) and n not in self.recipe]
 
@@ -75,19 +76,20 @@ def reset(self:Method, seed:int):
     "Give the trained parameters their start values, drawn from the `seed`'s own stream."
     self.init(stream(seed, "init")); return self
 
-# %% ../nbs/05_fit.ipynb #1fde90ed
+# %% ../nbs/05_fit.ipynb #9675c4ea
 @patch(cls_method=True)
 def defaults(cls:Method)->dict:
     "All hyper-parameters with their default values."
     own = {n: p.default for n, p in inspect.signature(cls).parameters.items() if p.default is not p.empty}
     return {**own, **cls.recipe}
 
+# %% ../nbs/05_fit.ipynb #116a1cbe
 @patch
 def trainable_parameters(self:Method)->int:
     "Number of trained values."
     return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
-# %% ../nbs/05_fit.ipynb #116a1cbe
+# %% ../nbs/05_fit.ipynb #be91852b
 @patch
 def cosine_logits(self:Method,
     x:torch.Tensor, # (B, D) image features
@@ -96,6 +98,7 @@ def cosine_logits(self:Method,
     "Scaled cosine between images and the rows of a classifier."
     return self.logit_scale * F.normalize(x, dim=-1) @ classifier.T
 
+# %% ../nbs/05_fit.ipynb #b25d51fb
 def same_length(
     moved:torch.Tensor, # (K, D) trained rows
     rows:torch.Tensor, # (K, D) the rows they grew out of
@@ -103,14 +106,14 @@ def same_length(
     "`moved` with the row lengths of `rows`."
     return moved * (rows.norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True).clamp(min=1e-12))
 
-# %% ../nbs/05_fit.ipynb #be91852b
+# %% ../nbs/05_fit.ipynb #b6f2fd87
 def hyper(
     arguments:dict, # `locals()` of a constructor
 )->dict:
     "The hyper-parameters among a constructor's arguments."
     return {k: v for k, v in arguments.items() if k not in ("self", "problem", "__class__")}
 
-# %% ../nbs/05_fit.ipynb #2cb9a917
+# %% ../nbs/05_fit.ipynb #5b06c33b
 NEEDS = dict(features=lambda p: True, text_tower=lambda p: p.backbone is not None,
              image_tower=lambda p: p.backbone is not None and p.backbone.is_vit and "train" in p._images,
              generator=lambda p: p.backbone is not None and hasattr(p.backbone.model, "text_decoder"))
@@ -120,7 +123,7 @@ def _check_needs(self:Method, problem):
     for need in sorted(self.needs):
         if not NEEDS[need](problem): raise ValueError(f"{type(self).__name__} needs a backbone with a {need.replace('_', ' ')}, which {problem!r} lacks")
 
-# %% ../nbs/05_fit.ipynb #03ec9a7a
+# %% ../nbs/05_fit.ipynb #13812635
 def _cosine(lr, part): return lr*(1 + math.cos(math.pi*part))/2
 
 SCHEDULES = dict(
@@ -128,7 +131,7 @@ SCHEDULES = dict(
     cosine=lambda lr, epoch, epochs, step, steps: _cosine(lr, step/steps),
     constant=lambda lr, *_: lr)
 
-# %% ../nbs/05_fit.ipynb #17e87844
+# %% ../nbs/05_fit.ipynb #3b6e709b
 OPTIMIZERS = dict(adamw=torch.optim.AdamW, adam=torch.optim.Adam,
                   sgd=lambda groups, **kw: torch.optim.SGD(groups, momentum=.9, **kw))
 
@@ -138,7 +141,7 @@ def _optimizer(methods):
     groups = [dict(params=list(m.parameters()), lr=m.hyper_parameters["lr"], weight_decay=m.hyper_parameters["weight_decay"]) for m in methods]
     return choose(r["optimizer"], OPTIMIZERS, "optimizer")(groups, **({"eps": r["eps"]} if "eps" in r else {}))
 
-# %% ../nbs/05_fit.ipynb #24bc5ac0
+# %% ../nbs/05_fit.ipynb #cb6254d7
 class Batches:
     "The training batches of one run, drawn from the `seed`'s own streams."
     def __init__(self, problem, seed, batch_size, device):
@@ -154,11 +157,12 @@ class Batches:
             index, v = index.to(self.y.device), view[index].to(self.y.device)
             yield Batch(self.views[v, index], self.y[index], index)
 
-# %% ../nbs/05_fit.ipynb #cb6254d7
+# %% ../nbs/05_fit.ipynb #5abb350d
 def _stack(tensors):
     same = all(t is tensors[0] or torch.equal(t, tensors[0]) for t in tensors)
     return (tensors[0], None) if same else (torch.stack(tensors), 0)
 
+# %% ../nbs/05_fit.ipynb #88558838
 class Stacked:
     "Runs of one method with tensors of equal shape, computed as one; buffers are stacked here, parameters at each step."
     def __init__(self, methods):
@@ -167,7 +171,7 @@ class Stacked:
         buffers = {n: _stack([m.get_buffer(n) for m in methods]) for n, _ in methods[0].named_buffers()}
         self.buffers, self.dims = {n: x for n, (x, _) in buffers.items()}, {n: d for n, (_, d) in buffers.items()}
 
-# %% ../nbs/05_fit.ipynb #e007afe4
+# %% ../nbs/05_fit.ipynb #d7a70b88
 @patch
 def losses(self:Stacked, batches)->torch.Tensor:
     "Loss of each run on its own batch, (runs,)."
@@ -176,7 +180,7 @@ def losses(self:Stacked, batches)->torch.Tensor:
     call = lambda p, b, batch: functional_call(self.methods[0], (p, b), (batch, "loss"))
     return vmap(call, in_dims=(0, self.dims, 0))(params, self.buffers, Batch(*map(torch.stack, zip(*batches))))
 
-# %% ../nbs/05_fit.ipynb #f38abd40
+# %% ../nbs/05_fit.ipynb #52144920
 @contextmanager
 def deterministic():
     "Ask torch for deterministic algorithms inside the block."
@@ -185,11 +189,12 @@ def deterministic():
     try: yield
     finally: torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
-# %% ../nbs/05_fit.ipynb #88558838
+# %% ../nbs/05_fit.ipynb #4edd1b3a
 def _note_divergence(method, problem, row):
     if math.isfinite(row["loss"]) or method.diverged: return
     method.diverged = f"{type(method).__name__} on {problem}: the loss became {row['loss']} in epoch {row['epoch']} at learning rate {row['lr']:.3g}"
 
+# %% ../nbs/05_fit.ipynb #738bed85
 def _epoch(stack, loaders, optimizer, epoch, done):
     "One pass over every run's support set; returns the summed losses (runs,) and the steps done."
     r, total = stack.methods[0].hyper_parameters, 0.
@@ -201,7 +206,7 @@ def _epoch(stack, loaders, optimizer, epoch, done):
         total, done = total + losses.detach(), done + 1
     return total, done
 
-# %% ../nbs/05_fit.ipynb #d7a70b88
+# %% ../nbs/05_fit.ipynb #60cdde27
 def _train(methods, problems, seeds, progress=True):
     "Train runs of one shape side by side."
     r, device = methods[0].hyper_parameters, next(methods[0].parameters()).device
@@ -213,7 +218,7 @@ def _train(methods, problems, seeds, progress=True):
             m.log.append(dict(epoch=epoch, loss=loss, lr=group["lr"])); _note_divergence(m, p, m.log[-1])
         if all(m.diverged for m in methods): break
 
-# %% ../nbs/05_fit.ipynb #52144920
+# %% ../nbs/05_fit.ipynb #ef130909
 def _start(method, problem, seed, device):
     "Reset a method from its seed; closed forms are solved here."
     if "train" not in problem.labels or not len(problem.labels["train"]): raise ValueError(f"{problem!r} has no support images to fit")
@@ -228,7 +233,7 @@ def problem_device(problem)->str:
 
 def _trains(method): return not hasattr(method, "solve") and method.trainable_parameters() > 0
 
-# %% ../nbs/05_fit.ipynb #f1151ae7
+# %% ../nbs/05_fit.ipynb #c89c437c
 def fit(
     method:Method, # a method built on `problem`
     problem:Problem, # support images to fit
@@ -243,7 +248,7 @@ def fit(
     if method.diverged: raise FloatingPointError(method.diverged)
     return method.eval()
 
-# %% ../nbs/05_fit.ipynb #80401f65
+# %% ../nbs/05_fit.ipynb #3f9ef9f8
 STACK_LIMIT = 50_000_000 # trained values in one stacked batch of runs
 
 def _shape_key(method, problem):
@@ -251,6 +256,7 @@ def _shape_key(method, problem):
     shapes = tuple((n, tuple(x.shape)) for n, x in itertools.chain(method.named_parameters(), method.named_buffers()))
     return type(method), repr(sorted((k, v) for k, v in method.hyper_parameters.items() if k not in loose)), shapes, len(problem.labels["train"])
 
+# %% ../nbs/05_fit.ipynb #2d41471f
 def _groups(runs):
     "Lists of run positions that can be stacked."
     found = {}
@@ -260,7 +266,7 @@ def _groups(runs):
         size = max(1, STACK_LIMIT // runs[members[0]][0].trainable_parameters())
         yield from (members[i:i+size] for i in range(0, len(members), size))
 
-# %% ../nbs/05_fit.ipynb #adeb4413
+# %% ../nbs/05_fit.ipynb #300860ee
 def fit_many(
     runs:list, # (method class, hyper-parameters, problem, seed) tuples
     device:str|None=None, # as in `fit`
@@ -276,7 +282,7 @@ def fit_many(
         if method.diverged and on_diverge == "raise": raise FloatingPointError(method.diverged)
     return [method.eval() for method, *_ in built]
 
-# %% ../nbs/05_fit.ipynb #2d41471f
+# %% ../nbs/05_fit.ipynb #eb8ec232
 @patch
 def columns(self:Method, classnames:list[str]):
     "Positions of `classnames` among the method's own classes; refuses names it does not know."
@@ -286,7 +292,7 @@ def columns(self:Method, classnames:list[str]):
     if unknown: raise ValueError(f"{type(self).__name__} was fitted for other classes: it does not know {unknown[0]!r}" + (f" and {len(unknown)-1} more" if unknown[1:] else ""))
     return [position[name] for name in classnames]
 
-# %% ../nbs/05_fit.ipynb #300860ee
+# %% ../nbs/05_fit.ipynb #242228ea
 @patch
 @torch.no_grad()
 def scores(self:Method,
@@ -299,7 +305,7 @@ def scores(self:Method,
     out = torch.cat([self.logits(Batch(rows.to(device))).cpu() for rows in x.split(batch_size)])
     return out[:, self.columns(classnames or self.classnames)]
 
-# %% ../nbs/05_fit.ipynb #c7df1285
+# %% ../nbs/05_fit.ipynb #7ddae66c
 def metrics(
     predicted:torch.Tensor, # (N,) class positions
     truth:torch.Tensor, # (N,) labels
@@ -311,6 +317,7 @@ def metrics(
     return dict(accuracy=100*float((predicted == truth).double().mean()), macro_f1=100*float(f1_score(truth, predicted, average="macro")),
                 per_class=[100*r/c if c else None for r, c in zip(right.tolist(), count.tolist())])
 
+# %% ../nbs/05_fit.ipynb #7d0e3bc2
 def evaluate(
     method:Method, # fitted
     problem:Problem, # its test split; may have other images or class names than the method was fitted on
@@ -322,7 +329,7 @@ def evaluate(
     predicted = method.scores(problem.features.test, problem.classnames).argmax(1)
     return dict(**metrics(predicted, truth, problem.K), predictions=predicted.tolist(), n=len(truth))
 
-# %% ../nbs/05_fit.ipynb #7ddae66c
+# %% ../nbs/05_fit.ipynb #4c100b52
 def hold_out(
     problem:Problem, # without validation images
 )->tuple[Problem, torch.Tensor, torch.Tensor]: # the rest, and val features and labels
@@ -337,7 +344,7 @@ def hold_out(
     kept = Features(views=f.views[:, rest], train=f.train[rest], **sources)
     return Problem(problem.classnames, kept, dict(train=y[rest]), problem.logit_scale, problem.backbone, provenance=problem.provenance), f.train[aside], y[aside]
 
-# %% ../nbs/05_fit.ipynb #11bc9317
+# %% ../nbs/05_fit.ipynb #9ba0c93d
 def _validation(problem):
     if "val" in problem.labels and len(problem.labels["val"]): return problem, problem.features.val, problem.labels["val"], "few_shot_val"
     rest, x, y = hold_out(problem)
@@ -348,7 +355,7 @@ def _candidates(space, first, trials, seed):
     points = [p for p in (dict(zip(space, v)) for v in itertools.product(*space.values())) if not p.items() <= first.items()]
     return [first] + [{**first, **points[i]} for i in np_stream(seed, "tune").permutation(len(points))[:trials-1]]
 
-# %% ../nbs/05_fit.ipynb #24055435
+# %% ../nbs/05_fit.ipynb #56337978
 def _judge(logits, y):
     "Accuracy and mean cross-entropy of (N, K) scores."
     return (logits.argmax(-1) == y).double().mean(), F.cross_entropy(logits, y)
@@ -369,18 +376,19 @@ def sweep(
     judged = [t.tolist() for t in vmap(lambda *v: _judge(at(v), y), chunk_size=chunk)(*values)] if grid else [[t.item()] for t in _judge(method(Batch(x)), y)]
     return [dict(zip(grid, p), accuracy=100*a, nll=n) for p, a, n in zip(points, *judged)]
 
-# %% ../nbs/05_fit.ipynb #aa5e7ff8
+# %% ../nbs/05_fit.ipynb #291af333
 @patch
 def largest(self:Method)->int:
     "Rows of the largest tensor of the method: what a score of one image is compared with."
     return max((x.shape[0] for x in itertools.chain(self.parameters(), self.buffers()) if x.ndim), default=1)
 
+# %% ../nbs/05_fit.ipynb #8f9aafa8
 class Tuned(dict):
     "Chosen hyper-parameters; `selection` tells how, `trials` is the table of all that was tried."
     def __init__(self, values, selection, trials=None):
         super().__init__(values); self.selection, self.trials = selection, trials
 
-# %% ../nbs/05_fit.ipynb #e48881d4
+# %% ../nbs/05_fit.ipynb #88cab8bd
 def tune(
     cls:type, # a method class
     problem:Problem, # support and validation images
@@ -403,7 +411,7 @@ def tune(
     best = max(rows, key=lambda r: (r["accuracy"], -r["nll"]))
     return Tuned({k: v for k, v in best.items() if k not in ("accuracy", "nll")}, selection, pd.DataFrame(rows))
 
-# %% ../nbs/05_fit.ipynb #c37c0bae
+# %% ../nbs/05_fit.ipynb #21080a5c
 @patch
 def predict(self:Method,
     inputs, # features (B, D), or a list of paths, PIL images or uint8 arrays
@@ -413,7 +421,7 @@ def predict(self:Method,
     if self.backbone is None: raise ValueError(f"{type(self).__name__} has no backbone: give features, or load it with backbone=...")
     return self.scores(self.backbone.encode_images([open_image(i) for i in inputs]).to(self._dtype()))
 
-# %% ../nbs/05_fit.ipynb #56337978
+# %% ../nbs/05_fit.ipynb #656c5732
 @patch
 def predict_table(self:Method,
     inputs:list, # paths, PIL images or uint8 arrays
@@ -425,13 +433,14 @@ def predict_table(self:Method,
     table.insert(0, "prediction", [self.classnames[k] for k in p.argmax(1)]); table.insert(1, "probability", p.amax(1).numpy())
     return table
 
-# %% ../nbs/05_fit.ipynb #88cab8bd
+# %% ../nbs/05_fit.ipynb #e82a3be7
 @patch
 def save(self:Method, path):
     "Store the method as one safetensors file."
     card = dict(method=type(self).__name__, trained=[n for n, _ in self.named_parameters()], hyper_parameters=self.hyper_parameters, classnames=self.classnames, logit_scale=self.logit_scale, **self.card)
     save_arrays(path, self.state_dict(), card)
 
+# %% ../nbs/05_fit.ipynb #67c47b3b
 @patch(cls_method=True)
 def load(cls:Method,
     path, # a file made by `save`
@@ -444,7 +453,7 @@ def load(cls:Method,
     if backbone and backbone.key != card["backbone_key"]: raise ValueError(f"{path} was fitted on backbone {card['backbone']} with other weights than {backbone.name}")
     return _rebuild(cls, tensors, card, backbone)
 
-# %% ../nbs/05_fit.ipynb #1587fd52
+# %% ../nbs/05_fit.ipynb #bd8ab111
 def _rebuild(cls, tensors, card, backbone):
     self = cls.__new__(cls); nn.Module.__init__(self)
     constants = {n: x for n, x in tensors.items() if n not in card["trained"]}

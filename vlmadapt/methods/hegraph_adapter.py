@@ -108,6 +108,7 @@ def graph_nodes(
 # %% ../../nbs/methods/03_hegraph_adapter.ipynb #3573669b
 @patch
 def constants(self:HeGraphAdapter, problem):
+    "Positive text nodes, and what the variant's relations need: constant brackets, the `np` adjacency, the cache."
     found, nodes = {}, graph_nodes(problem, self.paths())
     for r in self.paths():
         src, dst = (nodes[n] for n in RELATIONS[r])
@@ -121,6 +122,7 @@ def constants(self:HeGraphAdapter, problem):
 # %% ../../nbs/methods/03_hegraph_adapter.ipynb #99620072
 @patch
 def init(self:HeGraphAdapter, generator):
+    "Matrices `W` and, in the class_bias form, tables `b`, by layer."
     K, D = self.P.shape
     layer, bound = FORMS[self.form], (self.start == "uniform")/math.sqrt(D)
     layers = sorted({layer[r] for r in self.paths()})
@@ -136,6 +138,7 @@ def message(self:HeGraphAdapter, relation, C):
     out = C @ self.W[layer]
     return ACTS[self.act](out + self.b[layer] if layer in self.b else out)
 
+# %% ../../nbs/methods/03_hegraph_adapter.ipynb #816e4e22
 @patch
 def negative_nodes(self:HeGraphAdapter):
     "$N'$: negative text after its messages, (K, D)."
@@ -150,7 +153,7 @@ def positive_nodes(self:HeGraphAdapter, alpha_np):
     if "np" in self.paths(): P = P + alpha_np*self.message("np", self.s_np + self.A_np @ self.negative_nodes())
     return P
 
-# %% ../../nbs/methods/03_hegraph_adapter.ipynb #81d3ec41
+# %% ../../nbs/methods/03_hegraph_adapter.ipynb #c9c1bef8
 @patch
 def cache_scores(self:HeGraphAdapter, x, index=None):
     "$a$: votes of the shifted cache for image features `x` (B, D); with `index` (B,) each image's own key is left out."
@@ -162,19 +165,22 @@ def cache_scores(self:HeGraphAdapter, x, index=None):
     total = class_sums(a, y, len(self.P))
     return total if self.cache_reduce == "sum" else total / torch.bincount(y, minlength=len(self.P)).clamp(min=1)
 
-# %% ../../nbs/methods/03_hegraph_adapter.ipynb #c9c1bef8
+# %% ../../nbs/methods/03_hegraph_adapter.ipynb #627c8b0b
 @patch
 def text_scores(self:HeGraphAdapter, x, alpha_np):
     "Text logits of image features `x` (B, D)."
     return self.cosine_logits(x, same_length(self.positive_nodes(alpha_np), self.P))
 
+# %% ../../nbs/methods/03_hegraph_adapter.ipynb #30923c6e
 @patch
 def logits(self:HeGraphAdapter, batch):
+    "Text logits, plus the votes of the shifted cache where the variant has visual nodes."
     text = self.text_scores(batch.x, self.alpha_np_test)
     return text + self.lambda_test*self.logit_scale*self.cache_scores(batch.x) if "vv" in self.paths() else text
 
 @patch
 def loss(self:HeGraphAdapter, batch):
+    "Cross-entropy of the text branch plus `lam` times that of the visual branch."
     text = F.cross_entropy(self.text_scores(batch.x, self.alpha_np), batch.y)
     if "vv" not in self.paths(): return text
     own = batch.index if self.leave_one_out else None

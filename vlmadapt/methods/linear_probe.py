@@ -45,6 +45,7 @@ def _rows(classifier, K):
 
 @patch
 def solve(self:LinearProbeScratch, problem):
+    "Fit scikit-learn's logistic regression; with one class there is nothing to separate."
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     y = problem.labels["train"]

@@ -68,8 +68,11 @@ class TipAdapterF(TipAdapter):
 
 # %% ../../nbs/methods/02_tip_adapter.ipynb #575526e9
 @patch
-def logits(self:TipAdapterF, batch): return self.vote(batch.x, F.normalize(self.keys, dim=-1), self.alpha, self.beta)
+def logits(self:TipAdapterF, batch):
+    "Scores with the weights for testing."
+    return self.vote(batch.x, F.normalize(self.keys, dim=-1), self.alpha, self.beta)
 
 @patch
 def loss(self:TipAdapterF, batch):
+    "Cross-entropy of the scores with the weights for training."
     return F.cross_entropy(self.vote(batch.x, F.normalize(self.keys, dim=-1), self.alpha_train, self.beta_train), batch.y)
