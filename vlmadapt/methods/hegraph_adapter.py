@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from ..fit import Method, hyper, same_length
+from ..method import Method, hyper, same_length
 from ..foundation import choose
 from .tip_adapter import cache_keys, class_sums
 from ..prompts import class_means

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from ..fit import Method, hyper
+from ..method import Method, hyper
 
 # %% ../../nbs/methods/01_linear_probe.ipynb #8c00776d
 class LinearProbe(Method):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from ..fit import Method, hyper
+from ..method import Method, hyper
 
 # %% ../../nbs/methods/02_tip_adapter.ipynb #e057b8cb
 def cache_keys(

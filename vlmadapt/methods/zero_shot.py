@@ -6,7 +6,7 @@
 __all__ = ['ZeroShot']
 
 # %% ../../nbs/methods/00_zero_shot.ipynb #886b77a1
-from ..fit import Method, hyper
+from ..method import Method, hyper
 
 # %% ../../nbs/methods/00_zero_shot.ipynb #e29e515c
 class ZeroShot(Method):
