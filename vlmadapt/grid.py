@@ -105,7 +105,7 @@ def rows(self:Run): return Rows(self.folder, **self.settings)
 def asked(self:Run): return self.parameters["methods"], self.parameters["seeds"]
 
 # %% ../nbs/60_grid.ipynb #91693f4e
-def _name(point): return "_".join(re.sub(r"[^\w.+-]", "-", v if isinstance(v, str) else f"{k}{v}") for k, v in point.items())
+def _name(point): return "run" if not point else "_".join(re.sub(r"[^\w.+-]", "-", v if isinstance(v, str) else f"{k}{v}") for k, v in point.items())
 
 def _combine(axes, order):
     axes = {k: axes[k] for k in order if k in axes}
@@ -113,9 +113,18 @@ def _combine(axes, order):
     return sorted(points, key=lambda p: -p.get("shots", 0))
 
 # %% ../nbs/60_grid.ipynb #665f8887
+class _Once(yaml.SafeLoader): "YAML that refuses a name given twice instead of taking the last."
+
+def _mapping(loader, node):
+    names = [key.value for key, _ in node.value]
+    if repeated := [n for i, n in enumerate(names) if n in names[:i]]: raise ValueError(f"{repeated[0]} is given twice")
+    return loader.construct_mapping(node, deep=True)
+_Once.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+# %% ../nbs/60_grid.ipynb #d2de275f
 def _load(file):
-    try: found = yaml.safe_load(Path(file).read_text())
-    except yaml.YAMLError as e: raise ValueError(f"not YAML ({' '.join(str(e).split())})") from None
+    try: found = yaml.load(Path(file).read_text(), Loader=_Once)
+    except yaml.MarkedYAMLError as e: raise ValueError(f"line {e.problem_mark.line + 1} is not YAML, {e.problem}") from None
     if not isinstance(found, dict): raise ValueError("holds no names with values")
     known = dict.fromkeys(("experiment", "grid", "parameters"))
     for key in found: choose(key, known, "entry")
@@ -124,13 +133,13 @@ def _load(file):
     for name, part in zip(("grid", "parameters"), parts): _check_type(name, part, {})
     return found["experiment"], *parts
 
-# %% ../nbs/60_grid.ipynb #d2de275f
+# %% ../nbs/60_grid.ipynb #817be9ec
 @contextmanager
 def _blame(file):
     try: yield
     except ValueError as e: raise ValueError(f"{file}: {e}") from None
 
-# %% ../nbs/60_grid.ipynb #817be9ec
+# %% ../nbs/60_grid.ipynb #8e4acab5
 def read_runs(
     file, # a params file
     out="outputs", # folder of all results
@@ -151,7 +160,7 @@ def read_runs(
         for run in runs: check_names(run.parameters)
     return runs
 
-# %% ../nbs/60_grid.ipynb #536f273b
+# %% ../nbs/60_grid.ipynb #37bb4790
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 class _Kernel(AsyncKernelManager):
@@ -159,7 +168,7 @@ class _Kernel(AsyncKernelManager):
         super().__init__(**kwargs)
         self.transport, self.connection_file = "ipc", str(Path(tempfile.mkdtemp(prefix="vlmadapt-"))/"kernel.json")
 
-# %% ../nbs/60_grid.ipynb #37bb4790
+# %% ../nbs/60_grid.ipynb #616e54ef
 @patch(as_prop=True)
 def kernel_spec(self:_Kernel):
     here = str(Path(vlmadapt.__file__).resolve().parent.parent)
@@ -171,7 +180,7 @@ async def cleanup_resources(self:_Kernel, restart=False):
     await super(_Kernel, self).cleanup_resources(restart=restart)
     if not restart: shutil.rmtree(Path(self.connection_file).parent, ignore_errors=True)
 
-# %% ../nbs/60_grid.ipynb #616e54ef
+# %% ../nbs/60_grid.ipynb #565c59f4
 def run_notebook(
     notebook, # the notebook to execute
     target, # where the executed notebook goes
@@ -182,7 +191,7 @@ def run_notebook(
     return papermill.execute_notebook(str(notebook), str(Path(target).resolve()), parameters=parameters, progress_bar=False, start_timeout=600,
                                       stdout_file=log, stderr_file=log, kernel_manager_class=_Kernel, cwd=os.getcwd())
 
-# %% ../nbs/60_grid.ipynb #117366f6
+# %% ../nbs/60_grid.ipynb #57d11618
 @contextmanager
 def _alone(folder):
     with open(folder/".lock", "w") as f:
@@ -190,12 +199,12 @@ def _alone(folder):
         except OSError: pass
         yield
 
-# %% ../nbs/60_grid.ipynb #57d11618
+# %% ../nbs/60_grid.ipynb #3c71a4b7
 def _last_line(e):
     if isinstance(e, PapermillExecutionError): return f"{e.ename}: {e.evalue}".splitlines()[0]
     return f"{type(e).__name__}: {e}".strip().splitlines()[0]
 
-# %% ../nbs/60_grid.ipynb #b44684d7
+# %% ../nbs/60_grid.ipynb #522e912f
 def execute(
     run:Run, # what to do
 )->str|None: # the error in one line, or nothing
@@ -212,7 +221,7 @@ def execute(
             traceback.print_exc(file=log); return _last_line(e)
         if not run.rows().done(*run.asked()): return f"{run.notebook.name} ended without the rows asked for; are its Rows given every parameter?"
 
-# %% ../nbs/60_grid.ipynb #569b83fd
+# %% ../nbs/60_grid.ipynb #f7392fd6
 @contextmanager
 def _cluster(address=None, workers=None):
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -222,21 +231,21 @@ def _cluster(address=None, workers=None):
     try: yield ray
     finally: ray.shutdown()
 
-# %% ../nbs/60_grid.ipynb #f7392fd6
+# %% ../nbs/60_grid.ipynb #7febb38b
 def _gpus(ray, asked):
     there = ray.cluster_resources().get("GPU", 0)
     if asked is None: return min(1, there)
     if asked > there: raise ValueError(f"--gpus_per_run {asked:g}: Ray sees {there:g} GPUs")
     return asked
 
-# %% ../nbs/60_grid.ipynb #f890858c
+# %% ../nbs/60_grid.ipynb #b01eb1e8
 class _Progress:
     def __init__(self, jobs):
         self.jobs, self.start, self.over = jobs, time.time(), 0
         self.total = sum(n for _, n in jobs.values())
         self.bar = tqdm(total=self.total, unit="row", disable=not sys.stderr.isatty())
 
-# %% ../nbs/60_grid.ipynb #b01eb1e8
+# %% ../nbs/60_grid.ipynb #1a733fa7
 @patch
 def rows(self:_Progress, running):
     fresh = lambda run: sum(f.stat().st_mtime >= self.start for f in (run.folder/"rows").glob("*.json"))
@@ -245,7 +254,7 @@ def rows(self:_Progress, running):
 @patch
 def show(self:_Progress, running): self.bar.update(self.rows(running) - self.bar.n)
 
-# %% ../nbs/60_grid.ipynb #1a733fa7
+# %% ../nbs/60_grid.ipynb #707c8f15
 @patch
 def end(self:_Progress, job, running, error):
     run, n = self.jobs[job]; self.over += n; self.show(running)
@@ -254,7 +263,11 @@ def end(self:_Progress, job, running, error):
     text = f"[{total - len(running)}/{total}] {run.name}: {error or 'done'} ({spent/60:.1f} min so far{left})"
     if error or self.bar.disable: tqdm.write(text)
 
-# %% ../nbs/60_grid.ipynb #707c8f15
+# %% ../nbs/60_grid.ipynb #56f91070
+def _execute_in(cwd, run):
+    os.chdir(cwd)
+    return execute(run)
+
 def _outcome(ray, job):
     try: return ray.get(job)
     except Exception as e: return f"worker failed: {str(e).strip().splitlines()[-1]}"
@@ -270,7 +283,7 @@ def _follow(ray, jobs):
     progress.bar.close()
     return failed
 
-# %% ../nbs/60_grid.ipynb #56f91070
+# %% ../nbs/60_grid.ipynb #d8ea2efa
 def execute_all(
     runs:list[Run], # from `read_runs`
     address:str|None=None, # of a Ray cluster; None starts one on this machine
@@ -278,13 +291,14 @@ def execute_all(
     gpus_per_run:float|None=None, # share of a GPU for each run; None is a whole one where there are any
 )->dict[str, str]: # name of run -> error in one line
     "Execute what is missing of `runs`, side by side, and return the failures."
+    if workers is not None and workers < 1: raise ValueError(f"--workers takes 1 or more, not {workers}")
     missing = {run: len(run.rows().missing(*run.asked())) for run in runs if not run.rows().done(*run.asked())}
     if not missing: return {}
     with _cluster(address, workers) as ray:
-        task = ray.remote(execute).options(num_cpus=1, num_gpus=_gpus(ray, gpus_per_run), max_retries=2)
-        return _follow(ray, {task.remote(run): (run, n) for run, n in missing.items()})
+        task = ray.remote(_execute_in).options(num_cpus=1, num_gpus=_gpus(ray, gpus_per_run), max_retries=2)
+        return _follow(ray, {task.remote(os.getcwd(), run): (run, n) for run, n in missing.items()})
 
-# %% ../nbs/60_grid.ipynb #c61f983a
+# %% ../nbs/60_grid.ipynb #10606222
 def _list(runs):
     total = 0
     for run in runs:
@@ -292,14 +306,14 @@ def _list(runs):
         total += missing; print(f"{run.name:<50} {f'{missing} of {asked} rows missing' if missing else 'done' if run.rows().done(*run.asked()) else 'to gather'}")
     print(f"{len(runs)} runs, {total} rows missing")
 
-# %% ../nbs/60_grid.ipynb #10606222
+# %% ../nbs/60_grid.ipynb #dcccc4a5
 def _tell(failed, runs, out):
-    if not failed: return print(f"{len(runs)} runs done, results in {out}")
+    if not failed: return print(f"{len(runs)} runs done, results in {out}; vlmadapt_report {out.name} makes tables and figures")
     print(f"{len(failed)} of {len(runs)} runs failed:")
     for run in runs:
         if run.name in failed: print(f"  {run.name}: {failed[run.name]}\n    see {run.folder}/log.txt and run.ipynb")
 
-# %% ../nbs/60_grid.ipynb #dcccc4a5
+# %% ../nbs/60_grid.ipynb #47bde4d5
 @call_parse
 def vlmadapt_grid(
     params:str, # params file, such as params/mini.yml
@@ -317,9 +331,10 @@ def vlmadapt_grid(
         if dry_run: return _list(runs)
         failed = execute_all(runs, address, workers, gpus_per_run)
     except ValueError as e: print(e, file=sys.stderr); return 2
+    except KeyboardInterrupt: print("stopped; the same command goes on from here", file=sys.stderr); return 130
     _tell(failed, runs, runs[0].folder.parent); return 1 if failed else 0
 
-# %% ../nbs/60_grid.ipynb #64bf3d2e
+# %% ../nbs/60_grid.ipynb #deeb52cf
 def report_of(
     folder, # outputs of one grid
 )->Path: # a notebook
@@ -329,7 +344,7 @@ def report_of(
     experiment = yaml.safe_load(runs[0].read_text())["experiment"]
     return choose(experiment, {f.stem: f for d in reversed(_folders("reports")) for f in d.glob("*.ipynb")}, "report")
 
-# %% ../nbs/60_grid.ipynb #deeb52cf
+# %% ../nbs/60_grid.ipynb #3154dfb6
 def write_html(
     notebook, # an executed notebook
     target, # the page
@@ -338,7 +353,7 @@ def write_html(
     from nbconvert import HTMLExporter
     with write_atomic(target) as tmp: tmp.write_text(HTMLExporter(exclude_input=True, exclude_input_prompt=True).from_filename(str(notebook))[0])
 
-# %% ../nbs/60_grid.ipynb #15059649
+# %% ../nbs/60_grid.ipynb #97347ae8
 @call_parse
 def vlmadapt_report(
     name:str, # name of the grid, the stem of its params file

@@ -202,7 +202,7 @@ def unfinished(
         asked, result = yaml.safe_load(params.read_text()), params.parent/"result.json"
         held = json.loads(result.read_text()) if result.exists() else dict(rows=[], failed={})
         missing = {(m, s) for m in asked["methods"] for s in asked["seeds"]} - {(r["method"], r["seed"]) for r in held["rows"]}
-        why = "; ".join(f"{k}: {v}" for k, v in held["failed"].items()) or _why(params.parent)
+        why = next((f"{k}: {v}" for k, v in held["failed"].items()), _why(params.parent))
         if missing: found.append(dict(run=params.parent.name, missing=len(missing), error=why))
     return pd.DataFrame(found, columns=["run", "missing", "error"])
 

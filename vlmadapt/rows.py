@@ -179,7 +179,7 @@ def fill(self:Rows, methods, seeds,
             traceback.print_exc()
             print(f"{i}/{len(todo)} {method}, seed {seed}: failed, {failed[f'{method}-{seed}']}", flush=True)
     self.gather(failed)
-    if failed: raise RowsFailed(f"{len(failed)} of {len(todo)} rows failed: " + "; ".join(f"{k} ({v})" for k, v in failed.items()))
+    for name, why in failed.items(): raise RowsFailed(f"{len(failed)} of {len(todo)} rows failed, the first is {name}: {why}")
 
 # %% ../nbs/06_rows.ipynb #808f40c7
 @patch
