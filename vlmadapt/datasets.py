@@ -208,7 +208,7 @@ def _load_coop(name, row):
 def _load_mini(name):
     d = mini.load(name)
     splits = {s: Images(d[s][0], torch.as_tensor(d[s][1])) for s in ("train", "val", "test") if d[s] is not None}
-    return Dataset(name, d["classnames"], splits, d["templates"], d["descriptions"], flip=d.get("flip", True))
+    return Dataset(name, d["classnames"], splits, d["templates"], d["descriptions"], flip=d["flip"])
 
 def load_dataset(
     name:str, # a key of `DATASETS`

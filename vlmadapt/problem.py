@@ -220,7 +220,7 @@ def few_shot(
     return Problem(dataset.classnames, _dataset_features(dataset, images, backbone, prompts, views, text_pool, seed),
                    {s: x.labels for s, x in images.items()}, backbone.logit_scale, backbone, images, provenance)
 
-# %% ../nbs/04_problem.ipynb #783efd9d
+# %% ../nbs/04_problem.ipynb #6ee6b020
 @patch(cls_method=True)
 def from_folder(cls:Problem,
     root, # one sub-folder per class, or train/ val/ test/ of such
