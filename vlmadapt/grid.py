@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'TABLES', 'THREADS', 'shipped', 'template_parameters', 'chec
            'run_notebook', 'execute', 'execute_all', 'vlmadapt_grid', 'report_of', 'write_html', 'vlmadapt_report']
 
 # %% ../nbs/60_grid.ipynb #79d617bb
-import ast, fcntl, itertools, json, os, re, shutil, sys, tempfile, time, traceback
+import ast, fcntl, itertools, json, os, re, shutil, socket, sys, tempfile, time, traceback
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -283,7 +283,21 @@ def _follow(ray, jobs):
     progress.bar.close()
     return failed
 
-# %% ../nbs/60_grid.ipynb #d8ea2efa
+# %% ../nbs/60_grid.ipynb #0491b8c3
+def _loopback():
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server: socket.create_connection(server.getsockname(), timeout=5).close()
+        return True
+    except OSError: return False
+
+def _one_by_one(runs):
+    print("no loopback network, which Ray needs: one run after another"); failed = {}
+    for i, run in enumerate(runs, 1):
+        if error := execute(run): failed[run.name] = error
+        print(f"[{i}/{len(runs)}] {run.name}: {error or 'done'}", flush=True)
+    return failed
+
+# %% ../nbs/60_grid.ipynb #c9b158aa
 def execute_all(
     runs:list[Run], # from `read_runs`
     address:str|None=None, # of a Ray cluster; None starts one on this machine
@@ -294,11 +308,12 @@ def execute_all(
     if workers is not None and workers < 1: raise ValueError(f"--workers takes 1 or more, not {workers}")
     missing = {run: len(run.rows().missing(*run.asked())) for run in runs if not run.rows().done(*run.asked())}
     if not missing: return {}
+    if not address and not _loopback(): return _one_by_one(missing)
     with _cluster(address, workers) as ray:
         task = ray.remote(_execute_in).options(num_cpus=1, num_gpus=_gpus(ray, gpus_per_run), max_retries=2)
         return _follow(ray, {task.remote(os.getcwd(), run): (run, n) for run, n in missing.items()})
 
-# %% ../nbs/60_grid.ipynb #10606222
+# %% ../nbs/60_grid.ipynb #47bde4d5
 def _list(runs):
     total = 0
     for run in runs:
@@ -306,14 +321,14 @@ def _list(runs):
         total += missing; print(f"{run.name:<50} {f'{missing} of {asked} rows missing' if missing else 'done' if run.rows().done(*run.asked()) else 'to gather'}")
     print(f"{len(runs)} runs, {total} rows missing")
 
-# %% ../nbs/60_grid.ipynb #dcccc4a5
+# %% ../nbs/60_grid.ipynb #ee85d3d7
 def _tell(failed, runs, out):
     if not failed: return print(f"{len(runs)} runs done, results in {out}; vlmadapt_report {out.name} makes tables and figures")
     print(f"{len(failed)} of {len(runs)} runs failed:")
     for run in runs:
         if run.name in failed: print(f"  {run.name}: {failed[run.name]}\n    see {run.folder}/log.txt and run.ipynb")
 
-# %% ../nbs/60_grid.ipynb #47bde4d5
+# %% ../nbs/60_grid.ipynb #42095163
 @call_parse
 def vlmadapt_grid(
     params:str, # params file, such as params/mini.yml
@@ -334,7 +349,7 @@ def vlmadapt_grid(
     except KeyboardInterrupt: print("stopped; the same command goes on from here", file=sys.stderr); return 130
     _tell(failed, runs, runs[0].folder.parent); return 1 if failed else 0
 
-# %% ../nbs/60_grid.ipynb #deeb52cf
+# %% ../nbs/60_grid.ipynb #15059649
 def report_of(
     folder, # outputs of one grid
 )->Path: # a notebook
@@ -344,7 +359,7 @@ def report_of(
     experiment = yaml.safe_load(runs[0].read_text())["experiment"]
     return choose(experiment, {f.stem: f for d in reversed(_folders("reports")) for f in d.glob("*.ipynb")}, "report")
 
-# %% ../nbs/60_grid.ipynb #3154dfb6
+# %% ../nbs/60_grid.ipynb #97347ae8
 def write_html(
     notebook, # an executed notebook
     target, # the page
@@ -353,7 +368,7 @@ def write_html(
     from nbconvert import HTMLExporter
     with write_atomic(target) as tmp: tmp.write_text(HTMLExporter(exclude_input=True, exclude_input_prompt=True).from_filename(str(notebook))[0])
 
-# %% ../nbs/60_grid.ipynb #97347ae8
+# %% ../nbs/60_grid.ipynb #7091d03d
 @call_parse
 def vlmadapt_report(
     name:str, # name of the grid, the stem of its params file

@@ -39,6 +39,10 @@ def _plain(value):
 def _ends(log): return dict(entries=len(log), first=log[0], last=log[-1]) if log else dict(entries=0)
 
 # %% ../nbs/06_rows.ipynb #70cbf2b1
+def _encode(problem, names=("text", "text_neg", "views", "train", "val", "test")):
+    for name in names: name in problem.features and getattr(problem.features, name)
+
+# %% ../nbs/06_rows.ipynb #7ef8d309
 def measure(
     cls, # a class of METHODS
     problem, # the problem to solve
@@ -47,7 +51,9 @@ def measure(
     fixed:dict|None=None, # hyper-parameters that are given, not searched
 )->dict: # plain values, ready for JSON
     "Tune `cls` on `problem`, fit it, evaluate it once, and return all that should be known about the result."
-    _reset_peak(); best, fixed = None, dict(fixed or {})
+    best, fixed = None, dict(fixed or {})
+    encoding = _timed(_encode, problem)[1] if "features" in cls.needs else 0.
+    _reset_peak()
     if trials: best, tuning = _timed(tune, cls, problem, fixed=fixed, trials=trials, seed=seed)
     method, fitting = _timed(lambda: fit(cls(problem, **(best or fixed)), problem, seed=seed))
     scores, evaluating = _timed(evaluate, method, problem)
@@ -58,13 +64,13 @@ def measure(
         selection=best.selection if trials else "defaults", candidates=0 if tried is None else len(tried),
         val_accuracy=None if tried is None else tried["accuracy"].max(),
         hyper_parameters=method.hyper_parameters, trainable_parameters=method.trainable_parameters(), log=_ends(method.log),
-        cost=dict(tune_s=tuning if trials else 0., fit_s=fitting, evaluate_s=evaluating, **_peak()),
+        cost=dict(encode_s=encoding, tune_s=tuning if trials else 0., fit_s=fitting, evaluate_s=evaluating, **_peak()),
         provenance=problem.provenance, environment=environment()))
 
-# %% ../nbs/06_rows.ipynb #c73bcba4
+# %% ../nbs/06_rows.ipynb #28d55a09
 def _recipe(cls): return repr([sorted(part.items()) for part in (cls.defaults(), cls.space, cls.posthoc)])
 
-# %% ../nbs/06_rows.ipynb #28d55a09
+# %% ../nbs/06_rows.ipynb #f6682afd
 def row_key(
     settings:dict, # the run's parameters that its numbers depend on: dataset, shots, backbone, prompts, trials, fixed, ...
     method:str, # name in METHODS
@@ -74,11 +80,11 @@ def row_key(
     mine = {**settings, "fixed": (settings.get("fixed") or {}).get(method, {})}
     return content_key(settings=mine, method=method, seed=seed, recipe=_recipe(METHODS[method]))
 
-# %% ../nbs/06_rows.ipynb #08297b37
+# %% ../nbs/06_rows.ipynb #65b94d47
 def _sealed(row): return {**row, "digest": content_key(row=row)}
 def _whole(row): return isinstance(row, dict) and row.get("digest") == content_key(row={k: v for k, v in row.items() if k != "digest"})
 
-# %% ../nbs/06_rows.ipynb #65b94d47
+# %% ../nbs/06_rows.ipynb #d17f221b
 def _read(path, key=None):
     try: found = json.loads(Path(path).read_text())
     except FileNotFoundError: return []
@@ -88,7 +94,7 @@ def _read(path, key=None):
     if len(whole) < len(found): warnings.warn(f"{path}: damaged; what it held counts as missing", stacklevel=2)
     return whole
 
-# %% ../nbs/06_rows.ipynb #d17f221b
+# %% ../nbs/06_rows.ipynb #d76209b8
 class Rows:
     "The rows in `folder` that are valid under `settings`."
     def __init__(self,
@@ -101,7 +107,7 @@ class Rows:
         files = sorted((self.folder/"rows").glob("*.json"))
         self.rows = {**self.gathered, **self._valid([row for f in files for row in _read(f)])}
 
-# %% ../nbs/06_rows.ipynb #d76209b8
+# %% ../nbs/06_rows.ipynb #8976b363
 @patch
 def _valid(self:Rows, rows):
     ours = [r for r in rows if r["method"] in METHODS and r["key"] == row_key(self.settings, r["method"], r["seed"])]
@@ -110,7 +116,7 @@ def _valid(self:Rows, rows):
 @patch
 def __repr__(self:Rows): return f"{self.folder.name}: {len(self.rows)} rows"
 
-# %% ../nbs/06_rows.ipynb #21df1b58
+# %% ../nbs/06_rows.ipynb #a0064cc7
 @patch
 def save(self:Rows,
     method:str, # name in METHODS
@@ -122,7 +128,7 @@ def save(self:Rows,
     write_json(self.folder/"rows"/f"{method}-{seed}.json", row)
     self.rows[method, seed] = row
 
-# %% ../nbs/06_rows.ipynb #a0064cc7
+# %% ../nbs/06_rows.ipynb #4a10ad23
 @patch
 def missing(self:Rows, methods, seeds):
     "Pairs of `methods` and `seeds` without a valid row, seed by seed."
@@ -133,7 +139,7 @@ def done(self:Rows, methods, seeds):
     "Whether `result.json` is whole and holds a valid row for each of `methods` and `seeds`."
     return all((m, s) in self.gathered for s in seeds for m in methods)
 
-# %% ../nbs/06_rows.ipynb #46aa6a83
+# %% ../nbs/06_rows.ipynb #dd83cffb
 @patch
 def forget_other(self:Rows,
     provenance:dict, # of the run's problem, with any seed
@@ -145,7 +151,7 @@ def forget_other(self:Rows,
     warnings.warn(f"{len(old)} rows were made with another {', '.join(sorted({k for ks in old.values() for k in ks}))}; they are computed again", stacklevel=2)
     for name in old: self.rows.pop(name); self.gathered.pop(name, None)
 
-# %% ../nbs/06_rows.ipynb #134b4a8a
+# %% ../nbs/06_rows.ipynb #72edc1d4
 @patch
 def gather(self:Rows,
     failed:dict|None=None, # rows that could not be computed: name -> error in one line
@@ -159,10 +165,10 @@ def gather(self:Rows,
     write_json(self.result, dict(settings=self.settings, rows=rows, failed=failed or {}))
     self.gathered = dict(self.rows)
 
-# %% ../nbs/06_rows.ipynb #5d146a6a
+# %% ../nbs/06_rows.ipynb #fe312a48
 class RowsFailed(RuntimeError): "Some rows of a run could not be computed."
 
-# %% ../nbs/06_rows.ipynb #fe312a48
+# %% ../nbs/06_rows.ipynb #89bca6c2
 @patch
 def fill(self:Rows, methods, seeds,
     compute, # function of (method, seed) that returns a row, such as `measure` on the seed's problem
@@ -181,7 +187,7 @@ def fill(self:Rows, methods, seeds,
     self.gather(failed)
     for name, why in failed.items(): raise RowsFailed(f"{len(failed)} of {len(todo)} rows failed, the first is {name}: {why}")
 
-# %% ../nbs/06_rows.ipynb #808f40c7
+# %% ../nbs/06_rows.ipynb #da24d3c2
 @patch
 def table(self:Rows)->pd.DataFrame: # methods x seeds, with mean and population standard deviation
     "Accuracy of each row, and its mean and spread over the seeds."
