@@ -10,7 +10,8 @@ __all__ = ['TARGETS', 'SHARES', 'LEVELS', 'THING', 'TEXTURE', 'SYMBOL', 'NUMBER'
 import functools, random, zlib
 from dataclasses import dataclass, field, replace
 import numpy as np
-from . import language as L, scenes as S
+from . import frames as F, scenes as S
+from .language import caption
 
 # %% ../../nbs/00_mini/02_data.ipynb #dddd5e65
 TARGETS = {"kind": len(S.KINDS), "shape": len(S.SHAPES), "colour": len(S.COLOURS), "texture": len(S.TEXTURES),
@@ -21,7 +22,7 @@ TARGETS = {"kind": len(S.KINDS), "shape": len(S.SHAPES), "colour": len(S.COLOURS
 def targets(
     s:S.Scenes, # (B,) rows
 )->dict: # of (B,) int64
-    "Labels of the scenes `s` under the names of `TARGETS`, -1 = not applicable; of a pair, the left or upper object is the first."
+    "Labels of the scenes `s`, named as in `TARGETS`, -1 = not applicable. Of a pair, the left or upper object is the first."
     single, pair, glyph, plain = s.kind == 0, s.kind == 1, s.kind == 3, s.style == 0
     where = lambda mask, v: np.where(mask, v, -1).astype(np.int64)
     return dict(kind=s.kind.astype(np.int64), shape=where(s.kind <= 2, s.shape[:, 0]),
@@ -62,7 +63,7 @@ def pretraining_batch(
     units = np.flatnonzero(~twin); rng.shuffle(units)                    # a unit is a lone scene, or two twins
     order = np.concatenate([[u, u + 1] if bound[u] else [u] for u in units]).astype(int)
     images = S.render(rng, scenes)[order]
-    captions = [L.caption(scenes[i], random.Random(int(voice[i])), bound=bool(bound[i])) for i in order]
+    captions = [caption(scenes[i], random.Random(int(voice[i])), bound=bool(bound[i])) for i in order]
     return images, captions, {k: v[order] for k, v in targets(scenes).items()}
 
 # %% ../../nbs/00_mini/02_data.ipynb #71b91508
@@ -85,7 +86,8 @@ class MiniSet:
 # %% ../../nbs/00_mini/02_data.ipynb #d73e80fa
 THING = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.", "a drawing of a {}.", "this is a {}.",
          "there is a {}.", "a photo of the {}.")
-TEXTURE = ("{} texture.", "{} pattern.", "a {} pattern.", "a photo of a {} texture.", "a {} surface.", "a photo of something {}.")
+TEXTURE = ("{} texture.", "{} pattern.", "a {} pattern.", "a photo of a {} texture.", "a {} surface.",
+           "a photo of something {}.")
 SYMBOL = ("a photo of the {}.", "a photo of a {}.", "the {}.", "this is a {}.", "a picture of a {}.")
 NUMBER = ("a photo of the number {}.", "a photo of the digit {}.", "the number {}.", "a handwritten {}.",
           "a photo of the handwritten number {}.")
@@ -96,17 +98,18 @@ def _index(names, table): return np.array([list(table).index(k) for k in names])
 def _shapes(*names, test=50, **level):
     ids = _index(names, S.SHAPES)
     draw = lambda rng, y, **lv: S.singles(rng, len(y), given=(ids[y], None, None), **lv)
-    return MiniSet(names, THING, lambda k: L.describe(names[k], L.facts_of("shape", ids[k])), draw, level, test=test, flip=True)
+    describe = lambda k: F.describe(names[k], F.facts_of("shape", ids[k]))
+    return MiniSet(names, THING, describe, draw, level, test=test, flip=True)
 
 def _textures(*names, test=50, **level):
     ids = _index(names, S.PATTERNS)
-    return MiniSet(names, TEXTURE, lambda k: L.describe(names[k], L.facts_of("pattern", ids[k]), L.DESCRIBE_PATTERN),
+    return MiniSet(names, TEXTURE, lambda k: F.describe(names[k], F.facts_of("pattern", ids[k]), F.DESCRIBE_PATTERN),
                    lambda rng, y, **lv: S.patterns(rng, len(y), given=ids[y], **lv), level, test=test, flip=True)
 
 def _glyphs(symbols, fonts, test=36, **level):
     ids, font = _index(symbols, S.GLYPHS), _index(fonts, S.FONTS)
-    names = tuple("letter " + g if g.isalpha() else "number " + L.NUMBERS[int(g)] for g in symbols)
-    return MiniSet(names, SYMBOL, lambda k: L.describe(names[k], L.facts_of("glyph", ids[k]), L.DESCRIBE_GLYPH),
+    names = tuple("letter " + g if g.isalpha() else "number " + F.NUMBERS[int(g)] for g in symbols)
+    return MiniSet(names, SYMBOL, lambda k: F.describe(names[k], F.facts_of("glyph", ids[k]), F.DESCRIBE_GLYPH),
                    lambda rng, y, **lv: S.glyphs(rng, len(y), fonts=font, given=ids[y], **lv), level, test=test)
 
 # %% ../../nbs/00_mini/02_data.ipynb #092f325a
@@ -114,18 +117,19 @@ def _objects(triples, test=32, **level):
     "Classes are triples of names (colour, shape, texture)"
     c, s, t = (_index(column, table) for column, table in zip(zip(*triples), (S.COLOURS, S.SHAPES, S.TEXTURES)))
     draw = lambda rng, y, **lv: S.singles(rng, len(y), given=(s[y], c[y], t[y]), **lv)
-    return MiniSet(tuple(L.object_name(*row) for row in triples), THING, lambda k: L.describe_object(*triples[k]), draw, level,
-                   test=test, flip=True)
+    names = tuple(F.object_name(*row) for row in triples)
+    return MiniSet(names, THING, lambda k: F.describe_object(*triples[k]), draw, level, test=test, flip=True)
 
 def _pairs(*bases, test=50, **level):
     "Each base (colour, shape, colour, shape) gives four classes: both orders, colours exchanged, relation turned"
-    rows = [r for c, s, d, t in bases for r in (((c, s), "above", (d, t)), ((d, t), "above", (c, s)), ((d, s), "above", (c, t)),
-                                                ((c, s), "left of", (d, t)))]
-    colour, shape = ([_index([r[j][i] for r in rows], table) for j in (0, 2)] for i, table in ((0, S.COLOURS), (1, S.SHAPES)))
+    rows = [r for c, s, d, t in bases for r in (((c, s), "above", (d, t)), ((d, t), "above", (c, s)),
+                                                ((d, s), "above", (c, t)), ((c, s), "left of", (d, t)))]
+    column = lambda i, table: [_index([r[j][i] for r in rows], table) for j in (0, 2)]
+    colour, shape = column(0, S.COLOURS), column(1, S.SHAPES)
     relation = _index([r[1] for r in rows], S.RELATIONS)
     given = lambda y: (*((shape[j][y], colour[j][y], 0 * y) for j in (0, 1)), relation[y])
-    names = tuple(L.fix_articles(f"{' '.join(a)} {rel} a {' '.join(b)}") for a, rel, b in rows)
-    return MiniSet(names, THING, lambda k: L.describe_pair(" ".join(rows[k][0]), " ".join(rows[k][2]), rows[k][1]),
+    names = tuple(F.fix_articles(f"{' '.join(a)} {rel} a {' '.join(b)}") for a, rel, b in rows)
+    return MiniSet(names, THING, lambda k: F.describe_pair(" ".join(rows[k][0]), " ".join(rows[k][2]), rows[k][1]),
                    lambda rng, y, **lv: S.pairs(rng, len(y), given=given(y), **lv), level, test=test)
 
 # %% ../../nbs/00_mini/02_data.ipynb #ac11ee3c
@@ -137,35 +141,39 @@ def _unseen_objects(known, new, seed=11):
     return [tuple(table[i] for table, i in zip(tables, row)) for row in chosen]
 
 # %% ../../nbs/00_mini/02_data.ipynb #aee5343e
+def _describe_digit(k): return F.describe("number " + F.NUMBERS[k], F.facts_of("glyph", k), F.DESCRIBE_GLYPH)
+
 MINI = {
-    "mini-digits": MiniSet(L.NUMBERS, NUMBER, lambda k: L.describe("number " + L.NUMBERS[k], L.facts_of("glyph", k), L.DESCRIBE_GLYPH), None),
+    "mini-digits": MiniSet(F.NUMBERS, NUMBER, _describe_digit, None),
     "mini-shapes": _shapes(
-        "circle", "ellipse", "semicircle", "crescent", "square", "diamond", "trapezoid", "triangle", "pentagon", "hexagon",
-        "star", "cross", "heart", "arrow", "drop", "house", "leaf", "flower", "hourglass", "gear", "clover", "kite",
-        "mushroom", "key", noise=.15, fade=.5, clutter=3, turn=30., share=(.6, .4, 0), radii=((5., 7.), (7., 9.), (9., 10.))),
+        "circle", "ellipse", "semicircle", "crescent", "square", "trapezoid", "triangle", "pentagon", "star", "cross", "heart",
+        "arrow", "drop", "house", "leaf", "hourglass", "gear", "clover", "chevron", "kite", "mushroom", "egg", "key",
+        "eight pointed star",
+        noise=.08, fade=.3, clutter=1, turn=20., share=(.3, .7, 0), radii=((6., 7.5), (7.5, 9.5), (9.5, 11.))),
     "mini-polygons": _shapes(
         "triangle", "square", "pentagon", "hexagon", "heptagon", "octagon", "diamond", "kite", "trapezoid", "parallelogram",
-        "star", "three pointed star", "four pointed star", "six pointed star", "eight pointed star", "cross",
-        test=75, noise=.1, fade=.4, clutter=1, turn=18., share=(.4, .6, 0)),
-    "mini-objects": _objects(_unseen_objects(30, 10), noise=.25, fade=.6, clutter=3, share=(0, .6, .4)),
-    "mini-textures": _textures(*S.PATTERNS, noise=.35, period=(4., 11.), contrast=.3),
-    "mini-glyphs": _glyphs(S.GLYPHS, S.HELD_FONTS, noise=.2, fade=.6, clutter=3, coarse=.3),
+        "chevron", "star", "three pointed star", "four pointed star", "six pointed star", "eight pointed star",
+        test=75, noise=.05, fade=.3, clutter=1, turn=15., share=(.1, .9, 0)),
+    "mini-objects": _objects(_unseen_objects(26, 14), noise=.25, fade=.6, clutter=3, share=(0, .6, .4)),
+    "mini-textures": _textures(*S.PATTERNS, noise=.2, period=(4.5, 10.), contrast=.5),
+    "mini-glyphs": _glyphs(S.GLYPHS, S.HELD_FONTS, noise=.08, fade=.3, clutter=1, coarse=.2, angle=25.),
     "mini-pairs": _pairs(
-        ("red", "circle", "blue", "square"), ("green", "star", "yellow", "heart"), ("pink", "triangle", "black", "cross"),
-        ("white", "tree", "orange", "ring"), ("purple", "arrow", "cyan", "crescent"), ("brown", "diamond", "grey", "flower"),
-        noise=.1, fade=.3, clutter=1),
+        ("red", "circle", "blue", "octagon"), ("red", "pentagon", "blue", "hexagon"), ("red", "star", "blue", "six pointed star"),
+        ("red", "diamond", "blue", "kite"), ("red", "ellipse", "blue", "egg"), ("red", "semicircle", "blue", "mushroom"),
+        noise=.08, fade=.3, clutter=1),
 }
 
 # %% ../../nbs/00_mini/02_data.ipynb #ef319a1e
-_HALF = ("circle", "crescent", "square", "triangle", "pentagon", "star", "heart", "arrow", "house", "flower", "gear", "key")
+_HALF = ("circle", "crescent", "square", "triangle", "pentagon", "star", "heart", "arrow", "house", "gear", "clover", "key")
 
 def _shift(styles=("normal",), keep=None, test=50, **level):
     base = MINI["mini-shapes"]
-    return replace(base, level=base.level | level, styles=styles, keep=keep, shift_of="mini-shapes", train=0, val=0, test=test)
+    return replace(base, level=base.level | level, styles=styles, keep=keep, shift_of="mini-shapes", train=0, val=0,
+                   test=test)
 
 MINI |= {
-    "mini-shapes-v2": _shift(turn=40., contrast=.4, share=(.4, .4, .2), clutter=2),
-    "mini-shapes-sketch": _shift(("sketch",), noise=.05, clutter=1, fade=.2),
+    "mini-shapes-v2": _shift(turn=28., contrast=.45, share=(.35, .45, .2), clutter=2),
+    "mini-shapes-sketch": _shift(("sketch",), noise=.15, fade=.6, clutter=3, turn=28.),
     "mini-shapes-noise": _shift(("noisy",), _HALF, 100),
     "mini-shapes-rendition": _shift(("inverted", "pixelated", "painted", "blurred"), _HALF, 100, noise=.05),
 }
@@ -192,8 +200,8 @@ def _real_digits():
 @functools.lru_cache(None)
 def load(
     name:str, # a key of `MINI`
-)->dict: # classnames, templates, descriptions, flip, shift_of; train, val, test = (images (N, 32, 32, 3) uint8, labels (N,))
-    "Everything about the data set `name`; a shifted test set has None for train and val."
+)->dict: # classnames, templates, descriptions, flip, shift_of, train, val, test
+    "The data set `name`; a split is (images (N, 32, 32, 3) uint8, labels (N,)), or None where a shift has none."
     if name not in MINI: raise ValueError(f"unknown mini data set {name!r}; there are {', '.join(MINI)}")
     row = MINI[name]; classnames, sizes = row.keep or row.classnames, dict(train=row.train, val=row.val, test=row.test)
     splits = dict(zip(sizes, _real_digits())) if row.draw is None else \
