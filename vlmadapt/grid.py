@@ -96,13 +96,19 @@ class Run:
 
 # %% ../nbs/60_grid.ipynb #2d3492b7
 @patch(as_prop=True)
-def settings(self:Run): return {k: v for k, v in self.parameters.items() if k not in ("methods", "seeds", "out")}
+def settings(self:Run):
+    "The parameters that a row's numbers depend on."
+    return {k: v for k, v in self.parameters.items() if k not in ("methods", "seeds", "out")}
 
 @patch
-def rows(self:Run): return Rows(self.folder, **self.settings)
+def rows(self:Run):
+    "The rows that are there."
+    return Rows(self.folder, **self.settings)
 
 @patch
-def asked(self:Run): return self.parameters["methods"], self.parameters["seeds"]
+def asked(self:Run):
+    "The methods and seeds that are wanted."
+    return self.parameters["methods"], self.parameters["seeds"]
 
 # %% ../nbs/60_grid.ipynb #91693f4e
 def _name(point): return "run" if not point else "_".join(re.sub(r"[^\w.+-]", "-", v if isinstance(v, str) else f"{k}{v}") for k, v in point.items())
@@ -171,6 +177,7 @@ class _Kernel(AsyncKernelManager):
 # %% ../nbs/60_grid.ipynb #616e54ef
 @patch(as_prop=True)
 def kernel_spec(self:_Kernel):
+    "This interpreter, this copy of the library, one thread."
     here = str(Path(vlmadapt.__file__).resolve().parent.parent)
     env = {**dict.fromkeys(THREADS, "1"), "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
     return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "--log-level=CRITICAL", "-f", "{connection_file}"], language="python", env=env)
@@ -248,15 +255,19 @@ class _Progress:
 # %% ../nbs/60_grid.ipynb #1a733fa7
 @patch
 def rows(self:_Progress, running):
+    "Rows written so far, those of runs in progress included."
     fresh = lambda run: sum(f.stat().st_mtime >= self.start for f in (run.folder/"rows").glob("*.json"))
     return self.over + sum(min(n, fresh(run)) for run, n in running)
 
 @patch
-def show(self:_Progress, running): self.bar.update(self.rows(running) - self.bar.n)
+def show(self:_Progress, running):
+    "Move the bar."
+    self.bar.update(self.rows(running) - self.bar.n)
 
 # %% ../nbs/60_grid.ipynb #707c8f15
 @patch
 def end(self:_Progress, job, running, error):
+    "Tell that `job` is over."
     run, n = self.jobs[job]; self.over += n; self.show(running)
     rows, spent, total = self.rows(running), time.time() - self.start, len(self.jobs)
     left = f", about {spent*(self.total - rows)/max(rows, 1)/60:.0f} min left" if running else ""
