@@ -97,6 +97,8 @@ def test_changed_setting_computes_again(params, tmp_path):
         other = read_runs(params(TINY + extra), tmp_path/"outputs")[0]
         assert not other.rows().done(*other.asked())
     assert len(other.rows().missing(*other.asked())) == 6  # what is fixed for one method leaves the other
+    broken = read_runs(params(TINY + "  broken: mini-digits\n"), tmp_path/"outputs")[0]
+    assert "is broken" in execute(broken) and not broken.rows().result.exists()  # no report can take the old rows for new ones
 
 
 def test_failing_run_leaves_the_others(params, tmp_path, capsys):

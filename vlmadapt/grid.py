@@ -220,7 +220,7 @@ def execute(
     with _alone(run.folder), open(run.folder/"log.txt", "a") as log:
         rows = run.rows()
         if rows.done(*run.asked()): return
-        if not rows.gathered: rows.result.unlink(missing_ok=True)
+        rows.gather() if rows.gathered else rows.result.unlink(missing_ok=True)
         with write_atomic(run.folder/"params.yml") as tmp: tmp.write_text(yaml.safe_dump(dict(experiment=run.notebook.stem, **run.parameters), sort_keys=False))
         log.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} {run.name}\n"); log.flush()
         try: run_notebook(run.notebook, run.folder/"run.ipynb", run.parameters, log)
