@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from .datasets import VAL_SHOTS
 from .foundation import choose, np_stream, stream
 from .method import Batch, Method
-from .problem import Features, Problem, SealedLabels
+from .problem import Features, Problem, SealedLabels, check_labels
 
 # %% ../nbs/06_fit.ipynb #526c9c41
 def _cosine(lr, part): return lr*(1 + math.cos(math.pi*part))/2
@@ -198,8 +198,9 @@ def evaluate(
     "Test `method` on the sealed test split of `problem`."
     if "test" not in problem.labels: raise ValueError(f"{problem!r} has no test split")
     sealed = problem.labels["test"]
-    truth = sealed._labels if isinstance(sealed, SealedLabels) else torch.as_tensor(sealed)
+    truth = check_labels(sealed._labels if isinstance(sealed, SealedLabels) else sealed, problem.K, "test")
     predicted = method.scores(problem.features.test, problem.classnames).argmax(1)
+    if len(truth) != len(predicted): raise ValueError(f"{len(predicted)} test images but {len(truth)} test labels")
     return dict(**metrics(predicted, truth, problem.K), predictions=predicted.tolist(), n=len(truth))
 
 # %% ../nbs/06_fit.ipynb #fc54bfdc
