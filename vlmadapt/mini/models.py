@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 import vlmadapt
-from ..foundation import import_open_clip, load_arrays, save_arrays
+from ..foundation import choose, import_open_clip, load_arrays, save_arrays
 
 # %% ../../nbs/00_mini/03_models.ipynb #595c8842
 HERE = Path(vlmadapt.__file__).parent/"mini"
@@ -132,10 +132,10 @@ def build(
     weights=None, # another weight file than the one shipped
 )->nn.Module: # an open_clip model in eval mode
     "The pretrained model `name`."
-    if name not in CONFIGS: raise ValueError(f"unknown mini model {name!r}: choose from {', '.join(CONFIGS)}")
-    if vocabulary not in ("full", "compact"): raise ValueError(f"unknown vocabulary {vocabulary!r}: choose full or compact")
+    choose(name, CONFIGS, "mini model")
+    full = choose(vocabulary, dict(full=True, compact=False), "vocabulary")
     state, ids = load_weights(weights or HERE/"weights"/f"{name}.safetensors")
-    if vocabulary == "full": state = expand(state, compact_index(ids))
-    model = _create(name, ROWS if vocabulary == "full" else len(ids))
+    if full: state = expand(state, compact_index(ids))
+    model = _create(name, ROWS if full else len(ids))
     model.load_state_dict(state)
     return model.eval()

@@ -267,7 +267,7 @@ def run(self:Pretraining, **kwargs):
     "Run what is left of both stages; arguments as in `run_stage`."
     if self.stage == "vision":
         self.run_stage(**kwargs)
-        self.stage, self.step = "joint", 0
+        self.stage, self.step, self.seconds = "joint", 0, 0.
         self.new_optimisers()
     self.run_stage(**kwargs)
     self.model.eval()
