@@ -149,18 +149,18 @@ MINI = {
         "circle", "ellipse", "semicircle", "crescent", "square", "trapezoid", "triangle", "pentagon", "star", "cross", "heart",
         "arrow", "drop", "house", "leaf", "hourglass", "gear", "clover", "chevron", "kite", "mushroom", "egg", "key",
         "eight pointed star",
-        noise=.08, fade=.3, clutter=1, turn=20., share=(.3, .7, 0), radii=((6., 7.5), (7.5, 9.5), (9.5, 11.))),
+        textures=[0], noise=.12, fade=.45, clutter=2, turn=22., share=(.35, .65, 0), radii=((6., 7.5), (7.5, 9.5), (9.5, 11.))),
     "mini-polygons": _shapes(
         "triangle", "square", "pentagon", "hexagon", "heptagon", "octagon", "diamond", "kite", "trapezoid", "parallelogram",
         "chevron", "star", "three pointed star", "four pointed star", "six pointed star", "eight pointed star",
-        test=75, noise=.05, fade=.3, clutter=1, turn=15., share=(.1, .9, 0)),
-    "mini-objects": _objects(_unseen_objects(26, 14), noise=.25, fade=.6, clutter=3, share=(0, .6, .4)),
+        test=75, textures=[0], noise=.08, fade=.3, clutter=1, turn=15., share=(.1, .9, 0)),
+    "mini-objects": _objects(_unseen_objects(20, 20), noise=.25, fade=.6, clutter=3, share=(0, .6, .4)),
     "mini-textures": _textures(*S.PATTERNS, noise=.2, period=(4.5, 10.), contrast=.5),
-    "mini-glyphs": _glyphs(S.GLYPHS, S.HELD_FONTS, noise=.08, fade=.3, clutter=1, coarse=.2, angle=25.),
+    "mini-glyphs": _glyphs(S.GLYPHS, S.HELD_FONTS, noise=.08, fade=.3, clutter=1, capital=0., coarse=0., angle=25.),
     "mini-pairs": _pairs(
         ("red", "circle", "blue", "octagon"), ("red", "pentagon", "blue", "hexagon"), ("red", "star", "blue", "six pointed star"),
         ("red", "diamond", "blue", "kite"), ("red", "ellipse", "blue", "egg"), ("red", "semicircle", "blue", "mushroom"),
-        noise=.08, fade=.3, clutter=1),
+        noise=.22, fade=.55, clutter=2, radius=(4.8, 6.3), turn=22.),
 }
 
 # %% ../../nbs/00_mini/02_data.ipynb #ef319a1e
@@ -174,8 +174,8 @@ def _shift(styles=("normal",), keep=None, test=50, **level):
 MINI |= {
     "mini-shapes-v2": _shift(turn=28., contrast=.45, share=(.35, .45, .2), clutter=2),
     "mini-shapes-sketch": _shift(("sketch",), noise=.15, fade=.6, clutter=3, turn=28.),
-    "mini-shapes-noise": _shift(("noisy",), _HALF, 100),
-    "mini-shapes-rendition": _shift(("inverted", "pixelated", "painted", "blurred"), _HALF, 100, noise=.05),
+    "mini-shapes-noise": _shift(("noisy",), _HALF, 100, clutter=3),
+    "mini-shapes-rendition": _shift(("inverted", "pixelated", "painted", "blurred"), _HALF, 100),
 }
 
 # %% ../../nbs/00_mini/02_data.ipynb #b2083477

@@ -235,8 +235,8 @@ def _blur(image):
 # %% ../../nbs/00_mini/00_drawing.ipynb #7539eaab
 def _spoil(rng, image):
     salt = rng.random(image.shape[:3])[..., None]
-    image = image + rng.standard_normal(image.shape, np.float32) * .16
-    return np.where(salt < .04, 0, np.where(salt > .96, 1, image))
+    image = image + rng.standard_normal(image.shape, np.float32) * .08
+    return np.where(salt < .006, 0, np.where(salt > .994, 1, image))
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #0420988a
 def _mosaic(image):

@@ -147,6 +147,7 @@ SEEN_GLYPHS = tuple(i for i, g in enumerate(GLYPHS) if g not in HELD_GLYPHS)
 
 def glyphs(
     rng, n:int, symbols=SEEN_GLYPHS, fonts=range(16), # indices to choose from
+    capital:float=.5, # share of capitals among the letters
     coarse:float=.2, # share of the digits, and half that share of the letters, at 8 x 8 pixels
     contrast:float=.7, angle:float=0., # distance in colour, degrees
     given=None, # symbols that are fixed
@@ -158,8 +159,8 @@ def glyphs(
     s.glyph[:] = rng.choice(symbols, n, p=weight / weight.sum()) if given is None else given
     s.font[:] = np.array(fonts)[rng.integers(len(fonts), size=n)]
     s.place[:, 0, 3] = np.radians(angle); letter = s.glyph >= 10
-    capital = letter & (rng.random(n) < .5) & (s.glyph != GLYPHS.index("i"))
-    s.capital[:] = capital | (s.glyph == GLYPHS.index("l"))          # a small l and a capital I look like a one
+    large = letter & (rng.random(n) < capital) & (s.glyph != GLYPHS.index("i"))
+    s.capital[:] = large | (s.glyph == GLYPHS.index("l"))          # a small l and a capital I look like a one
     s.coarse[:] = rng.random(n) < np.where(letter, coarse / 2, coarse)
     s.colour[:, 0] = rng.integers(12, size=n); s.ink[:, 0] = _colour(rng, s.colour[:, 0])
     _set_paper(rng, s, contrast)
