@@ -63,7 +63,7 @@ CHOICES = dict(variant=tuple(VARIANTS), form=tuple(FORMS), act=tuple(ACTS), cach
 class HeGraphAdapter(Method):
     "Messages over a heterogeneous graph of class nodes shift the text classifier and the cache of support images."
     recipe = dict(optimizer="adamw", lr=1e-3, weight_decay=1e-2, epochs=30, batch_size=256, schedule="warmup_cosine")
-    space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3], alpha_pp=[0., .06, .2], alpha_vp=[.12, .24, .5], alpha_np=[0., .1, .2])
+    space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], alpha_pp=[0., .06, .2], alpha_vp=[.12, .24, .5], alpha_np=[0., .1, .2])
     posthoc = dict(alpha_np_test=[0., .1, .2], lambda_test=[0., .003, .01, .03, .1, .3, 1.])
     def __init__(self, problem,
         variant:str="full", # "Base", "T-N", "T-P", "T" or "full" (Table 2)
