@@ -226,7 +226,7 @@ def execute(
         try: run_notebook(run.notebook, run.folder/"run.ipynb", run.parameters, log)
         except Exception as e:
             traceback.print_exc(file=log); return _last_line(e)
-        if not run.rows().done(*run.asked()): return f"{run.notebook.name} ended without the rows asked for; are its Rows given every parameter?"
+        if not run.rows().done(*run.asked()): return f"{run.notebook.name} ended without the rows asked for: its Rows lack a parameter, or the library has changed meanwhile"
 
 # %% ../nbs/60_grid.ipynb #f7392fd6
 @contextmanager
