@@ -56,7 +56,7 @@ def vote(self:TipAdapter,
 class TipAdapterF(TipAdapter):
     "Tip-Adapter with trained keys."
     recipe = dict(optimizer="adamw", lr=1e-3, weight_decay=1e-2, eps=1e-4, epochs=20, batch_size=256, schedule="cosine")
-    space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3], alpha_train=[1.17, 3., 10.])
+    space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], alpha_train=[1.17, 3., 10.])
     def __init__(self, problem,
         alpha:float=1.17, # weight of the cache at test time
         beta:float=1., # sharpness at test time
