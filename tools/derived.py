@@ -67,4 +67,6 @@ def environment(root=ROOT):
 
 
 if __name__ == "__main__":
+    (ROOT/"nbs/images").mkdir(exist_ok=True)
+    for old in (ROOT/"nbs/images").glob("index_*"): old.unlink()
     for path, data in {**readme(), **environment()}.items(): (ROOT/path).write_bytes(data)
