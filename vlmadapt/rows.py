@@ -6,7 +6,7 @@
 __all__ = ['measure', 'row_key', 'Rows', 'RowsFailed']
 
 # %% ../nbs/59_rows.ipynb #69b32647
-import json, resource, time, traceback, warnings
+import json, re, resource, time, traceback, warnings
 from pathlib import Path
 import pandas as pd, torch
 from fastcore.basics import patch
@@ -20,9 +20,13 @@ def _reset_peak():
     try: Path("/proc/self/clear_refs").write_text("5")
     except OSError: pass
 
+def _resident_peak():
+    try: return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])
+    except (OSError, TypeError): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # never reset, and inherited from the parent process
+
 def _peak():
     if torch.cuda.is_available(): return dict(peak_memory_mb=torch.cuda.max_memory_allocated()/2**20, memory_of="gpu, allocated by torch")
-    return dict(peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**10, memory_of="cpu, resident memory of the process")
+    return dict(peak_memory_mb=_resident_peak()/2**10, memory_of="cpu, resident memory of the process")
 
 # %% ../nbs/59_rows.ipynb #5f2e1076
 def _timed(f, *args, **kwargs):
