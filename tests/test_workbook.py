@@ -1,6 +1,5 @@
 "The notebooks, the library and the files derived from them agree; notebooks are clean, small, and papermill can drive them."
 import ast, filecmp, shutil, subprocess, sys
-from importlib.metadata import version
 from pathlib import Path
 import nbformat, pytest
 from packaging.requirements import Requirement
@@ -88,7 +87,3 @@ def test_library_imports_only_what_settings_asks_for():
     known = {alias.get(n, n) for n in needs} | {"vlmadapt"} | set(sys.stdlib_module_names)
     unknown = {i: p.name for p in (ROOT/"vlmadapt").rglob("*.py") for i in imported(p) if i not in known}
     assert not unknown
-
-
-def test_version_is_the_installed_one():
-    assert version("vlmadapt") == derived.settings()["version"]
