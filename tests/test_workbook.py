@@ -51,6 +51,10 @@ def test_derived_files_agree(made):
     assert not stale, "run `make export`"
 
 
+def test_no_picture_of_an_older_readme():
+    assert {f"nbs/images/{p.name}" for p in (ROOT/"nbs/images").glob("index_*")} <= derived.readme().keys()
+
+
 def test_notebooks_are_small():
     big = {name(p): f"{p.stat().st_size >> 10} kB" for p in NOTEBOOKS if p.stat().st_size > 400 << 10}
     assert not big

@@ -52,6 +52,7 @@ def readme(root=ROOT):
                      "TagRemovePreprocessor": {"enabled": True, "remove_input_tags": ["remove-input"]}})
     text, resources = MarkdownExporter(config=config).from_notebook_node(
         nb, {"unique_key": "index", "output_files_dir": "images"})
+    text = text.replace("![png]", "![figure]")
     note = "<!-- Made from nbs/index.ipynb by `make export`; edit that notebook. -->\n\n"
     text = note + re.sub(r"\s*\n\s*\n", "\n\n", moved(text, "nbs")).strip() + "\n"
     return {"README.md": text.encode()} | {f"nbs/{name}": data for name, data in sorted(resources["outputs"].items())}
@@ -67,6 +68,7 @@ def environment(root=ROOT):
 
 
 if __name__ == "__main__":
+    for picture in ROOT.glob("nbs/images/index_*"): picture.unlink()
     (ROOT/"nbs/images").mkdir(exist_ok=True)
     for old in (ROOT/"nbs/images").glob("index_*"): old.unlink()
     for path, data in {**readme(), **environment()}.items(): (ROOT/path).write_bytes(data)
