@@ -7,6 +7,7 @@ project, author, copyright, release = cfg["title"], cfg["author"], cfg["copyrigh
 extensions = ["myst_nb", "sphinxcontrib.katex"]
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}
+nb_render_markdown_format = "myst"
 nb_mime_priority_overrides = [("html", "text/markdown", 5)]
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4

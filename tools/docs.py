@@ -11,7 +11,7 @@ from sphinx.cmd.build import main as sphinx
 from derived import ROOT, shown
 
 CHAPTERS = {"Results": ["results/*"], "Tutorials": ["tutorials/*"], "From datasets to fits": ["00_*.ipynb", "00_mini/*", "0[1-9]_*"], "Methods": ["methods/*"],
-            "Tasks": ["tasks/*"], "Runs, results, figures": ["6*"], "Experiments": ["experiments/*"], "Reports": ["reports/*"],
+            "Tasks": ["tasks/*"], "Runs, results, figures": ["[5-9][0-9]_*"], "Experiments": ["experiments/*"], "Reports": ["reports/*"],
             "The project": ["CONTRIBUTING.md"]}
 
 
@@ -37,6 +37,14 @@ def page(path):
     return nb
 
 
+def result(path, grid):
+    "The executed report at `path` as a page of outcomes: its code stands in the report's own page."
+    nb = shown(nbformat.read(path, as_version=4))
+    nb.cells[0].source = re.sub(r"^# .*", f"# Results of the grid {grid}", nb.cells[0].source)
+    for cell in nb.cells: cell.metadata["tags"] = ["remove-input"]
+    return nb
+
+
 def contents(stage):
     "The pages under `stage` in reading order, as hidden tables of contents for the side bar."
     for title, patterns in CHAPTERS.items():
@@ -48,12 +56,14 @@ def staged(stage):
     "Write what Sphinx reads to the folder `stage`."
     shutil.rmtree(stage, ignore_errors=True)
     shutil.copytree(ROOT/"nbs", stage, ignore=shutil.ignore_patterns(".ipynb_checkpoints", ".*"))
-    (stage/"results").mkdir()
-    for report in ROOT.glob("outputs/*/report/report.ipynb"): shutil.copy(report, stage/"results"/f"{report.parts[-3]}.ipynb")
     for path in stage.rglob("*.ipynb"): nbformat.write(page(path), path)
+    (stage/"results").mkdir()
+    for report in ROOT.glob("outputs/*/report/report.ipynb"):
+        nbformat.write(result(report, report.parts[-3]), stage/"results"/f"{report.parts[-3]}.ipynb")
     for name in ("CONTRIBUTING.md", "LICENSE"): shutil.copy(ROOT/name, stage)
     index = nbformat.read(stage/"index.ipynb", as_version=4)
-    for cell in index.cells: cell.source = cell.source.replace("](../", "](")
+    first = lambda m: f"]({min((stage/m[1]).glob('*.ipynb')).relative_to(stage)})"
+    for cell in index.cells: cell.source = re.sub(r"\]\((\w+)/\)", first, cell.source.replace("](../", "]("))
     index.cells.append(nbformat.v4.new_markdown_cell("\n\n".join(contents(stage))))
     nbformat.write(index, stage/"index.ipynb")
 
