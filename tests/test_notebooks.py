@@ -11,22 +11,33 @@ from nbdev.test import test_nb
 ok, seconds = test_nb(Path(sys.argv[1]), skip_flags=["slow"], basepath=sys.argv[2])
 sys.exit(not ok)
 """
+RUN_TEMPLATE = """
+import os, sys
+from vlmadapt.grid import run_notebook
+os.chdir(sys.argv[3])
+run_notebook(sys.argv[1], sys.argv[2], {}, sys.stdout)
+"""
+RUN_TEMPLATE = """
+import sys
+from vlmadapt.grid import run_notebook
+run_notebook(sys.argv[1], sys.argv[2], {}, sys.stdout)
+"""
 
 
-def papermill(notebook, folder):
-    "The command that runs a template away from the checkout, in the same place relative to the results."
+def templates_folder(notebook, folder):
+    "A working folder under `folder` that lies to the results as that of the template `notebook` does."
+    if notebook.parent.name == "reports" and (ROOT/"outputs").is_dir(): (folder/"outputs").symlink_to(ROOT/"outputs")
     cwd = folder/"nbs"/notebook.parent.name
     cwd.mkdir(parents=True)
-    if notebook.parent.name == "reports" and (ROOT/"outputs").is_dir(): (folder/"outputs").symlink_to(ROOT/"outputs")
-    return [sys.executable, "-m", "papermill", notebook, folder/"run.ipynb", "--cwd", cwd, "--no-progress-bar"]
+    return cwd
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS[::-1], ids=name)
 def test_notebook(notebook, tmp_path):
     template = notebook.relative_to(ROOT/"nbs").parts[0] in ("experiments", "reports")
-    command = papermill(notebook, tmp_path) if template else [sys.executable, "-c", RUN_CELLS, notebook, ROOT]
+    command = [sys.executable, "-c", RUN_TEMPLATE if template else RUN_CELLS, notebook, tmp_path/"run.ipynb" if template else ROOT]
     began = time.perf_counter()
-    run = subprocess.run(command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    run = subprocess.run(command, cwd=templates_folder(notebook, tmp_path) if template else tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                          env=os.environ | {"PYTHONPATH": str(ROOT)})
     print(f"{time.perf_counter() - began:.0f} s")
     assert not run.returncode, "\n".join(run.stdout.splitlines()[-40:])
