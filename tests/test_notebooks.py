@@ -12,12 +12,6 @@ ok, seconds = test_nb(Path(sys.argv[1]), skip_flags=["slow"], basepath=sys.argv[
 sys.exit(not ok)
 """
 RUN_TEMPLATE = """
-import os, sys
-from vlmadapt.grid import run_notebook
-os.chdir(sys.argv[3])
-run_notebook(sys.argv[1], sys.argv[2], {}, sys.stdout)
-"""
-RUN_TEMPLATE = """
 import sys
 from vlmadapt.grid import run_notebook
 run_notebook(sys.argv[1], sys.argv[2], {}, sys.stdout)
