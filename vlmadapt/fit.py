@@ -212,7 +212,7 @@ def hold_out(
     counts = torch.bincount(y, minlength=problem.K).tolist()
     for i, k in enumerate(y.tolist()):
         if seen.setdefault(k, 0) < min(counts[k]//4, VAL_SHOTS): seen[k] += 1; aside.append(i)
-    rest = [i for i in range(len(y)) if i not in set(aside)]
+    held = set(aside); rest = [i for i in range(len(y)) if i not in held]
     f = problem.features
     sources = {n: (lambda n=n: getattr(f, n)) for n in ("text", "text_neg", "sentences", "owner", "test") if n in f}
     kept = Features(views=f.views[:, rest], train=f.train[rest], **sources)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from .backbones import CROP_SCALE, Backbone, load_backbone
+from .backbones import Backbone, load_backbone
 from .datasets import Dataset, few_shot_indices, load_dataset, read_folder
 from .foundation import DamagedFile, content_key, load_arrays, save_arrays, stream
 from .prompts import NEGATIVE, class_prompts, fill, pool_text
