@@ -17,9 +17,10 @@ BODY = """import os, time
 from vlmadapt.foundation import np_stream
 from vlmadapt.rows import Rows
 if dataset == broken: raise ValueError(f'{dataset} is broken')
-def compute(method, seed):
-    time.sleep(float(os.environ.get('PAUSE', 0)))
-    return dict(accuracy=100*np_stream(seed, dataset, method).random(), predictions='0 1', cost=dict(fit_s=time.time()))
+def compute(method, seeds):
+    for seed in seeds:
+        time.sleep(float(os.environ.get('PAUSE', 0)))
+        yield dict(accuracy=100*np_stream(seed, dataset, method).random(), predictions='0 1', cost=dict(fit_s=time.time()))
 Rows(out, dataset=dataset, shots=shots, fixed=fixed, broken=broken).fill(methods, seeds, compute)"""
 TINY = """experiment: tiny.ipynb
 grid:

@@ -28,7 +28,7 @@ def test_wheel_holds_what_it_needs(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
     files = lambda folder, pattern: {str(p.relative_to(ROOT/folder)) for p in (ROOT/folder).rglob(pattern)
                                      if not {".ipynb_checkpoints", "__pycache__"} & set(p.parts)}
-    need = {f"vlmadapt/{p}" for pattern in ("*.py", "*.json", "*.safetensors") for p in files("vlmadapt", pattern)}
+    need = {f"vlmadapt/{p}" for pattern in ("*.py", "*.json", "*.safetensors", "*.csv") for p in files("vlmadapt", pattern)}
     need |= {f"vlmadapt/{kind}/{p}" for kind in ("experiments", "reports") for p in files(f"nbs/{kind}", "*.ipynb")}
     need |= {f"vlmadapt/params/{p}" for p in files("params", "*.yml")}
     assert need and not need - held

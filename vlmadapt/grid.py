@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'TABLES', 'THREADS', 'shipped', 'template_parameters', 'check_value', 'check_names', 'Run', 'read_runs',
            'run_notebook', 'execute', 'execute_all', 'vlmadapt_grid', 'report_of', 'write_html', 'vlmadapt_report']
 
-# %% ../nbs/60_grid.ipynb #79d617bb
+# %% ../nbs/60_grid.ipynb #5fd68350
 import ast, fcntl, itertools, json, os, re, shutil, socket, sys, tempfile, time, traceback
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from .backbones import BACKBONES
 from .datasets import DATASETS
 from .foundation import choose, write_atomic
 from .methods import METHODS
-from .rows import Rows
+from .rows import Rows, method_of
 
 # %% ../nbs/60_grid.ipynb #d9f02adb
 def shipped(
@@ -73,26 +73,27 @@ def check_value(
     if repeated := [v for i, v in enumerate(value) if v in value[:i]]: raise ValueError(f"{name} repeats {repeated[0]!r}")
     if not value: raise ValueError(f"{name} is empty")
 
-# %% ../nbs/60_grid.ipynb #5caf157e
-TABLES = dict(dataset=("dataset", DATASETS), backbone=("backbone", BACKBONES), methods=("method", METHODS))
+# %% ../nbs/60_grid.ipynb #db984311
+TABLES = dict(dataset=("dataset", DATASETS), targets=("dataset", DATASETS), backbone=("backbone", BACKBONES), methods=("method", METHODS))
 
 def check_names(
     parameters:dict, # of one run
 ):
     "Refuse names of datasets, backbones, methods and fixed hyper-parameters in `parameters` that do not exist."
+    variants, fixed = (parameters.get(k) or {} for k in ("variants", "fixed"))
     for key, (what, table) in TABLES.items():
         given = parameters.get(key, [])
         for name in given if isinstance(given, list) else [given]:
-            if key != "backbone" or ":" not in name: choose(name, table, what)
-    for method, values in (parameters.get("fixed") or {}).items():
-        known = choose(method, METHODS, "method").defaults()
-        for name in values: choose(name, known, f"hyper-parameter of {method}")
+            if key != "backbone" or ":" not in name: choose(name, {**table, **variants} if key == "methods" else table, what)
+    for label, values in [*fixed.items(), *variants.items()]:
+        cls, own = method_of(label, variants)
+        for name in values if label in fixed else own: choose(name, cls.defaults(), f"hyper-parameter of {label}")
 
-# %% ../nbs/60_grid.ipynb #448dad18
+# %% ../nbs/60_grid.ipynb #8e7d645d
 @dataclass(eq=False)
 class Run:
-    "One execution of an experiment: its `name`, the `notebook`, all its `parameters`, and the `folder` for what it makes."
-    name:str; notebook:Path; parameters:dict; folder:Path
+    "One execution of an experiment: its `name`, the `notebook`, all its `parameters`, the `folder` for what it makes, and the `report` that will read it."
+    name:str; notebook:Path; parameters:dict; folder:Path; report:str
 
 # %% ../nbs/60_grid.ipynb #2d3492b7
 @patch(as_prop=True)
@@ -127,17 +128,26 @@ def _mapping(loader, node):
     return loader.construct_mapping(node, deep=True)
 _Once.add_constructor("tag:yaml.org,2002:map", _mapping)
 
-# %% ../nbs/60_grid.ipynb #d2de275f
-def _load(file):
-    try: found = yaml.load(Path(file).read_text(), Loader=_Once)
-    except yaml.MarkedYAMLError as e: raise ValueError(f"line {e.problem_mark.line + 1} is not YAML, {e.problem}") from None
+# %% ../nbs/60_grid.ipynb #631a9050
+def _entries(found, known):
     if not isinstance(found, dict): raise ValueError("holds no names with values")
-    known = dict.fromkeys(("experiment", "grid", "parameters"))
-    for key in found: choose(key, known, "entry")
+    for key in found: choose(key, dict.fromkeys(known), "entry")
+    return found
+
+def _part(found):
+    _entries(found, ("experiment", "grid", "parameters"))
     if "experiment" not in found: raise ValueError("names no experiment")
     parts = [found.get(k) or {} for k in ("grid", "parameters")]
     for name, part in zip(("grid", "parameters"), parts): _check_type(name, part, {})
     return found["experiment"], *parts
+
+def _load(file):
+    "The report asked for, and the parts of `file` by name; a file that is one experiment is one part without a name."
+    try: found = yaml.load(Path(file).read_text(), Loader=_Once)
+    except yaml.MarkedYAMLError as e: raise ValueError(f"line {e.problem_mark.line + 1} is not YAML, {e.problem}") from None
+    if not isinstance(found, dict) or "parts" not in found: return None, {"": _part(found)}
+    _entries(found, ("report", "parts")); _check_type("parts", found["parts"], {})
+    return found.get("report"), {name: _part(part) for name, part in found["parts"].items()}
 
 # %% ../nbs/60_grid.ipynb #817be9ec
 @contextmanager
@@ -145,7 +155,19 @@ def _blame(file):
     try: yield
     except ValueError as e: raise ValueError(f"{file}: {e}") from None
 
-# %% ../nbs/60_grid.ipynb #8e4acab5
+# %% ../nbs/60_grid.ipynb #d59c8ec7
+def _runs_of(notebook, axes, given, folder, part, report):
+    known = template_parameters(notebook)
+    for key in [*axes, *given]: choose(key, {k: None for k in known if k != "out"}, "parameter")
+    if twice := set(axes) & set(given): raise ValueError(f"{min(twice)} stands in grid and in parameters")
+    for key, values in axes.items(): check_value(f"grid: {key}", values, [known[key]])
+    for key, value in given.items(): check_value(key, value, known[key])
+    points = _combine(axes, known); folders = [folder/_name(p) for p in points]
+    runs = [Run("/".join(filter(None, (part, f.name))), notebook, {**known, **given, **p, "out": str(f)}, f, report or notebook.stem) for p, f in zip(points, folders)]
+    for run in runs: check_names(run.parameters)
+    return runs
+
+# %% ../nbs/60_grid.ipynb #95ee3245
 def read_runs(
     file, # a params file
     out="outputs", # folder of all results
@@ -155,16 +177,8 @@ def read_runs(
     if not file.exists(): file = shipped("params", file.name) or file
     if not file.exists(): raise ValueError(f"{file}: no such file")
     with _blame(file):
-        experiment, axes, given = _load(file)
-        notebook = _experiment(experiment, file); known = template_parameters(notebook)
-        for key in [*axes, *given]: choose(key, {k: None for k in known if k != "out"}, "parameter")
-        if twice := set(axes) & set(given): raise ValueError(f"{min(twice)} stands in grid and in parameters")
-        for key, values in axes.items(): check_value(f"grid: {key}", values, [known[key]])
-        for key, value in given.items(): check_value(key, value, known[key])
-        points = _combine(axes, known); folders = [Path(out)/file.stem/_name(p) for p in points]
-        runs = [Run(f.name, notebook, {**known, **given, **p, "out": str(f)}, f) for p, f in zip(points, folders)]
-        for run in runs: check_names(run.parameters)
-    return runs
+        report, parts = _load(file)
+        return [run for name, (experiment, *values) in parts.items() for run in _runs_of(_experiment(experiment, file), *values, Path(out)/file.stem/name, name, report)]
 
 # %% ../nbs/60_grid.ipynb #37bb4790
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -211,7 +225,7 @@ def _last_line(e):
     if isinstance(e, PapermillExecutionError): return f"{e.ename}: {e.evalue}".splitlines()[0]
     return f"{type(e).__name__}: {e}".strip().splitlines()[0]
 
-# %% ../nbs/60_grid.ipynb #522e912f
+# %% ../nbs/60_grid.ipynb #60229306
 def execute(
     run:Run, # what to do
 )->str|None: # the error in one line, or nothing
@@ -221,7 +235,7 @@ def execute(
         rows = run.rows()
         if rows.done(*run.asked()): return
         rows.gather() if rows.gathered else rows.result.unlink(missing_ok=True)
-        with write_atomic(run.folder/"params.yml") as tmp: tmp.write_text(yaml.safe_dump(dict(experiment=run.notebook.stem, **run.parameters), sort_keys=False))
+        with write_atomic(run.folder/"params.yml") as tmp: tmp.write_text(yaml.safe_dump(dict(experiment=run.notebook.stem, report=run.report, **run.parameters), sort_keys=False))
         log.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} {run.name}\n"); log.flush()
         try: run_notebook(run.notebook, run.folder/"run.ipynb", run.parameters, log)
         except Exception as e:
@@ -339,7 +353,7 @@ def _tell(failed, runs, out):
     for run in runs:
         if run.name in failed: print(f"  {run.name}: {failed[run.name]}\n    see {run.folder}/log.txt and run.ipynb")
 
-# %% ../nbs/60_grid.ipynb #42095163
+# %% ../nbs/60_grid.ipynb #aa7cdff3
 @call_parse
 def vlmadapt_grid(
     params:str, # params file, such as params/mini.yml
@@ -358,17 +372,17 @@ def vlmadapt_grid(
         failed = execute_all(runs, address, workers, gpus_per_run)
     except ValueError as e: print(e, file=sys.stderr); return 2
     except KeyboardInterrupt: print("stopped; the same command goes on from here", file=sys.stderr); return 130
-    _tell(failed, runs, runs[0].folder.parent); return 1 if failed else 0
+    _tell(failed, runs, Path(out)/Path(params).stem); return 1 if failed else 0
 
-# %% ../nbs/60_grid.ipynb #15059649
+# %% ../nbs/60_grid.ipynb #caf8eb47
 def report_of(
     folder, # outputs of one grid
 )->Path: # a notebook
     "The report that belongs to the experiment whose runs lie in `folder`."
-    runs = sorted(Path(folder).glob("*/params.yml"))
+    runs = sorted(Path(folder).rglob("params.yml"))
     if not runs: raise ValueError(f"{folder}: no runs there; vlmadapt_grid params/{Path(folder).name}.yml makes them")
-    experiment = yaml.safe_load(runs[0].read_text())["experiment"]
-    return choose(experiment, {f.stem: f for d in reversed(_folders("reports")) for f in d.glob("*.ipynb")}, "report")
+    name = yaml.safe_load(runs[0].read_text())["report"]
+    return choose(name, {f.stem: f for d in reversed(_folders("reports")) for f in d.glob("*.ipynb")}, "report")
 
 # %% ../nbs/60_grid.ipynb #97347ae8
 def write_html(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NEEDS', 'Batch', 'Method', 'same_length', 'hyper']
 
-# %% ../nbs/05_method.ipynb #56639bba
-import inspect, itertools
+# %% ../nbs/05_method.ipynb #091c83f7
+import inspect, itertools, weakref
 from pathlib import Path
 from typing import NamedTuple
 import pandas as pd, torch
@@ -25,7 +25,7 @@ class Batch(NamedTuple):
     y: torch.Tensor|None = None
     index: torch.Tensor|None = None
 
-# %% ../nbs/05_method.ipynb #8e860c2d
+# %% ../nbs/05_method.ipynb #f82500f1
 class Method(nn.Module):
     "A few trained tensors on top of a frozen backbone; subclasses give `constants`, `init` and `logits`."
     needs, recipe, space, posthoc = {"features"}, {}, {}, {}
@@ -33,7 +33,7 @@ class Method(nn.Module):
     def __init__(self, problem:Problem, hyper:dict):
         super().__init__()
         self._check_needs(problem)
-        self._setup(problem.classnames, problem.logit_scale, self._complete(hyper), lambda: self.constants(problem))
+        self._setup(problem.classnames, problem.logit_scale, self._complete(hyper), lambda: self._shared(problem))
         self.backbone, self.log, self.diverged = problem.backbone, [], None
         self.card = dict(backbone=problem.backbone and problem.backbone.name, backbone_key=problem.backbone and problem.backbone.key)
 
@@ -60,7 +60,18 @@ def _setup(self:Method, classnames, logit_scale, hyper, constants):
     for name in self._float_names(): self.register_buffer(name, torch.tensor(hyper[name], dtype=self._dtype()), persistent=False)
     self.reset(0)
 
-# %% ../nbs/05_method.ipynb #cdb20240
+# %% ../nbs/05_method.ipynb #1b106484
+@patch
+def _shared(self:Method, problem):
+    loose = {*self._float_names(), *self.recipe}
+    key = type(self), repr(sorted((k, v) for k, v in self.hyper_parameters.items() if k not in loose))
+    kept = {n: ref() for n, ref in problem._constants.get(key, {}).items()}
+    if not kept or any(x is None for x in kept.values()):
+        kept = self.constants(problem)
+        problem._constants[key] = {n: weakref.ref(x) for n, x in kept.items()}
+    return kept
+
+# %% ../nbs/05_method.ipynb #4f1ba491
 @patch
 def _float_names(self:Method): return [n for n, v in self.hyper_parameters.items() if isinstance(v, float) and n not in self.recipe]
 
@@ -68,16 +79,28 @@ def _float_names(self:Method): return [n for n, v in self.hyper_parameters.items
 def _dtype(self:Method): return next((b.dtype for b in self.buffers() if b.is_floating_point()), torch.float32)
 
 @patch
+def set(self:Method, **values):
+    "Give float hyper-parameters other `values`."
+    for name, value in values.items():
+        self.hyper_parameters[name] = float(value); getattr(self, name).fill_(value)
+    return self
+
+@patch
 def reset(self:Method, seed:int):
     "Give the trained parameters their start values, drawn from the `seed`'s own stream."
     self.init(stream(seed, "init")); return self
 
-# %% ../nbs/05_method.ipynb #58f908cf
+# %% ../nbs/05_method.ipynb #09d1e95d
 @patch(cls_method=True)
 def defaults(cls:Method)->dict:
     "All hyper-parameters with their default values."
     own = {n: p.default for n, p in inspect.signature(cls).parameters.items() if p.default is not p.empty}
     return {**own, **cls.recipe}
+
+@patch(cls_method=True)
+def unused(cls:Method, hyper)->set:
+    "Names of hyper-parameters that have no effect under `hyper`; no search spends trials on them."
+    return set()
 
 # %% ../nbs/05_method.ipynb #00d3dbe6
 @patch

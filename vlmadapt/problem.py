@@ -69,7 +69,7 @@ class SealedLabels:
     def _refuse(self, *args, **kwargs): raise PermissionError("test labels are sealed: only evaluate() reads them")
     __iter__ = __getitem__ = __array__ = __eq__ = __bool__ = _refuse
 
-# %% ../nbs/04_problem.ipynb #7f17c141
+# %% ../nbs/04_problem.ipynb #5c94cc76
 class Problem:
     "Class names, labelled splits and features: everything that a method sees."
     def __init__(self,
@@ -82,7 +82,7 @@ class Problem:
         provenance:dict|None=None, # where all this came from, as plain values
     ):
         self.classnames, self.features, self.logit_scale = list(classnames), features, float(logit_scale)
-        self.backbone, self._images, self.provenance = backbone, images or {}, provenance or {}
+        self.backbone, self._images, self.provenance, self._constants = backbone, images or {}, provenance or {}, {}
         self.labels = {s: SealedLabels(y) if s == "test" else check_labels(y, len(classnames), s) for s, y in labels.items() if y is not None}
 
 # %% ../nbs/04_problem.ipynb #2f5e6778

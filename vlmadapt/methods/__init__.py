@@ -5,11 +5,17 @@
 # %% auto #0
 __all__ = ['METHODS']
 
-# %% ../../nbs/methods/99_methods.ipynb #896402ec
+# %% ../../nbs/methods/99_methods.ipynb #639a946d
+from .clip_adapter import CLIPAdapter
+from .gda import GDA
+from .graph_adapter import GraphAdapter
 from .hegraph_adapter import HeGraphAdapter
 from .linear_probe import LinearProbe, LinearProbeScratch
+from .proto_clip import ProtoCLIP
+from .task_res import TaskRes
 from .tip_adapter import TipAdapter, TipAdapterF
 from .zero_shot import ZeroShot
 
-# %% ../../nbs/methods/99_methods.ipynb #440db6ba
-METHODS = {cls.__name__: cls for cls in (ZeroShot, LinearProbeScratch, LinearProbe, TipAdapter, TipAdapterF, HeGraphAdapter)}
+# %% ../../nbs/methods/99_methods.ipynb #5469d110
+METHODS = {cls.__name__: cls for cls in (
+    ZeroShot, LinearProbeScratch, LinearProbe, GDA, TipAdapter, TipAdapterF, CLIPAdapter, TaskRes, GraphAdapter, ProtoCLIP, HeGraphAdapter)}
