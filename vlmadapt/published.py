@@ -109,14 +109,15 @@ def readings(
         if r.note: out.loc[fits, "note"] = (out.loc[fits, "note"] + "; " + r.note).str.removeprefix("; ")
     return out
 
-# %% ../nbs/63_published.ipynb #058dae7e
+# %% ../nbs/63_published.ipynb #6429ff9d
 def _grid(numbers, index, columns):
     ordered = lambda names, known: sorted(names, key=lambda n: (list(known).index(n) if n in known else len(known), n))
     known = dict(method=METHOD_NAMES, backbone=BACKBONE_NAMES.values(), dataset=DATASET_NAMES.values())
     wide = numbers.pivot(index=index, columns=columns, values="value")
     for axis in (0, 1):
         for name in reversed(wide.axes[axis].names):
-            if name in known: wide = wide.reindex(ordered(wide.axes[axis].unique(name), list(known[name])), axis=axis, level=name if wide.axes[axis].nlevels > 1 else None)
+            level = name if wide.axes[axis].nlevels > 1 else None
+            if name in known: wide = wide.reindex(ordered(wide.axes[axis].unique(name), list(known[name])), axis=axis, level=level)
     return wide
 
 # %% ../nbs/63_published.ipynb #5803a714
@@ -204,7 +205,7 @@ def _average_of(g, per, name, members):
     extra = per.groupby(keys, as_index=False).agg(n=("n", "sum"), test_error=("test_error", lambda e: np.sqrt((e**2).sum())/len(members)))
     return whole.merge(extra, on=keys)[per.columns]
 
-# %% ../nbs/63_published.ipynb #4f4d5e7c
+# %% ../nbs/63_published.ipynb #c526cd53
 def our_cells(
     results:pd.DataFrame, # from `read_results`
 )->pd.DataFrame: # backbone, prompts, dataset, shots (text), method, mean, sd, seeds, n (test images), test_error
@@ -212,14 +213,16 @@ def our_cells(
     parts = []
     for (backbone, prompts), g in _tidy(results).groupby(["backbone", "prompts"], sort=False):
         per = _cells_of(g)
-        for part in [per, *(_average_of(g, per, name, members) for name, members in AVERAGES.items())]: parts.append(part.assign(backbone=backbone, prompts=prompts))
+        found = [per, *(_average_of(g, per, name, members) for name, members in AVERAGES.items())]
+        parts += [part.assign(backbone=backbone, prompts=prompts) for part in found]
     return pd.concat(parts, ignore_index=True).astype({"shots": str})
 
-# %% ../nbs/63_published.ipynb #15c824e4
+# %% ../nbs/63_published.ipynb #d9bdcd60
 CELL = ["dataset", "backbone", "shots", "ours"]
 
 def _pairs(numbers, mine):
-    pairs = numbers[[*CELL, "prompts"]].reset_index(names="number").merge(mine.rename(columns={"method": "ours", "prompts": "our_prompts"}), on=CELL)
+    mine = mine.rename(columns={"method": "ours", "prompts": "our_prompts"})
+    pairs = numbers[[*CELL, "prompts"]].reset_index(names="number").merge(mine, on=CELL)
     same = pairs["prompts"] == pairs["our_prompts"]
     told = pairs["number"].isin(pairs.loc[same, "number"]) | (pairs["ours"] == "ZeroShot") & (pairs["prompts"] != "")
     pairs = pairs[same | ~told]  # where prompts decide, only the same ones
@@ -236,7 +239,7 @@ def _remarks(row, widest):
     if row["seeds"] == 1: yield "one seed"
     if row["half_width"] > widest: yield "the seeds spread too far to tell"
 
-# %% ../nbs/63_published.ipynb #8b17c884
+# %% ../nbs/63_published.ipynb #362a3975
 def beside(
     results:pd.DataFrame, # from `read_results`
     numbers:pd.DataFrame|None=None, # from `published`; None takes all of them
@@ -251,7 +254,8 @@ def beside(
     both["mark"] = [mark(p, m, h, tolerance, widest) for p, m, h in zip(both["published"], both["mean"], both["half_width"])]
     both = both.astype({"seeds": "Int64", "n": "Int64"})
     both["note"] = ["; ".join(_remarks(row, widest)) for row in both.to_dict("records")]
-    return both[["paper", "table", "method", "backbone", "dataset", "shots", "published", "ours", "mean", "sd", "seeds", "n", "half_width", "difference", "mark", "note", "source"]]
+    return both[["paper", "table", "method", "backbone", "dataset", "shots", "published", "ours", "mean", "sd", "seeds", "n", "half_width", "difference",
+                 "mark", "note", "source"]]
 
 # %% ../nbs/63_published.ipynb #86e5673f
 def mark_counts(
@@ -262,7 +266,7 @@ def mark_counts(
     counts = compared.groupby(by)["mark"].value_counts().unstack(fill_value=0)
     return counts.reindex(columns=MARKS, fill_value=0).rename_axis(columns=None)
 
-# %% ../nbs/63_published.ipynb #0583bda9
+# %% ../nbs/63_published.ipynb #75866249
 COLORS = {"reproduced": "background-color: #d5efdc; color: #103d20;", "not reproduced": "background-color: #fbdad2; color: #5a1206;", "not run": "color: #888888;"}
 
 def _shown(row):
@@ -271,11 +275,12 @@ def _shown(row):
 
 def _caption(compared):
     counts = compared["mark"].value_counts().reindex(MARKS, fill_value=0)
-    notes = compared.assign(note=compared["note"].str.split("; ")).explode("note").query("note != ''").groupby("note", sort=False)["method"].agg(lambda m: ", ".join(dict.fromkeys(m)))
+    single = compared.assign(note=compared["note"].str.split("; ")).explode("note").query("note != ''")
+    notes = single.groupby("note", sort=False)["method"].agg(lambda m: ", ".join(dict.fromkeys(m)))
     head = f"Ours: mean ± population standard deviation over the seeds; in brackets: {', '.join(compared['paper'].unique())}, {', '.join(compared['table'].unique())}."
     return "<br>".join([escape(head), ", ".join(f"{n} {m}" for m, n in counts.items()) + ".", *(escape(f"{methods}: {n}.") for n, methods in notes.items())])
 
-# %% ../nbs/63_published.ipynb #966b8aff
+# %% ../nbs/63_published.ipynb #114897ae
 def show_beside(
     compared:pd.DataFrame, # from `beside`, one table
     columns:str="dataset", # "dataset", "backbone" or "shots"
@@ -285,7 +290,8 @@ def show_beside(
     if compared.duplicated([*index, columns]).any(): raise ValueError("several numbers for one cell; choose one paper and table, and one number of shots")
     parts = compared.assign(value=compared["mark"].map(COLORS)), compared.assign(value=[_shown(r) for r in compared.to_dict("records")])
     css, text = (_grid(p, index, columns).fillna(missing) for p, missing in zip(parts, ("", "–")))
-    lines = [dict(selector="caption", props="caption-side: bottom; text-align: left; font-size: 85%;"), dict(selector="th, td", props="text-align: right; padding: 2px 8px; white-space: nowrap;"),
+    lines = [dict(selector="caption", props="caption-side: bottom; text-align: left; font-size: 85%;"),
+             dict(selector="th, td", props="text-align: right; padding: 2px 8px; white-space: nowrap;"),
              dict(selector="thead th", props="border-top: 2px solid; border-bottom: 1px solid;"), dict(selector="tbody tr:last-child *", props="border-bottom: 2px solid;")]
     text.columns.name, text.index.names = None, [None]*text.index.nlevels; css.columns.name, css.index.names = None, text.index.names
     return text.style.apply(lambda _: css, axis=None).set_caption(_caption(compared)).set_table_styles(lines)

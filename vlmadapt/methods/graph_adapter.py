@@ -82,7 +82,7 @@ def init(self:GraphAdapter, generator):
     self.W = nn.Parameter((torch.rand(2, D, D, generator=generator, dtype=self.text.dtype)*2 - 1)*bound)
     self.b = nn.Parameter(self.text.new_zeros(2, K, D, device="cpu"))
 
-# %% ../../nbs/methods/06_graph_adapter.ipynb #c10accf2
+# %% ../../nbs/methods/06_graph_adapter.ipynb #67aa918f
 @patch
 def messages(self:GraphAdapter)->torch.Tensor:
     "Messages of the text graph and of the visual graph, mean over subsets, (2, K, D)."
@@ -96,4 +96,6 @@ def classifier(self:GraphAdapter)->torch.Tensor:
     return same_length(self.beta*self.text + (1 - self.beta)*(self.alpha*text + (1 - self.alpha)*visual), self.text)
 
 @patch
-def logits(self:GraphAdapter, batch): return self.cosine_logits(batch.x, self.classifier())
+def logits(self:GraphAdapter, batch):
+    "Scaled cosine between images and $T'$."
+    return self.cosine_logits(batch.x, self.classifier())

@@ -134,9 +134,11 @@ def prototypes(self:ProtoCLIP)->tuple[torch.Tensor, torch.Tensor]:
     image = F.normalize(by_class(memory, self.place, self.held).sum(1), dim=-1)
     return torch.where(self.held[:, :1] > 0, image, text), text
 
-# %% ../../nbs/methods/07_proto_clip.ipynb #73cc834f
+# %% ../../nbs/methods/07_proto_clip.ipynb #b8931220
 @patch
-def logits(self:ProtoCLIP, batch): return log_mixture(self.query(batch.x), *self.prototypes(), self.alpha, self.beta)
+def logits(self:ProtoCLIP, batch):
+    "$\\log p$ with the weights for testing."
+    return log_mixture(self.query(batch.x), *self.prototypes(), self.alpha, self.beta)
 
 @patch
 def loss(self:ProtoCLIP, batch):
