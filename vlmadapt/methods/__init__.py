@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['METHODS']
 
-# %% ../../nbs/methods/99_methods.ipynb #639a946d
+# %% ../../nbs/methods/99_methods.ipynb #d8814393
+from .anchored_probe import AnchoredProbe
 from .clip_adapter import CLIPAdapter
 from .gda import GDA
 from .graph_adapter import GraphAdapter
@@ -16,6 +17,6 @@ from .task_res import TaskRes
 from .tip_adapter import TipAdapter, TipAdapterF
 from .zero_shot import ZeroShot
 
-# %% ../../nbs/methods/99_methods.ipynb #5469d110
+# %% ../../nbs/methods/99_methods.ipynb #aa6ca5a8
 METHODS = {cls.__name__: cls for cls in (
-    ZeroShot, LinearProbeScratch, LinearProbe, GDA, TipAdapter, TipAdapterF, CLIPAdapter, TaskRes, GraphAdapter, ProtoCLIP, HeGraphAdapter)}
+    ZeroShot, LinearProbeScratch, LinearProbe, GDA, TipAdapter, TipAdapterF, CLIPAdapter, TaskRes, GraphAdapter, ProtoCLIP, HeGraphAdapter, AnchoredProbe)}
