@@ -127,8 +127,8 @@ def _epoch(stack, loaders, which, optimizer, epoch, r):
         total = total + stack.backward(batches, which); optimizer.step()
     return total/steps
 
-# %% ../nbs/06_fit.ipynb #c66ed2a5
-def _train(methods, problems, seeds, progress=True):
+# %% ../nbs/06_fit.ipynb #529fd170
+def _train(methods, problems, seeds, progress=True, after_epoch=None):
     "Train runs of one shape side by side."
     r, device = methods[0].hyper_parameters, next(methods[0].parameters()).device
     loaders, which = _loaders(problems, seeds, r["batch_size"], device)
@@ -137,6 +137,7 @@ def _train(methods, problems, seeds, progress=True):
         mean, now = _epoch(stack, loaders, which, optimizer, epoch, r).tolist(), {(g["base"], g["weight_decay"]): g["lr"] for g in optimizer.param_groups}
         for m, p, loss in zip(methods, problems, mean):
             m.log.append(dict(epoch=epoch, loss=loss, lr=now[m.hyper_parameters["lr"], m.hyper_parameters["weight_decay"]])); _note_divergence(m, p, m.log[-1])
+        if after_epoch: after_epoch(epoch)
         if all(m.diverged for m in methods): break
     stack.release()
 
@@ -155,18 +156,19 @@ def problem_device(problem)->str:
 
 def _trains(method): return not hasattr(method, "solve") and method.trainable_parameters() > 0
 
-# %% ../nbs/06_fit.ipynb #64350b02
+# %% ../nbs/06_fit.ipynb #d05074cb
 def fit(
     method:Method, # a method built on `problem`
     problem:Problem, # support images to fit
     seed:int=1, # start values, order of batches, views
     device:str|None=None, # default: the backbone's device
     progress:bool=True, # show a bar on long runs
+    after_epoch=None, # function of the epoch, called when it is over
 )->Method: # the same method, trained
     "Reset `method` from `seed` and train it on the support images of `problem`; raises FloatingPointError when the loss is not finite."
     with deterministic():
         _start(method, problem, seed, device)
-        if _trains(method): _train([method], [problem], [seed], progress)
+        if _trains(method): _train([method], [problem], [seed], progress, after_epoch)
     if method.diverged: raise FloatingPointError(method.diverged)
     return method.eval()
 

@@ -12,13 +12,13 @@ from fastcore.basics import patch
 from torch import nn
 from ..method import Batch, Method, hyper
 
-# %% ../../nbs/methods/10_anchored_probe.ipynb #2fb1bb4c
+# %% ../../nbs/methods/10_anchored_probe.ipynb #074ba6c6
 class AnchoredProbe(Method):
     "Logistic regression that pays for its distance from the text classifier, solved to convergence (ours)."
-    space = dict(penalty=[1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 1e-6, 1e-7], anchor=[1., .5, .25, 0.])
+    space = dict(penalty=[1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 1e-6], anchor=[1., .5])
     def __init__(self, problem,
-        penalty:float=1e-3, # lambda above
-        anchor:float=1., # a above, the share of the zero-shot logits
+        penalty:float=3e-4, # lambda above
+        anchor:float=.5, # a above, the share of the zero-shot logits
         max_iter:int=100, # at most so many L-BFGS iterations
     ): super().__init__(problem, hyper(locals()))
     def constants(self, problem): return dict(text=problem.features.text)
