@@ -188,14 +188,14 @@ def positive_nodes(self:HeGraphAdapter, alpha_np="alpha_np"):
     if "np" in self.paths: P = P + self.weight("alpha_np" if self.learn_paths else alpha_np)*self.message("np", self.s_np + self.A_np @ self.negative_nodes())
     return self._normed("P", P)
 
-# %% ../../nbs/methods/08_hegraph_adapter.ipynb #0ef41801
+# %% ../../nbs/methods/08_hegraph_adapter.ipynb #4187ce2e
 @patch
 def cache_scores(self:HeGraphAdapter, x, sharpness, index=None):
     "$a$: votes of the shifted cache for image features `x` (B, D); with `index` (B,) each image's own key is left out."
     z, shift, (K, S, D) = F.normalize(x, dim=-1), self.weight("gamma")*self.message("vv", self.C_vv), self.keys.shape
     products = (z @ self.keys.view(K*S, D).T).view(-1, K, S) + (z @ shift.T)[:, :, None]
     length = (1 + 2*(self.keys @ shift[:, :, None])[:, :, 0] + shift.square().sum(-1)[:, None]).sqrt()
-    votes = torch.exp(products*(sharpness/length) - sharpness).flatten(1)
+    votes = (products*(sharpness/length)).sub_(sharpness).exp_().flatten(1)
     if index is not None: votes = votes*(self.place[index][:, None] != torch.arange(K*S, device=x.device))
     total = class_sums(votes, self.held)
     return total if self.cache_reduce == "sum" else total/self.held.sum(-1).clamp(min=1)
