@@ -6,10 +6,11 @@
 __all__ = ['UNITS', 'EXACT_BELOW', 'paired', 'signed_rank', 'holm', 'compare_methods', 'difference_matrix', 'correct_images',
            'difference_interval', 'compare_images', 'compare_rows', 'interval_plot']
 
-# %% ../nbs/64_statistics.ipynb #b94409a7
+# %% ../nbs/64_statistics.ipynb #e22c4251
 from itertools import combinations
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
-from .figures import LABEL, in_order, page_style
+from .figures import LABEL, page_style
+from .rows import in_order
 
 # %% ../nbs/64_statistics.ipynb #729169df
 UNITS = {"support set": ["dataset", "shots", "backbone", "seed"], "dataset": ["dataset"]}
