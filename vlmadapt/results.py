@@ -15,15 +15,15 @@ from fastcore.basics import patch
 from .foundation import write_atomic
 from .rows import in_order
 
-# %% ../nbs/61_results.ipynb #e142f3de
+# %% ../nbs/61_results.ipynb #ee182c32
 def _nested(row):
     "`row`, then its results on other datasets and at other points, as rows."
-    own = {k: v for k, v in row.items() if k not in ("targets", "points", "above_zero_shot", "macro_f1", "n", "val_accuracy")}
+    own = {k: v for k, v in row.items() if k not in ("targets", "points", "above_zero_shot", "macro_f1", "n", "val_accuracy", "as_released")}
     yield row
     for name, scores in row.get("targets", {}).items(): yield {**own, **scores, "dataset": name}
     for point, scores in row.get("points", {}).items(): yield {**own, **scores, "method": f"{row['method']} {point}", "point": point}
 
-# %% ../nbs/61_results.ipynb #3954fb1d
+# %% ../nbs/61_results.ipynb #23144a9c
 FIELDS = ("method", "seed", "point", "accuracy", "macro_f1", "n", "above_zero_shot", "selection", "trainable_parameters")
 BULKY = ("predictions", "correct", "digest", "key")
 
@@ -32,7 +32,7 @@ def _scalars(values): return {k: v for k, v in values.items() if isinstance(v, (
 def _record(row, run):
     cost, made, where = row.get("cost", {}), row.get("provenance", {}), row.get("environment", {})
     versions = ", ".join(f"{k} {v}" for k, v in where.get("versions", {}).items())
-    return {"grid": run.parent.name, "run": run.name, "trained_on": row["settings"].get("dataset"), **_scalars(row["settings"]), **dict.fromkeys(FIELDS), **_scalars(row), **cost,
+    return {"grid": run.parent.name, "run": run.name, "trained_on": row["settings"].get("dataset"), **_scalars(row["settings"]), **dict.fromkeys(FIELDS), **_scalars(row), **cost, "paper_protocol": (row.get("as_released") or {}).get("accuracy"),
             **{k: made.get(k) for k in ("backbone_key", "split", "transform")}, **{k: where.get(k) for k in ("commit", "device")}, "versions": versions}
 
 # %% ../nbs/61_results.ipynb #de0ccd5a
