@@ -7,10 +7,10 @@ __all__ = ['KINDS', 'TABLES', 'THREADS', 'KEEP_MEMORY', 'shipped', 'template_par
            'read_runs', 'run_notebook', 'execute', 'execute_all', 'vlmadapt_grid', 'report_of', 'write_html',
            'vlmadapt_report']
 
-# %% ../nbs/60_grid.ipynb #5fd68350
+# %% ../nbs/60_grid.ipynb #12ac2bad
 import ast, fcntl, itertools, json, os, re, shutil, socket, sys, tempfile, time, traceback
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 import papermill, yaml
@@ -168,18 +168,25 @@ def _runs_of(notebook, axes, given, folder, part, report):
     for run in runs: check_names(run.parameters)
     return runs
 
-# %% ../nbs/60_grid.ipynb #95ee3245
+# %% ../nbs/60_grid.ipynb #35e9b540
+def _smallest(runs):
+    run = min(runs, key=lambda r: r.parameters.get("shots", 0))
+    less = dict(seeds=run.parameters["seeds"][:1], **({"trials": 0} if "trials" in run.parameters else {}))
+    return [replace(run, parameters={**run.parameters, **less})]
+
 def read_runs(
     file, # a params file
     out="outputs", # folder of all results
+    smoke:bool=False, # only the smallest run of each part, with one seed and no search, in a folder of its own
 )->list[Run]: # longest first
     "The runs that `file` describes, after checking every name and value in it."
     file = Path(file)
     if not file.exists(): file = shipped("params", file.name) or file
     if not file.exists(): raise ValueError(f"{file}: no such file")
     with _blame(file):
-        report, parts = _load(file)
-        return [run for name, (experiment, *values) in parts.items() for run in _runs_of(_experiment(experiment, file), *values, Path(out)/file.stem/name, name, report)]
+        report, parts = _load(file); folder = Path(out)/(file.stem + "-smoke"*smoke)
+        groups = [_runs_of(_experiment(experiment, file), *values, folder/name, name, report) for name, (experiment, *values) in parts.items()]
+    return [run for runs in groups for run in (_smallest(runs) if smoke else runs)]
 
 # %% ../nbs/60_grid.ipynb #071984aa
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -355,11 +362,12 @@ def _tell(failed, runs, out):
     for run in runs:
         if run.name in failed: print(f"  {run.name}: {failed[run.name]}\n    see {run.folder}/log.txt and run.ipynb")
 
-# %% ../nbs/60_grid.ipynb #aa7cdff3
+# %% ../nbs/60_grid.ipynb #05cb461d
 @call_parse
 def vlmadapt_grid(
     params:str, # params file, such as params/mini.yml
     dry_run:store_true=False, # list the runs and the rows they miss, and start nothing
+    smoke:store_true=False, # try the file first: the smallest run of each part, with one seed and no search, as <name>-smoke
     only:str="", # runs whose name holds this text, or matches it when it has a *
     workers:int=None, # runs at a time on this machine; one per core unless told
     address:str=None, # of a Ray cluster, such as auto
@@ -368,13 +376,13 @@ def vlmadapt_grid(
 ):
     "Execute an experiment for every combination in a params file; go on where an earlier call stopped."
     try:
-        runs = [r for r in read_runs(params, out) if fnmatch(r.name, only if "*" in only else f"*{only}*")]
+        runs = [r for r in read_runs(params, out, smoke) if fnmatch(r.name, only if "*" in only else f"*{only}*")]
         if not runs: raise ValueError(f"{params}: no run matches --only {only}")
         if dry_run: return _list(runs)
         failed = execute_all(runs, address, workers, gpus_per_run)
     except ValueError as e: print(e, file=sys.stderr); return 2
     except KeyboardInterrupt: print("stopped; the same command goes on from here", file=sys.stderr); return 130
-    _tell(failed, runs, Path(out)/Path(params).stem); return 1 if failed else 0
+    _tell(failed, runs, Path(out)/(Path(params).stem + "-smoke"*smoke)); return 1 if failed else 0
 
 # %% ../nbs/60_grid.ipynb #caf8eb47
 def report_of(
