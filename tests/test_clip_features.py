@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from vlmadapt.fit import evaluate, fit
+from vlmadapt.fit import evaluate, fit, tune
 from vlmadapt.methods import METHODS
 from vlmadapt.problem import Problem
 
 FOLDER = Path(__file__).resolve().parents[2]/"shared/data/clip_vitb32_imagenet"
 pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="no shared/data/clip_vitb32_imagenet beside the checkout")
+PAIRED_ERROR = .8  # points, standard error of the difference of two methods on these 2000 images
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,11 @@ def accuracy(problem, name, **hyper_parameters):
 
 
 def test_zero_shot_is_the_published_figure(problem): assert accuracy(problem, "ZeroShot") == pytest.approx(61.10, abs=1e-9)
+
+
+@pytest.mark.parametrize("name, fixed, reference", [("GDA", {}, 65.4), ("GDA", {"zero_shot": False}, 53.9), ("TipAdapter", {}, 63.6)])
+def test_closed_forms_agree_with_an_independent_implementation(problem, name, fixed, reference):
+    assert abs(accuracy(problem, name, **tune(METHODS[name], problem, fixed=fixed)) - reference) <= 2*PAIRED_ERROR
 
 
 def test_hegraph_gains_three_points(problem):

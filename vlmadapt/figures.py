@@ -72,7 +72,9 @@ def draw_panel(
     ax.set_xticks([0, *_place(shots)], ["0", *map(str, shots)]); ax.set_xlim(-.35, _place(shots).max() + .35)
     ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(5, steps=[1, 2, 5, 10])); ax.grid(axis="x", visible=False); sns.despine(ax=ax)
 
-# %% ../nbs/62_figures.ipynb #9a196c0a
+# %% ../nbs/62_figures.ipynb #825f36f2
+def _columns(methods): return len(methods) if len(methods) <= 6 else 4
+
 def _legend(fig, methods, **where):
     lines = [mpl.lines.Line2D([], [], **{**look(m), "zorder": 1, "ls": "--" if m == "ZeroShot" else look(m)["ls"], "ms": 7 if m == "ZeroShot" else 4.5}) for m in methods]
     return fig.legend(handles=lines, frameon=False, handlelength=2., columnspacing=1.2, handletextpad=.5, **where)
@@ -83,7 +85,7 @@ def _panels(results):
     average = [(f"Average over {len(names)} datasets", averages(results))] if len(names) > 1 else []
     return average + [(n, per[per["dataset"] == n]) for n in names]
 
-# %% ../nbs/62_figures.ipynb #80766f70
+# %% ../nbs/62_figures.ipynb #73898581
 def shot_panels(
     results:pd.DataFrame, # from `read_results`, one backbone
     methods:list[str]|None=None, # which, and in which order; all, in the order of METHODS
@@ -93,16 +95,16 @@ def shot_panels(
     methods, panels = methods or in_order(results["method"]), _panels(results)
     columns = min(len(panels), 4 if len(panels) > 6 else 3); lines = -(-len(panels)//columns)
     with page_style():
-        height = lines*(1.7 if columns < 4 else 1.5) + .5
+        height = lines*(1.7 if columns < 4 else 1.5) + .2 + .15*-(-len(methods)//_columns(methods))
         fig, axes = plt.subplots(lines, columns, figsize=(width*min(1, (columns + 1)/4), height), squeeze=False, layout="constrained")
         for ax in axes.flat[len(panels):]: ax.axis("off")
         for (title, curves), ax in zip(panels, axes.flat):
             draw_panel(ax, curves, methods); ax.set_title(title, fontweight="bold" if title.startswith("Average") else "normal")
         fig.supxlabel("labelled images per class", fontsize=8); fig.supylabel("test accuracy (%)", fontsize=8)
-        _legend(fig, methods, loc="outside upper center", ncols=min(6, len(methods)))
+        _legend(fig, methods, loc="outside upper center", ncols=_columns(methods))
     return fig
 
-# %% ../nbs/62_figures.ipynb #045cff80
+# %% ../nbs/62_figures.ipynb #bdc56883
 def gain_bars(
     results:pd.DataFrame, # from `read_results`, one backbone
     shots:int=16, # at this number of shots
@@ -114,14 +116,14 @@ def gain_bars(
     order = at.groupby("dataset")["above_zero_shot"].mean().sort_values(ascending=False).index
     spread = lambda v: (v.mean() - v.std(ddof=0), v.mean() + v.std(ddof=0))
     with page_style():
-        fig, ax = plt.subplots(figsize=(width, 2.4), layout="constrained")
+        fig, ax = plt.subplots(figsize=(width, 2.2 + .15*-(-len(methods)//_columns(methods))), layout="constrained")
         sns.barplot(at, x="dataset", y="above_zero_shot", hue="method", order=order, hue_order=methods, palette=[look(m)["color"] for m in methods], saturation=1,
                     errorbar=spread, err_kws=dict(lw=.7, color="#333333"), width=.82, legend=False, ax=ax)
         ax.axhline(0, color="black", lw=.7); ax.grid(axis="x", visible=False); sns.despine(ax=ax, bottom=True); ax.tick_params(axis="x", length=0)
         ax.set(xlabel="", ylabel=f"points above zero-shot\n({shots} {'shots' if shots > 1 else 'shot'})")
         if len(order) > 7: ax.tick_params(axis="x", labelrotation=25); [t.set_ha("right") for t in ax.get_xticklabels()]
         handles = [mpl.patches.Patch(color=look(m)["color"], label=look(m)["label"]) for m in methods]
-        fig.legend(handles=handles, frameon=False, ncols=min(6, len(methods)), loc="outside lower center", handlelength=1, columnspacing=1.4)
+        fig.legend(handles=handles, frameon=False, ncols=_columns(methods), loc="outside lower center", handlelength=1, columnspacing=1.4)
     return fig
 
 # %% ../nbs/62_figures.ipynb #3bdb087c
