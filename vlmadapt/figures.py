@@ -126,7 +126,7 @@ def gain_bars(
         fig.legend(handles=handles, frameon=False, ncols=_columns(methods), loc="outside lower center", handlelength=1, columnspacing=1.4)
     return fig
 
-# %% ../nbs/62_figures.ipynb #3bdb087c
+# %% ../nbs/62_figures.ipynb #65a7ab4f
 def point_lines(
     results:pd.DataFrame, # from `read_results`, rows with points
     names:dict|None=None, # hyper-parameter -> how it is called
@@ -135,16 +135,16 @@ def point_lines(
     "Accuracy against the value of each hyper-parameter that was varied, averaged over the datasets."
     points = by_point(results); numeric = pd.to_numeric(points["value"], errors="coerce")
     with page_style():
-        fig, ax = plt.subplots(figsize=(width, 2.1), layout="constrained")
+        fig, ax = plt.subplots(figsize=(width, 3.), layout="constrained")
         for (name, g), (color, marker) in zip(points.assign(x=numeric).groupby("parameter", sort=False), list(STYLE.values())[4:]):
             shown = (names or {}).get(name, name)
             if g["x"].isna().any(): ax.axhline(g["mean"].iloc[0], color="#555555", ls="--", lw=.9, label=shown); continue
             ax.plot(g["x"], g["mean"], color=color, marker=marker, lw=1.2, label=shown); ax.fill_between(g["x"], g["mean"] - g["sd"], g["mean"] + g["sd"], color=color, alpha=.15, lw=0)
         ax.set(xlabel="set to", ylabel="test accuracy (%)"); ax.grid(axis="x", visible=False); sns.despine(ax=ax)
-        fig.legend(frameon=False, loc="outside right center")
+        fig.legend(frameon=False, loc="outside upper left", ncols=1)
     return fig
 
-# %% ../nbs/62_figures.ipynb #3dc89f2b
+# %% ../nbs/62_figures.ipynb #dbe16bd0
 def cost_plot(
     costs:pd.DataFrame, # one line per method, with `accuracy`
     x:str="trainable_parameters", # column of the horizontal axis
@@ -159,7 +159,7 @@ def cost_plot(
             style = {k: v for k, v in look(method).items() if k in ("color", "marker", "label", "zorder")}
             ax.plot(max(costs.at[method, x], least/4), costs.at[method, "accuracy"], ls="", ms=6, mfc=style["color"] if method == base_of(method) else "white", **style)
         ax.set_xscale("log"); ax.set(xlabel=xlabel, ylabel="test accuracy (%)"); sns.despine(ax=ax)
-        if (costs[x] <= 0).any(): ax.axvline(least/2, color="#999999", lw=.6, ls=":"); ax.text(least/4, 0, "none", transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=6.5, color="#666666")
+        if (costs[x] <= 0).any(): ax.axvline(least/2, color="#999999", lw=.6, ls=":"); ax.text(least/4, 1, "none", transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=6.5, color="#666666")
         fig.legend(frameon=False, loc="outside right center", handletextpad=.2)
     return fig
 
