@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'LABEL', 'STRONG', 'LINES', 'look', 'page_style', 'draw_panel', 'shot_panels', 'gain_bars', 'point_lines',
-           'cost_plot', 'node_maps', 'save_figure']
+           'cost_plot', 'node_maps', 'save_figure', 'palette_png', 'small_pictures']
 
-# %% ../nbs/62_figures.ipynb #84df1b99
+# %% ../nbs/62_figures.ipynb #3ddbbd20
+import io
 from contextlib import contextmanager
 from pathlib import Path
 import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
@@ -195,3 +196,22 @@ def save_figure(
     "Write `fig` as .png, .svg and .pdf, the same bytes for the same figure."
     for ending, meta in (("png", {}), ("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
         with page_style(), write_atomic(Path(folder)/f"{name}.{ending}") as tmp: fig.savefig(tmp, format=ending, dpi=200, metadata=meta)
+
+# %% ../nbs/62_figures.ipynb #e10e610f
+def palette_png(
+    fig, # a matplotlib figure
+    colors:int=256, # in the palette
+    dpi:int=100, # dots per inch
+)->bytes:
+    "`fig` as a PNG file of few `colors`."
+    from PIL import Image
+    full, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(full, format="png", dpi=dpi, bbox_inches="tight")
+    Image.open(full).convert("RGB").quantize(colors, Image.Quantize.MAXCOVERAGE).save(small, format="png", optimize=True)
+    return small.getvalue()
+
+def small_pictures():
+    "Show the figures of this notebook as `palette_png`."
+    from IPython import get_ipython
+    plt.draw_if_interactive()
+    if shell := get_ipython(): shell.display_formatter.formatters["image/png"].for_type(mpl.figure.Figure, palette_png)
