@@ -94,7 +94,7 @@ class Backbone:
         self.logit_scale = float(model.logit_scale.exp())
         self.key = content_key(weights=model.state_dict(), quick_gelu=quick_gelu_blocks(model), precision=precision)
 
-# %% ../nbs/02_backbones.ipynb #534e8238
+# %% ../nbs/02_backbones.ipynb #9894b66f
 @patch(as_prop=True)
 def is_vit(self:Backbone)->bool:
     "Is the image tower a vision transformer?"
@@ -105,6 +105,11 @@ def size(self:Backbone)->int:
     "Side of the square input, in pixels."
     size = self.preprocess_cfg.size
     return size if isinstance(size, int) else size[0]
+
+@patch(as_prop=True)
+def feature_width(self:Backbone)->int:
+    "Width of the features that image and text share."
+    return self.model.visual.output_dim
 
 @patch
 def __repr__(self:Backbone): return f"Backbone({self.name!r}, {self.device}, {self.precision}, {self.size} px, key {self.key})"
