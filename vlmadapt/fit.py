@@ -194,14 +194,14 @@ def _shape_key(method, problem):
     shapes = tuple((n, tuple(x.shape)) for n, x in itertools.chain(method.named_parameters(), method.named_buffers()))
     return type(method), repr(sorted((k, v) for k, v in method.hyper_parameters.items() if k not in loose)), shapes, len(problem.labels["train"])
 
-# %% ../nbs/06_fit.ipynb #c0e6565a
+# %% ../nbs/06_fit.ipynb #7b77d97f
 def _groups(runs):
     "Lists of run positions that can be stacked."
     found = {}
     for i, (method, problem, _) in enumerate(runs):
         if _trains(method): found.setdefault(_shape_key(method, problem), []).append(i)
     for members in found.values():
-        method = runs[members[0]][0]; size = 1 if method.needs - {"features"} else max(1, STACK_LIMIT // method.trainable_parameters())
+        method = runs[members[0]][0]; size = 1 if method.runs_tower() else max(1, STACK_LIMIT // method.trainable_parameters())
         yield from (members[i:i+size] for i in range(0, len(members), size))
 
 # %% ../nbs/06_fit.ipynb #cb5cd49c

@@ -71,7 +71,7 @@ def _shared(self:Method, problem):
         problem._constants[key] = {n: weakref.ref(x) for n, x in kept.items()}
     return kept
 
-# %% ../nbs/05_method.ipynb #4f1ba491
+# %% ../nbs/05_method.ipynb #d3694e88
 @patch
 def _float_names(self:Method): return [n for n, v in self.hyper_parameters.items() if isinstance(v, float) and n not in self.recipe]
 
@@ -88,7 +88,13 @@ def set(self:Method, **values):
 @patch
 def reset(self:Method, seed:int):
     "Give the trained parameters their start values, drawn from the `seed`'s own stream."
-    self.init(stream(seed, "init")); return self
+    self.init(stream(seed, "init"))
+    return self.to(self.backbone.device) if self.runs_tower() else self
+
+@patch(cls_method=True)
+def runs_tower(cls:Method)->bool:
+    "Does the method run parts of the backbone? It then lives where the backbone does."
+    return bool(cls.needs - {"features"})
 
 # %% ../nbs/05_method.ipynb #09d1e95d
 @patch(cls_method=True)
@@ -220,7 +226,7 @@ def save(self:Method, path):
     card = dict(method=type(self).__name__, trained=[n for n, _ in self.named_parameters()], hyper_parameters=self.hyper_parameters, classnames=self.classnames, logit_scale=self.logit_scale, **self.card)
     save_arrays(path, self.state_dict(), card)
 
-# %% ../nbs/05_method.ipynb #27c1b475
+# %% ../nbs/05_method.ipynb #628b1f6e
 @patch(cls_method=True)
 def load(cls:Method,
     path, # a file made by `save`
@@ -229,7 +235,7 @@ def load(cls:Method,
     "Load a stored method, ready to predict."
     tensors, card = load_arrays(path)
     if card.get("method") != cls.__name__: raise ValueError(f"{path} holds a method of class {card.get('method')}, not {cls.__name__}")
-    if backbone is None and cls.needs - {"features"}: backbone = card["backbone"]
+    if backbone is None and cls.runs_tower(): backbone = card["backbone"]
     backbone = None if backbone is None else load_backbone(backbone)
     if backbone and backbone.key != card["backbone_key"]: raise ValueError(f"{path} was fitted on backbone {card['backbone']} with other weights than {backbone.name}")
     return _rebuild(cls, tensors, card, backbone)

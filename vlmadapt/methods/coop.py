@@ -26,9 +26,10 @@ class CoOp(PromptMethod):
         class_specific:bool=False, # a context for every class?
         **recipe): super().__init__(problem, hyper(locals()))
 
-# %% ../../nbs/methods/12_coop.ipynb #d32994d9
+# %% ../../nbs/methods/12_coop.ipynb #1b693c08
 @patch
 def init(self:CoOp, generator):
+    "The context from words or from the `generator`."
     self.begin()
     draw = lambda: context_start(self.tower, self.backbone.tokenizer, self.n_ctx, self.words, generator)
     self.context = nn.Parameter(torch.stack([draw() for _ in self.classnames]) if self.class_specific else draw())
@@ -49,14 +50,15 @@ class CoCoOp(PromptMethod):
         reduction:int=16, # width of the image feature divided by the hidden width of the network
         **recipe): super().__init__(problem, hyper(locals()))
 
-# %% ../../nbs/methods/12_coop.ipynb #45104adc
+# %% ../../nbs/methods/12_coop.ipynb #d4b38138
 @patch
 def init(self:CoCoOp, generator):
+    "The context from words or from the `generator`, and the network from PyTorch's law for linear layers."
     self.begin(); D, d = self.backbone.feature_width, self.tower.width
     self.context, H = nn.Parameter(context_start(self.tower, self.backbone.tokenizer, self.n_ctx, self.words, generator)), max(1, D//self.reduction)
     with drawing_from(generator): self.meta = nn.Sequential(nn.Linear(D, H), nn.ReLU(), nn.Linear(H, d))
 
-# %% ../../nbs/methods/12_coop.ipynb #8b0429cc
+# %% ../../nbs/methods/12_coop.ipynb #06447587
 @patch
 def conditional(self:CoCoOp,
     x:torch.Tensor, # (B, D) raw image features
@@ -70,8 +72,11 @@ def conditional(self:CoCoOp,
 SENTENCES = 4096 # computed at once where nothing is trained
 
 @patch
-def logits(self:CoCoOp, batch): return self.conditional(batch.x)
+def logits(self:CoCoOp, batch):
+    "Scores over the method's own classes."
+    return self.conditional(batch.x)
 
 @patch
 def scorer(self:CoCoOp, classnames):
+    "A function from batches to scores (B, K) over `classnames`, some images at a time."
     return lambda batch: torch.cat([self.conditional(x, classnames) for x in batch.x.split(max(1, SENTENCES//len(classnames)))])

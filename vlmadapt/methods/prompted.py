@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'BUCKET', 'PHOTO_WORDS', 'TextTower', 'sentences', 'keys', 'step', 'causal', 'buckets', 'free_memory',
-           'Plan', 'VisionTower', 'context_start', 'depth_within', 'PromptMethod']
+           'Plan', 'VisionTower', 'context_start', 'depth_within', 'PromptMethod', 'ImagePromptMethod']
 
 # %% ../../nbs/methods/11_prompted.ipynb #4f1a3039
 import functools, itertools, math, os
@@ -368,7 +368,7 @@ def text_prompts(self:PromptMethod, classnames)->tuple:
     "First (G, n, D) and deep (depth-1, n, D) text prompts for `classnames`."
     raise NotImplementedError
 
-# %% ../../nbs/methods/11_prompted.ipynb #c7a74c11
+# %% ../../nbs/methods/11_prompted.ipynb #4de70748
 @patch
 def plan(self:PromptMethod, classnames, groups=1)->Plan:
     "How the sentences of `classnames` are computed; kept for the next time."
@@ -390,5 +390,27 @@ def text(self:PromptMethod,
 
 @patch
 def scorer(self:PromptMethod, classnames):
+    "A function from batches to scores (B, K) over `classnames`, whose text is computed here."
     text = self.text(classnames)
     return lambda batch: self.cosine_logits(batch.x, text)
+
+# %% ../../nbs/methods/11_prompted.ipynb #ff7bab37
+class ImagePromptMethod(PromptMethod):
+    "Trains inputs of the image tower; subclasses give `init` and `scorer`."
+    needs = {"text_tower", "image_tower"}
+    recipe = dict(optimizer="sgd", lr=2.5e-3, weight_decay=5e-4, epochs=10, batch_size=4, schedule="warmup_cosine", crop=.5)
+    space = dict(lr=[1e-3, 2.5e-3, 1e-2])
+    def logits(self, batch): return self.scorer(self.classnames)(batch)
+
+@patch
+def begin(self:ImagePromptMethod):
+    "To be called at the start of `init`: a view of both towers."
+    PromptMethod.begin(self); self.eyes = VisionTower(self.backbone.model)
+
+@patch
+def image(self:ImagePromptMethod,
+    x:torch.Tensor, # (B, 3, s, s) pixels
+    V:torch.Tensor, # (depth, n, d_vision) visual prompts
+)->torch.Tensor: # (B, D') raw image features
+    "Image features beside the visual prompts."
+    with self.backbone.autocast(): return self.eyes.features(x, V[0], V[1:]).to(V.dtype)
