@@ -6,8 +6,8 @@
 __all__ = ['PLACES', 'BUCKET', 'PHOTO_WORDS', 'TextTower', 'sentences', 'keys', 'step', 'causal', 'buckets', 'free_memory',
            'Plan', 'VisionTower', 'context_start', 'depth_within', 'PromptMethod', 'ImagePromptMethod']
 
-# %% ../../nbs/methods/11_prompted.ipynb #4f1a3039
-import functools, itertools, math, os
+# %% ../../nbs/methods/11_prompted.ipynb #391957da
+import functools, math, os
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -163,21 +163,19 @@ def causal(S:int, P:int=0, device=None)->torch.Tensor:
     "Each of `S` tokens sees the `P` tokens before them all, its predecessors and itself: (1, S, P+S) booleans."
     return torch.ones(1, S, P + S, dtype=torch.bool, device=device).tril(P)
 
-# %% ../../nbs/methods/11_prompted.ipynb #b3848969
+# %% ../../nbs/methods/11_prompted.ipynb #dfc3ab25
 BUCKET = 256 # tokens that an additional bucket has to save
 
 def buckets(
     lengths:list[int], # of each sentence
-    most:int=4, # buckets at most
 )->list[list[int]]: # positions of the sentences of each bucket
-    "Group sentences of similar length so that padding, plus a price per bucket, is least."
-    sizes = sorted(set(lengths)); count = {s: lengths.count(s) for s in sizes}
-    def cost(cuts):
-        tops = [*cuts, sizes[-1]]
-        return sum(count[s]*next(t for t in tops if s <= t) for s in sizes) + BUCKET*len(tops)
-    best = min((c for k in range(min(most, len(sizes))) for c in itertools.combinations(sizes[:-1], k)), key=cost)
-    group = lambda n: sum(n > c for c in best)
-    return [[i for i, n in enumerate(lengths) if group(n) == g] for g in range(len(best) + 1)]
+    "Group sentences of similar length so that their tokens, padding included, plus a price per bucket are least."
+    sizes = sorted(set(lengths)); upto = [0] + [sum(n <= s for n in lengths) for s in sizes]
+    best = [(0, 0)] # of the first j sizes: least cost, and where the last bucket begins
+    for j, s in enumerate(sizes, 1): best.append(min((best[i][0] + (upto[j] - upto[i])*s + BUCKET, i) for i in range(j)))
+    ends = [len(sizes)]
+    while ends[0]: ends.insert(0, best[ends[0]][1])
+    return [[k for k, n in enumerate(lengths) if n in set(sizes[a:b])] for a, b in zip(ends, ends[1:])]
 
 # %% ../../nbs/methods/11_prompted.ipynb #a13fbf79
 @patch
@@ -241,7 +239,7 @@ def free_memory(device)->int:
     if torch.device(device).type == "cuda": return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_AVPHYS_PAGES")*os.sysconf("SC_PAGE_SIZE")
 
-# %% ../../nbs/methods/11_prompted.ipynb #6cc2a72f
+# %% ../../nbs/methods/11_prompted.ipynb #c3ffb54e
 class Plan:
     "How the sentences `ids` (G or 1, M, T) with prompts `at` (G or 1, M, n) are computed for `groups` prompts within `budget` bytes."
     def __init__(self, tower, ids, at, groups=1, budget=None):
@@ -250,7 +248,7 @@ class Plan:
         self.P, lengths = 1 + int(leading.int().cumprod(0).sum()), tower.lengths(ids).flatten().tolist()
         self.parts = [(b, max(lengths[i] for i in b)) for b in buckets(lengths)]
         tokens = sum(len(b)*(L - self.P + (tower.cls is not None)) for b, L in self.parts)
-        count = groups*ids.shape[1]//len(lengths); self.bytes = tower.saved_bytes(count*tokens, count*len(lengths), self.P, tower.positions.element_size())
+        count = max(groups, len(ids))//len(ids); self.bytes = tower.saved_bytes(count*tokens, count*len(lengths), self.P, tower.positions.element_size())
         self.recompute = budget is not None and self.bytes > budget
         if self.recompute:
             size = max(1, int(len(lengths)*budget/2/self.bytes))
