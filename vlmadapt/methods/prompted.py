@@ -163,7 +163,7 @@ def causal(S:int, P:int=0, device=None)->torch.Tensor:
     "Each of `S` tokens sees the `P` tokens before them all, its predecessors and itself: (1, S, P+S) booleans."
     return torch.ones(1, S, P + S, dtype=torch.bool, device=device).tril(P)
 
-# %% ../../nbs/methods/11_prompted.ipynb #dfc3ab25
+# %% ../../nbs/methods/11_prompted.ipynb #60c4b038
 BUCKET = 256 # tokens that an additional bucket has to save
 
 def buckets(
@@ -175,7 +175,7 @@ def buckets(
     for j, s in enumerate(sizes, 1): best.append(min((best[i][0] + (upto[j] - upto[i])*s + BUCKET, i) for i in range(j)))
     ends = [len(sizes)]
     while ends[0]: ends.insert(0, best[ends[0]][1])
-    return [[k for k, n in enumerate(lengths) if n in set(sizes[a:b])] for a, b in zip(ends, ends[1:])]
+    return [[k for k, n in enumerate(lengths) if sizes[a] <= n <= sizes[b-1]] for a, b in zip(ends, ends[1:])]
 
 # %% ../../nbs/methods/11_prompted.ipynb #a13fbf79
 @patch
@@ -202,7 +202,7 @@ def prefix(self:TextTower,
         if len(deep) <= i < self.depth - 1: p = step(block, p, start, causal(n, 1, p.device))
     return out
 
-# %% ../../nbs/methods/11_prompted.ipynb #09bd2c84
+# %% ../../nbs/methods/11_prompted.ipynb #208e5490
 @patch
 def _suffix(self:TextTower, ids, P, L):
     "Embedded tokens P..L of `ids` (G, M, T), a mask for them, and the place (G, M) among them at which the feature is read."
@@ -213,8 +213,9 @@ def _suffix(self:TextTower, ids, P, L):
     return x, causal(L + 1 - P, P, ids.device) & kept[..., None, None, :], torch.full_like(read, L - P)
 
 @patch
-def _rest(self:TextTower, ids, at, last, before, P, L):
-    "Features of the sentences `ids` (G, M, T) cut to L tokens, behind a prefix of P tokens with keys and values `before`; `last` (G, m, D) are prompt tokens behind the prefix."
+def _part(self:TextTower, ids, at, first, deep, before, P, L):
+    "Features of the sentences `ids` (G or 1, M, T) cut to L tokens, behind a prefix of P tokens with keys and values `before`, or one of their own."
+    before, at, last = before or self.prefix(ids[0, 0, 0], first[:, :P-1], deep), at[..., P-1:], first[:, P-1:]
     x, mask, read = self._suffix(ids, P, L); x = x.expand(len(before[0][0]), -1, -1, -1)
     if last.shape[1]: x = _put(x, at - P, last[:, None] + self.positions[at])
     rows = lambda z: z.gather(-2, read[..., None, None].expand(*z.shape[:2], 1, z.shape[-1]))
@@ -222,10 +223,10 @@ def _rest(self:TextTower, ids, at, last, before, P, L):
     for i, block in enumerate(self.blocks[:-1]): x = step(block, x, before[i], mask)
     return self.project(step(self.blocks[-1], x, before[-1], own, rows)[..., 0, :])
 
-# %% ../../nbs/methods/11_prompted.ipynb #c38f9b0b
+# %% ../../nbs/methods/11_prompted.ipynb #11e091df
 @patch
 def saved_bytes(self:TextTower,
-    tokens:int, # tokens behind the prefixes, of all sentences
+    tokens:int, # tokens of all sentences, those of a prefix once
     sentences:int, # how many sentences
     P:int, # length of the prefix
     itemsize:int=4, # bytes of a number
@@ -239,7 +240,7 @@ def free_memory(device)->int:
     if torch.device(device).type == "cuda": return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_AVPHYS_PAGES")*os.sysconf("SC_PAGE_SIZE")
 
-# %% ../../nbs/methods/11_prompted.ipynb #c3ffb54e
+# %% ../../nbs/methods/11_prompted.ipynb #f13d8441
 class Plan:
     "How the sentences `ids` (G or 1, M, T) with prompts `at` (G or 1, M, n) are computed for `groups` prompts within `budget` bytes."
     def __init__(self, tower, ids, at, groups=1, budget=None):
@@ -247,8 +248,8 @@ class Plan:
         leading = (at == torch.arange(1, 1 + at.shape[-1], device=at.device)).flatten(0, 1).all(0)
         self.P, lengths = 1 + int(leading.int().cumprod(0).sum()), tower.lengths(ids).flatten().tolist()
         self.parts = [(b, max(lengths[i] for i in b)) for b in buckets(lengths)]
-        tokens = sum(len(b)*(L - self.P + (tower.cls is not None)) for b, L in self.parts)
-        count = max(groups, len(ids))//len(ids); self.bytes = tower.saved_bytes(count*tokens, count*len(lengths), self.P, tower.positions.element_size())
+        tokens, G = sum(len(b)*(L - self.P + (tower.cls is not None)) for b, L in self.parts), max(groups, len(ids))
+        self.bytes = tower.saved_bytes(G//len(ids)*tokens + G*(self.P - 1), G*ids.shape[1], self.P, tower.positions.element_size())
         self.recompute = budget is not None and self.bytes > budget
         if self.recompute:
             size = max(1, int(len(lengths)*budget/2/self.bytes))
@@ -257,7 +258,7 @@ class Plan:
         self.inverse = torch.argsort(torch.tensor(order)).to(ids.device)
         self.parts = [(torch.tensor(b, device=ids.device), L) for b, L in self.parts]
 
-# %% ../../nbs/methods/11_prompted.ipynb #82057bfe
+# %% ../../nbs/methods/11_prompted.ipynb #a6cd13ec
 @patch
 def features(self:TextTower,
     plan:Plan, # of the sentences
@@ -266,12 +267,11 @@ def features(self:TextTower,
 )->torch.Tensor: # (G, M, D') raw text features
     "Text features, the same as `reference` gives."
     if len(deep) and plan.P <= first.shape[1]: raise ValueError("deep prompts must stand in front of the class name")
-    before, last = self.prefix(plan.ids[0, 0, 0], first[:, :plan.P-1], deep), first[:, plan.P-1:]
-    out, run = [], functools.partial(checkpoint, self._rest, use_reentrant=False) if plan.recompute else self._rest
+    before = self.prefix(plan.ids[0, 0, 0], first[:, :plan.P-1], deep) if plan.axis == 1 else None
+    out, run = [], functools.partial(checkpoint, self._part, use_reentrant=False) if plan.recompute else self._part
     for index, L in plan.parts:
-        take = lambda x: x if x.shape[plan.axis] == 1 or len(plan.inverse) == len(index) else x.index_select(plan.axis, index)
-        part = [tuple(take(z) for z in kv) for kv in before]
-        out.append(run(take(plan.ids), take(plan.at[..., plan.P-1:]), take(last) if plan.axis == 0 else last, part, plan.P, L))
+        take = lambda x: x if len(plan.inverse) == len(index) else x.index_select(plan.axis, index)
+        out.append(run(take(plan.ids), take(plan.at), first if plan.axis == 1 else take(first), deep, before, plan.P, L))
     return out[0] if len(out) == 1 else torch.cat(out, plan.axis).index_select(plan.axis, plan.inverse)
 
 # %% ../../nbs/methods/11_prompted.ipynb #1f4900ba
