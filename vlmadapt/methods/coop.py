@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['SENTENCES', 'CoOp', 'CoCoOp']
 
-# %% ../../nbs/methods/12_coop.ipynb #d980bfd7
+# %% ../../nbs/methods/12_coop.ipynb #87cf4b5f
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from ..method import hyper
-from .prompted import PromptMethod, context_start
+from .prompted import PromptMethod, context_start, depth_within
 from ..problem import drawing_from
 
-# %% ../../nbs/methods/12_coop.ipynb #1bde662a
+# %% ../../nbs/methods/12_coop.ipynb #1f8d5df6
 class CoOp(PromptMethod):
     "Trained context vectors around the class names."
     recipe = dict(optimizer="sgd", lr=2e-3, weight_decay=5e-4, epochs=200, batch_size=32, schedule="warmup_cosine")
@@ -24,20 +24,23 @@ class CoOp(PromptMethod):
         words:str|None="", # words whose embeddings they start from; None: the first n_ctx of "a photo of a"
         place:str="end", # where the name stands: "end", "middle", "front"
         class_specific:bool=False, # a context for every class?
+        depth:int=1, # blocks that receive prompts, the first included
         **recipe): super().__init__(problem, hyper(locals()))
 
-# %% ../../nbs/methods/12_coop.ipynb #1b693c08
+# %% ../../nbs/methods/12_coop.ipynb #b96ac5e7
 @patch
 def init(self:CoOp, generator):
-    "The context from words or from the `generator`."
-    self.begin()
+    "The context from words or from the `generator`, deeper prompts from the latter."
+    self.begin(); depth_within(self.depth, self.tower)
+    if self.depth > 1 and (self.class_specific or self.place != "end"): raise ValueError("deep prompts must be common to all classes and stand in front of the name")
     draw = lambda: context_start(self.tower, self.backbone.tokenizer, self.n_ctx, self.words, generator)
     self.context = nn.Parameter(torch.stack([draw() for _ in self.classnames]) if self.class_specific else draw())
+    self.deep = None if self.depth == 1 else nn.Parameter(.02*torch.randn(self.depth - 1, self.n_ctx, self.tower.width, generator=generator))
 
 @patch
 def text_prompts(self:CoOp, classnames):
-    "First prompts (1 or K, n, D); there are no deep ones."
-    return self.context[self.columns(classnames)] if self.class_specific else self.context[None], ()
+    "First prompts (1 or K, n, D) and deep ones (depth-1, n, D)."
+    return self.context[self.columns(classnames)] if self.class_specific else self.context[None], () if self.deep is None else self.deep
 
 # %% ../../nbs/methods/12_coop.ipynb #88471b1f
 class CoCoOp(PromptMethod):
