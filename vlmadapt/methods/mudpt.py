@@ -50,7 +50,7 @@ class LinearPerLayer(nn.Module):
 
 INJECTIONS = dict(transformer=TransformerInjection, linear=LinearInjection, linear_per_layer=LinearPerLayer, none=None)
 
-# %% ../../nbs/methods/13_mudpt.ipynb #a4f79afb
+# %% ../../nbs/methods/13_mudpt.ipynb #a7e19001
 class MuDPT(ImagePromptMethod):
     "Deep prompts in both towers that inject into each other."
     def __init__(self, problem,
@@ -61,6 +61,7 @@ class MuDPT(ImagePromptMethod):
         fuse_first:bool=True, # inject into the first visual prompt too?
         one_way:bool=False, # visual prompts are the injected text prompts, nothing flows back
         words:str|None=None, # start of the text prompt; None: the first n_ctx words of "a photo of a"
+        after:str="", # fixed words between prompt and name
         **recipe): super().__init__(problem, hyper(locals()))
 
 # %% ../../nbs/methods/13_mudpt.ipynb #8f501867
