@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'PRECISIONS', 'CROP_SCALE', 'BackboneRow', 'quick_gelu_blocks', 'wants_quick_gelu', 'build_model',
-           'default_device', 'default_precision', 'Backbone', 'load_backbone', 'Pixels']
+           'default_device', 'default_precision', 'Backbone', 'drawn', 'load_backbone', 'Pixels']
 
 # %% ../nbs/02_backbones.ipynb #24161384
 from contextlib import nullcontext
@@ -124,6 +124,22 @@ def train_transform(self:Backbone, flip:bool=True, scale:tuple=CROP_SCALE):
     steps = [T.RandomResizedCrop(self.size, scale=scale, ratio=(3/4, 4/3), interpolation=T.InterpolationMode.BICUBIC)]
     if flip: steps.append(T.RandomHorizontalFlip())
     return T.Compose(steps + [T.ToTensor(), T.Normalize(self.preprocess_cfg.mean, self.preprocess_cfg.std)])
+
+# %% ../nbs/02_backbones.ipynb #474ece9f
+def drawn(
+    transform, # from `train_transform`
+    image, # a PIL image
+): # function without arguments -> tensor (3, s, s)
+    "Draw the random part of `transform` for `image` now; what is returned does the rest, whenever and wherever it is called."
+    from torchvision.transforms import RandomHorizontalFlip, functional as TF
+    crop, *rest = transform.transforms; flips = [t for t in rest if isinstance(t, RandomHorizontalFlip)]
+    box, mirror = crop.get_params(image, crop.scale, crop.ratio), [bool(torch.rand(1) < t.p) for t in flips]
+    def work():
+        x = TF.resized_crop(image, *box, crop.size, crop.interpolation)
+        if any(mirror): x = TF.hflip(x)
+        for t in rest[len(flips):]: x = t(x)
+        return x
+    return work
 
 # %% ../nbs/02_backbones.ipynb #01ab890d
 def _row(name):

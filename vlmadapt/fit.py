@@ -7,8 +7,10 @@ __all__ = ['SCHEDULES', 'OPTIMIZERS', 'STACK_LIMIT', 'SWEEP_LIMIT', 'Batches', '
            'deterministic', 'problem_device', 'fit', 'fit_many', 'metrics', 'evaluate', 'hold_out', 'sweep', 'Tuned',
            'tune_many', 'tune']
 
-# %% ../nbs/06_fit.ipynb #98838b92
+# %% ../nbs/06_fit.ipynb #5e8780ef
 import itertools, math
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 import pandas as pd, torch
@@ -16,7 +18,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch.func import functional_call, vmap
 from tqdm.auto import tqdm
-from .backbones import CROP_SCALE
+from .backbones import CROP_SCALE, drawn
 from .datasets import VAL_SHOTS
 from .foundation import choose, np_stream, stream
 from .method import Batch, Method
@@ -57,7 +59,7 @@ class Batches:
             index, v = index.to(self.y.device), view[index].to(self.y.device)
             yield Batch(self.views[v, index], self.y[index], index)
 
-# %% ../nbs/06_fit.ipynb #3c0aa41e
+# %% ../nbs/06_fit.ipynb #768050df
 class ImageBatches(Batches):
     "Batches of pixels, with at least the part `crop` of each image's area."
     def __init__(self, problem, seed, batch_size, device, crop=CROP_SCALE[0]):
@@ -65,9 +67,17 @@ class ImageBatches(Batches):
         self.size, self.order, self.choice = batch_size, stream(seed, "batches"), stream(seed, "augmentation")
 
     def __iter__(self):
-        for index in self.epoch():
-            with drawing_from(self.choice): x = torch.stack([self.transform(self.images[i]) for i in index.tolist()])
-            index = index.to(self.y.device); yield Batch(x.to(self.y.device), self.y[index], index)
+        with ThreadPoolExecutor(4) as pool:
+            for index, work in _ahead((index, [pool.submit(f) for f in self.draw(index)]) for index in self.epoch()):
+                index = index.to(self.y.device); yield Batch(torch.stack([w.result() for w in work]).to(self.y.device), self.y[index], index)
+
+    def draw(self, index):
+        with drawing_from(self.choice): return [drawn(self.transform, self.images[i]) for i in index.tolist()]
+
+def _ahead(items, n=2):
+    "The same `items`, each asked for when the one `n` places before it is given out."
+    waiting = deque(itertools.islice(items, n))
+    while waiting: waiting.extend(itertools.islice(items, 1)); yield waiting.popleft()
 
 # %% ../nbs/06_fit.ipynb #b73a0b64
 def _stack(tensors):
