@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'PRECISIONS', 'CROP_SCALE', 'BackboneRow', 'quick_gelu_blocks', 'wants_quick_gelu', 'build_model',
-           'default_device', 'default_precision', 'Backbone', 'load_backbone']
+           'default_device', 'default_precision', 'Backbone', 'drawn', 'load_backbone', 'Pixels']
 
 # %% ../nbs/02_backbones.ipynb #24161384
 from contextlib import nullcontext
@@ -94,7 +94,7 @@ class Backbone:
         self.logit_scale = float(model.logit_scale.exp())
         self.key = content_key(weights=model.state_dict(), quick_gelu=quick_gelu_blocks(model), precision=precision)
 
-# %% ../nbs/02_backbones.ipynb #534e8238
+# %% ../nbs/02_backbones.ipynb #9894b66f
 @patch(as_prop=True)
 def is_vit(self:Backbone)->bool:
     "Is the image tower a vision transformer?"
@@ -105,6 +105,11 @@ def size(self:Backbone)->int:
     "Side of the square input, in pixels."
     size = self.preprocess_cfg.size
     return size if isinstance(size, int) else size[0]
+
+@patch(as_prop=True)
+def feature_width(self:Backbone)->int:
+    "Width of the features that image and text share."
+    return self.model.visual.output_dim
 
 @patch
 def __repr__(self:Backbone): return f"Backbone({self.name!r}, {self.device}, {self.precision}, {self.size} px, key {self.key})"
@@ -119,6 +124,22 @@ def train_transform(self:Backbone, flip:bool=True, scale:tuple=CROP_SCALE):
     steps = [T.RandomResizedCrop(self.size, scale=scale, ratio=(3/4, 4/3), interpolation=T.InterpolationMode.BICUBIC)]
     if flip: steps.append(T.RandomHorizontalFlip())
     return T.Compose(steps + [T.ToTensor(), T.Normalize(self.preprocess_cfg.mean, self.preprocess_cfg.std)])
+
+# %% ../nbs/02_backbones.ipynb #474ece9f
+def drawn(
+    transform, # from `train_transform`
+    image, # a PIL image
+): # function without arguments -> tensor (3, s, s)
+    "Draw the random part of `transform` for `image` now; what is returned does the rest, whenever and wherever it is called."
+    from torchvision.transforms import RandomHorizontalFlip, functional as TF
+    crop, *rest = transform.transforms; flips = [t for t in rest if isinstance(t, RandomHorizontalFlip)]
+    box, mirror = crop.get_params(image, crop.scale, crop.ratio), [bool(torch.rand(1) < t.p) for t in flips]
+    def work():
+        x = TF.resized_crop(image, *box, crop.size, crop.interpolation)
+        if any(mirror): x = TF.hflip(x)
+        for t in rest[len(flips):]: x = t(x)
+        return x
+    return work
 
 # %% ../nbs/02_backbones.ipynb #01ab890d
 def _row(name):
@@ -142,13 +163,30 @@ def load_backbone(
     device = device or default_device()
     return _load(name, device, precision or default_precision(device))
 
-# %% ../nbs/02_backbones.ipynb #00921420
+# %% ../nbs/02_backbones.ipynb #356162ce
+class Pixels:
+    "Images as an encoder takes them: `split` gives batches (B, 3, s, s), made when they are asked for."
+    def __init__(self,
+        images, # N PIL images, or anything indexable that gives them
+        transform, # PIL image -> tensor (3, s, s)
+    ): self.images, self.transform = images, transform
+    def __len__(self): return len(self.images)
+    def split(self, batch_size:int):
+        for start in range(0, len(self), batch_size):
+            yield torch.stack([self.transform(self.images[i]) for i in range(start, min(start + batch_size, len(self)))])
+
+# %% ../nbs/02_backbones.ipynb #bb8bde63
+@patch
+def autocast(self:Backbone):
+    "The context in which the encoders compute in the backbone's precision."
+    dtype = PRECISIONS[self.precision]
+    return torch.autocast(torch.device(self.device).type, dtype) if dtype else nullcontext()
+
 @patch
 @torch.no_grad()
 def _encode(self:Backbone, function, batches, total, desc):
-    dtype, out = PRECISIONS[self.precision], []
-    bar = tqdm(total=total, desc=desc, delay=3, leave=False)
-    with torch.autocast(self.device, dtype) if dtype else nullcontext():
+    out, bar = [], tqdm(total=total, desc=desc, delay=3, leave=False)
+    with self.autocast():
         for batch in batches:
             out.append(function(batch.to(self.device), normalize=False).float().cpu()); bar.update(len(batch))
     bar.close()
@@ -164,7 +202,7 @@ def encode_text(self:Backbone,
     tokens = self.tokenizer(list(sentences))
     return self._encode(self.model.encode_text, tokens.split(batch_size), len(tokens), "encoding text")
 
-# %% ../nbs/02_backbones.ipynb #1dedefe6
+# %% ../nbs/02_backbones.ipynb #ce75dd5b
 @patch
 def encode_images(self:Backbone,
     images, # N PIL images, or anything indexable that gives them
@@ -172,7 +210,4 @@ def encode_images(self:Backbone,
     batch_size:int=256, # images per forward
 )->torch.Tensor: # (N, D) raw image features
     "Encode images through `transform`."
-    transform = transform or self.preprocess
-    batches = (torch.stack([transform(images[i]) for i in range(start, min(start+batch_size, len(images)))])
-               for start in range(0, len(images), batch_size))
-    return self._encode(self.model.encode_image, batches, len(images), "encoding images")
+    return self._encode(self.model.encode_image, Pixels(images, transform or self.preprocess).split(batch_size), len(images), "encoding images")
