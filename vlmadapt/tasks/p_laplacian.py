@@ -152,20 +152,20 @@ def query_nodes(
     "The node features of the queries, or what the paper's table 3 puts in their place."
     return choose(kind, QUERY_NODES, "query nodes")(q, offset)
 
-# %% ../../nbs/tasks/00_p_laplacian.ipynb #c60aab18
+# %% ../../nbs/tasks/00_p_laplacian.ipynb #a64c0729
 def plap_released(
     M:torch.Tensor, # (..., N1, N2) attention matrix, zero where masked
     v:torch.Tensor, # (..., N2, D) value nodes
     p:float|torch.Tensor, # exponent
     mu:float|torch.Tensor, # weight of the node itself
-    q:torch.Tensor|None=None, # (..., N1, D) query nodes of cross-attention; None for self-attention, whose nodes are the values
+    q:torch.Tensor|None=None, # (..., N1, D) query nodes of cross-attention; None for self-attention, whose nodes are the last N1 values
     eps:float=1e-8, # their guard against zeros
 )->tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]: # (..., N1, D); weights of the values (..., N1, N2) and of the node itself (..., N1)
     "The aggregation of the authors' released code."
     with torch.autocast(v.device.type, enabled=False):
         dtype, M, v = v.dtype, at_least_single(M), at_least_single(v)
-        nodes = v if q is None else at_least_single(q)
+        nodes = v[..., -M.shape[-2]:, :] if q is None else at_least_single(q)
         gaps = torch.cdist(nodes, v, compute_mode="donot_use_mm_for_euclid_dist").square()
         logits = edge_logits(M, (M + eps)*gaps + v.shape[-1]*eps**2, p) + (1 - p/2)*M.masked_fill(M <= 0, 1).log()
         weights, itself = node_weights(logits, p, mu)
-        return (weights @ v + (itself[..., None]*v if q is None else 0)).to(dtype), (weights, itself)
+        return (weights @ v + (itself[..., None]*nodes if q is None else 0)).to(dtype), (weights, itself)
