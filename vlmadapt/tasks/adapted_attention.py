@@ -6,8 +6,8 @@
 __all__ = ['ACTS', 'SKIPS', 'LEARN', 'TOWERS', 'ADAPTERS', 'WHERE', 'FFN', 'BOTTLENECK', 'project', 'merged_mask',
            'AttentionGraph', 'Site', 'Adapter', 'GraphAdapter', 'APPNPAdapter', 'GCNIIAdapter', 'bounded', 'PAdapter',
            'pooled', 'ReleasedAdapter', 'AdaptedAttention', 'attend', 'AdaptedMLP', 'thin_copy', 'tower_blocks',
-           'settings_of', 'add_adapters', 'reset_adapters', 'adapter_parameters', 'trainable_count', 'frozen_key',
-           'save_adapters', 'load_adapters']
+           'settings_of', 'add_adapters', 'reset_adapters', 'adapter_parameters', 'trainable_count', 'parameter_groups',
+           'frozen_key', 'save_adapters', 'load_adapters']
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #56cb2bf7
 import copy, inspect, math
@@ -194,7 +194,7 @@ class ReleasedAdapter(Adapter):
         else: u = plap_released(graph.M, v, self.p, mu)[0]
         return attended + self.up(F.gelu(self.gate(attended))*u.transpose(1, 2).flatten(2))
 
-# %% ../../nbs/tasks/01_adapted_attention.ipynb #7f58141c
+# %% ../../nbs/tasks/01_adapted_attention.ipynb #a8ee84d5
 class AdaptedAttention(nn.MultiheadAttention):
     "The frozen attention `mha`, sharing its weights, with an `adapter` behind it."
     def __init__(self, mha:nn.MultiheadAttention, adapter:Adapter):
@@ -202,7 +202,7 @@ class AdaptedAttention(nn.MultiheadAttention):
         for name, value in mha.__dict__.items(): self.__dict__[name] = value.copy() if isinstance(value, dict) else value
         self.adapter = adapter
 
-    def forward(self, query, key, value, key_padding_mask=None, need_weights=False, attn_mask=None, average_attn_weights=True, is_causal=False):
+    def forward(self, query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None, average_attn_weights=True, is_causal=False):
         wants, graph, attended, weights = self.adapter.wants, None, None, None
         if "attended" in wants: attended = super().forward(query, key, value, key_padding_mask=key_padding_mask, need_weights=False, attn_mask=attn_mask)[0]
         if "graph" in wants or need_weights:
@@ -326,7 +326,7 @@ def reset_adapters(
         if isinstance(m, Adapter): m.reset(stream(seed, "adapter", m.site.name, m.site.kind))
     return adapted
 
-# %% ../../nbs/tasks/01_adapted_attention.ipynb #01d15770
+# %% ../../nbs/tasks/01_adapted_attention.ipynb #ade3a79a
 def adapter_parameters(
     adapted:nn.Module, # a model of `add_adapters`
 )->dict[str, nn.Parameter]: # by name; a shared exponent appears once
@@ -336,6 +336,14 @@ def adapter_parameters(
 def trainable_count(adapted:nn.Module)->int:
     "Number of trained values of an `adapted` model."
     return sum(p.numel() for p in adapter_parameters(adapted).values())
+
+def parameter_groups(
+    adapted:nn.Module, # a model of `add_adapters`
+    weight_decay:float=.05, # of weights and biases (paper: 0.05); exponents have none [choice]
+)->list[dict]: # for an optimiser
+    "Trained parameters in two groups, the numbers p and theta apart: decay would pull them to 0."
+    parameters = adapter_parameters(adapted).values()
+    return [dict(params=[p for p in parameters if p.ndim], weight_decay=weight_decay), dict(params=[p for p in parameters if not p.ndim], weight_decay=0.)]
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #0ee8cf42
 def frozen_key(
