@@ -9,7 +9,7 @@ __all__ = ['ACTS', 'SKIPS', 'LEARN', 'TOWERS', 'ADAPTERS', 'WHERE', 'FFN', 'BOTT
            'settings_of', 'add_adapters', 'reset_adapters', 'adapter_parameters', 'trainable_count', 'parameter_groups',
            'frozen_key', 'save_adapters', 'load_adapters']
 
-# %% ../../nbs/tasks/01_adapted_attention.ipynb #56cb2bf7
+# %% ../../nbs/tasks/01_adapted_attention.ipynb #b2972042
 import copy, inspect, math
 from collections import OrderedDict
 from typing import NamedTuple
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from ..foundation import choose, content_key, load_arrays, save_arrays, stream
-from .p_laplacian import attention_matrix, plap_attention, plap_released, query_nodes
+from .p_laplacian import DEGREES, at_least_single, attention_matrix, plap_attention, plap_released, query_nodes
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #f3a7d549
 def project(
@@ -130,7 +130,7 @@ class GCNIIAdapter(APPNPAdapter):
         u = graph.out(self.aggregate(graph))
         return (attended if self.skip == "attention" else (1 - self.beta)*u) + self.beta*self.branch(u)
 
-# %% ../../nbs/tasks/01_adapted_attention.ipynb #1b0f14d4
+# %% ../../nbs/tasks/01_adapted_attention.ipynb #bb637538
 LEARN = dict(layer=True, shared=True, fixed=False)
 
 def bounded(
@@ -151,8 +151,10 @@ class PAdapter(GraphAdapter):
         **rest, # of `GraphAdapter`
     ):
         super().__init__(site, **rest)
-        self.p = nn.Parameter(torch.tensor(p)) if choose(learn, LEARN, "way to learn p") else p
+        self.p = nn.Parameter(torch.tensor(float(p))) if choose(learn, LEARN, "way to learn p") else p
         self.start, self.learn, self.mu, self.degree, self.K = p, learn, mu, degree, K
+        choose(degree, DEGREES, "degree")
+        if mu < 0 or K < 1: raise ValueError(f"mu={mu}, K={K}: mu must not be negative, and K is at least 1")
     def reset(self, generator):
         if self.learn != "fixed": self.p.data.fill_(self.start)
         return super().reset(generator)
@@ -168,7 +170,7 @@ def pooled(
     "Averages of neighbouring entries of the last dimension."
     return F.adaptive_avg_pool1d(x.flatten(0, -2), min(groups, x.shape[-1])).unflatten(0, x.shape[:-1])
 
-# %% ../../nbs/tasks/01_adapted_attention.ipynb #fe11907f
+# %% ../../nbs/tasks/01_adapted_attention.ipynb #8a6dbc0a
 class ReleasedAdapter(Adapter):
     "The p-adapter of the authors' released code: gated, aggregated inside the bottleneck."
     wants = {"attended", "graph"}
@@ -181,7 +183,7 @@ class ReleasedAdapter(Adapter):
         super().__init__(site, **bottleneck)
         if self.hidden % site.heads: raise ValueError(f"hidden size {self.hidden} is not a multiple of {site.heads} heads")
         self.gate = nn.Linear(site.width, self.hidden)
-        self.p, self.theta, self.start, self.mu, self.pool = nn.Parameter(torch.tensor(p)), nn.Parameter(torch.tensor(0.)), p, mu, pool
+        self.p, self.theta, self.start, self.mu, self.pool = nn.Parameter(torch.tensor(float(p))), nn.Parameter(torch.tensor(0.)), p, mu, pool
 
     def reset(self, generator):
         self.p.data.fill_(self.start); self.theta.data.zero_()
@@ -281,7 +283,7 @@ def settings_of(
     parents = [c for c in choose(kind, ADAPTERS, "adapter").__mro__ if issubclass(c, Adapter)]
     return {n: p.default for c in reversed(parents) for n, p in inspect.signature(c.__init__).parameters.items() if p.default is not p.empty}
 
-# %% ../../nbs/tasks/01_adapted_attention.ipynb #7f34b83f
+# %% ../../nbs/tasks/01_adapted_attention.ipynb #2dc6bc1e
 def add_adapters(
     model:nn.Module, # an open_clip model; it is not changed
     kind:str="p-adapter", # a key of `ADAPTERS`
@@ -292,7 +294,7 @@ def add_adapters(
     **settings, # of the adapter behind attention; `hidden`, `act`, `up_std` hold for the feed-forward ones too
 )->nn.Module: # a thin copy of `model`; only the adapters' parameters need gradients
     "Put adapters into a copy of `model`."
-    known = settings_of(kind)
+    where, towers = ((x,) if isinstance(x, str) else x for x in (where, towers)); known = settings_of(kind)
     for name in settings: choose(name, known, f"setting of {kind}")
     for place in where: choose(place, dict.fromkeys(WHERE), "place")
     choose(ffn, FFN, "feed-forward adapter")
@@ -306,13 +308,14 @@ def add_adapters(
         if shared is not None and hasattr(a, "p"): a.p = shared
     return reset_adapters(adapted, seed)
 
-# %% ../../nbs/tasks/01_adapted_attention.ipynb #77231561
+# %% ../../nbs/tasks/01_adapted_attention.ipynb #9121bd93
 BOTTLENECK = ("hidden", "act", "up_std")
 
 def _place(block, site, card):
     if site.kind == "ffn": adapter = Adapter(site, **{n: v for n, v in card["settings"].items() if n in BOTTLENECK})
     else: adapter = ADAPTERS[card["kind"]](site, **card["settings"])
     adapter.to(block.attn.out_proj.weight)
+    for p in adapter.parameters(): p.data = p.data if p.ndim else at_least_single(p.data)  # an exponent in bf16 would not feel its steps
     if site.kind == "ffn": block.mlp = AdaptedMLP(block.mlp, adapter, FFN[card["ffn"]])
     else: block.attn = AdaptedAttention(block.attn, adapter)
     return adapter
