@@ -117,12 +117,13 @@ class GraphAdapter(Adapter):
         u = graph.out(self.aggregate(graph))
         return (attended if self.skip == "attention" else u) + self.branch(u)
 
-# %% ../../nbs/tasks/01_adapted_attention.ipynb #446ffda7
+# %% ../../nbs/tasks/01_adapted_attention.ipynb #4b4b5f08
 class APPNPAdapter(GraphAdapter):
     "Attention mixed with the query nodes by `alpha`, then the bottleneck."
     def __init__(self, site, alpha:float=.1, **rest): super().__init__(site, **rest); self.alpha = alpha
     def aggregate(self, graph): return (1 - self.alpha)*super().aggregate(graph) + self.alpha*self.queries(graph)
 
+# %% ../../nbs/tasks/01_adapted_attention.ipynb #cb107603
 class GCNIIAdapter(APPNPAdapter):
     "As APPNP, with a bottleneck that counts less in later layers: `lamb` / layer."
     def __init__(self, site, lamb:float=.5, **rest): super().__init__(site, **rest); self.beta = math.log(lamb/site.layer + 1)
@@ -308,7 +309,7 @@ def add_adapters(
         if shared is not None and hasattr(a, "p"): a.p = shared
     return reset_adapters(adapted, seed)
 
-# %% ../../nbs/tasks/01_adapted_attention.ipynb #9121bd93
+# %% ../../nbs/tasks/01_adapted_attention.ipynb #ff214a2e
 BOTTLENECK = ("hidden", "act", "up_std")
 
 def _place(block, site, card):
@@ -320,6 +321,7 @@ def _place(block, site, card):
     else: block.attn = AdaptedAttention(block.attn, adapter)
     return adapter
 
+# %% ../../nbs/tasks/01_adapted_attention.ipynb #199277d8
 def reset_adapters(
     adapted:nn.Module, # a model of `add_adapters`
     seed:int=1, # fixes the starting values
@@ -329,7 +331,7 @@ def reset_adapters(
         if isinstance(m, Adapter): m.reset(stream(seed, "adapter", m.site.name, m.site.kind))
     return adapted
 
-# %% ../../nbs/tasks/01_adapted_attention.ipynb #ade3a79a
+# %% ../../nbs/tasks/01_adapted_attention.ipynb #01d15770
 def adapter_parameters(
     adapted:nn.Module, # a model of `add_adapters`
 )->dict[str, nn.Parameter]: # by name; a shared exponent appears once
@@ -340,6 +342,7 @@ def trainable_count(adapted:nn.Module)->int:
     "Number of trained values of an `adapted` model."
     return sum(p.numel() for p in adapter_parameters(adapted).values())
 
+# %% ../../nbs/tasks/01_adapted_attention.ipynb #5f501143
 def parameter_groups(
     adapted:nn.Module, # a model of `add_adapters`
     weight_decay:float=.05, # of weights and biases (paper: 0.05); exponents have none [choice]
@@ -348,7 +351,7 @@ def parameter_groups(
     parameters = adapter_parameters(adapted).values()
     return [dict(params=[p for p in parameters if p.ndim], weight_decay=weight_decay), dict(params=[p for p in parameters if not p.ndim], weight_decay=0.)]
 
-# %% ../../nbs/tasks/01_adapted_attention.ipynb #0ee8cf42
+# %% ../../nbs/tasks/01_adapted_attention.ipynb #f8ca7313
 def frozen_key(
     model:nn.Module, # with or without adapters
 )->str:
@@ -362,6 +365,7 @@ def save_adapters(
     "Store the adapters of `adapted`, and nothing else."
     save_arrays(path, adapter_parameters(adapted), {**adapted.adapter_card, "frozen": frozen_key(adapted)})
 
+# %% ../../nbs/tasks/01_adapted_attention.ipynb #f4fa9000
 def load_adapters(
     path, # a file of `save_adapters`
     model:nn.Module, # the frozen model that they belong to; it is not changed

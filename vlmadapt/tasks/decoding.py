@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from .adapted_attention import PAdapter, attend, project
 
-# %% ../../nbs/tasks/02_decoding.ipynb #c810aafc
+# %% ../../nbs/tasks/02_decoding.ipynb #276adf7d
 def text_states(
     model, # an open_clip CoCa
     tokens:torch.Tensor, # (B, T), padded on the right
@@ -20,6 +20,7 @@ def text_states(
     spare = model.text.context_length - tokens.shape[1]
     return model._encode_text(F.pad(tokens, (0, spare), value=model.text.pad_id))[1][:, :tokens.shape[1]]
 
+# %% ../../nbs/tasks/02_decoding.ipynb #3e0c3ec5
 class Uncached:
     "Logits of the next token from a CoCa `model` for `images`, computing the whole text anew at each step."
     def __init__(self, model, images): self.model, self.tokens, self.patches = model, None, model._encode_image(images)[1]

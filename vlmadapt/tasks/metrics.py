@@ -21,7 +21,7 @@ there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've w
 who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've""".split()
 APOSTROPHES = {w[:m.start()] + w[m.end():]: w for w in CONTRACTIONS for m in re.finditer("'", w)} | {"somebody'd": "somebodyd"}
 
-# %% ../../nbs/tasks/03_metrics.ipynb #f54b88b0
+# %% ../../nbs/tasks/03_metrics.ipynb #b4113832
 def strip_marks(
     text:str, # an answer
 )->str:
@@ -30,6 +30,7 @@ def strip_marks(
     for mark in MARKS: out = out.replace(mark, "" if number or f"{mark} " in text or f" {mark}" in text else " ")
     return re.sub(r"\.(?!\d)", "", out)
 
+# %% ../../nbs/tasks/03_metrics.ipynb #1f6dfff2
 def normalise_answer(
     text:str, # a predicted answer
 )->str:
@@ -37,7 +38,7 @@ def normalise_answer(
     words = [NUMBERS.get(w, w) for w in strip_marks(re.sub(r"[\n\t]", " ", text).strip()).lower().split()]
     return " ".join(APOSTROPHES.get(w, w) for w in words if w not in ARTICLES)
 
-# %% ../../nbs/tasks/03_metrics.ipynb #721e4568
+# %% ../../nbs/tasks/03_metrics.ipynb #423593df
 def vqa_accuracy(
     predicted:list[str], # B predictions
     answers:list[list[str]], # for each the answers that people gave, usually ten
@@ -46,6 +47,7 @@ def vqa_accuracy(
     "Mean soft accuracy of `predicted` answers."
     return 100*sum(_soft(p, a, normalise) for p, a in zip(predicted, answers, strict=True))/len(predicted)
 
+# %% ../../nbs/tasks/03_metrics.ipynb #43f2ca97
 def _soft(predicted, answers, normalise):
     if normalise:
         predicted = normalise_answer(predicted)
@@ -53,7 +55,7 @@ def _soft(predicted, answers, normalise):
     same = [a == predicted for a in answers]
     return sum(min((sum(same) - own)/3, 1) for own in same)/len(same)
 
-# %% ../../nbs/tasks/03_metrics.ipynb #6a032fd0
+# %% ../../nbs/tasks/03_metrics.ipynb #99167e57
 def words_of(
     text:str|list, # a caption, or its words
 )->list[str]:
@@ -63,6 +65,7 @@ def words_of(
     text = re.sub(r"(?<=\w)(n't|'(?:s|m|d|re|ve|ll))(?!\w)", r" \1", text)
     return re.findall(r"n't(?!\w)|'(?:s|m|d|re|ve|ll)(?!\w)|\w+(?:[-./&]\w+)*", text)
 
+# %% ../../nbs/tasks/03_metrics.ipynb #a91d840f
 def ngrams(
     words:list[str], # a caption
     n:int, # how many words in a row
