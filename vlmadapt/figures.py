@@ -187,7 +187,9 @@ def node_maps(
         for ax, nodes, title in zip(axes, (before, after), ("before", "after")): _map(ax, nodes, images, labels, classnames, colors, title)
     return fig
 
-# %% ../nbs/62_figures.ipynb #7eb69d6b
+# %% ../nbs/62_figures.ipynb #9e568e6b
+def _hatched(method): return dict(hatch="" if method == base_of(method) else "////", edgecolor="white", linewidth=0)
+
 def moved_bars(
     moved:dict, # method -> "text" or "vision" -> for each block, the change of its prompts relative to their start
     width:float=7.2, # inches
@@ -199,8 +201,9 @@ def moved_bars(
         fig, axes = plt.subplots(1, len(sides), figsize=(width*len(sides)/2, 2.2), squeeze=False, sharey=True, layout="constrained")
         for side, ax in zip(sides, axes.flat):
             sns.barplot(long[long["side"] == side], x="block", y="moved", hue="method", hue_order=methods, palette=[look(m)["color"] for m in methods], saturation=1, errorbar=None, legend=False, ax=ax)
+            for bars, m in zip(ax.containers, methods): plt.setp(bars, **_hatched(m))
             ax.set(title=f"{side} prompts", xlabel="block", ylabel="change relative to the start"); ax.grid(axis="x", visible=False); sns.despine(ax=ax)
-        handles = [mpl.patches.Patch(color=look(m)["color"], label=look(m)["label"]) for m in methods]
+        handles = [mpl.patches.Patch(facecolor=look(m)["color"], label=look(m)["label"], **_hatched(m)) for m in methods]
         fig.legend(handles=handles, frameon=False, ncols=_columns(methods), loc="outside lower center", handlelength=1, columnspacing=1.4)
     return fig
 
