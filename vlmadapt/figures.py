@@ -187,9 +187,10 @@ def node_maps(
         for ax, nodes, title in zip(axes, (before, after), ("before", "after")): _map(ax, nodes, images, labels, classnames, colors, title)
     return fig
 
-# %% ../nbs/62_figures.ipynb #9e568e6b
+# %% ../nbs/62_figures.ipynb #d93fa80a
 def _hatched(method): return dict(hatch="" if method == base_of(method) else "////", edgecolor="white", linewidth=0)
 
+# %% ../nbs/62_figures.ipynb #ebc2282c
 def moved_bars(
     moved:dict, # method -> "text" or "vision" -> for each block, the change of its prompts relative to their start
     width:float=7.2, # inches

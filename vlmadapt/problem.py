@@ -219,9 +219,10 @@ def _few_shot_images(dataset, shots, seed):
     i, j = few_shot_indices(train.labels, val.labels, shots, seed)
     return dict(train=train.subset(i), val=val.subset(j), test=test)
 
-# %% ../nbs/04_problem.ipynb #12b6f6a2
+# %% ../nbs/04_problem.ipynb #3a04e29f
 PARTS = dict(all=lambda K: range(K), base=lambda K: range(-(-K//2)), new=lambda K: range(-(-K//2), K))
 
+# %% ../nbs/04_problem.ipynb #a2ead397
 def images_of(
     images:Images, # of all classes
     classes:range, # the labels to keep
@@ -230,6 +231,7 @@ def images_of(
     kept = images.subset([i for i, y in enumerate(images.labels.tolist()) if y in classes])
     return replace(kept, labels=kept.labels - classes.start)
 
+# %% ../nbs/04_problem.ipynb #8e76f8ee
 def _part_of(dataset, images, part):
     classes = choose(part, PARTS, "part of the classes")(len(dataset.classnames))
     if part == "all": return dataset, images
