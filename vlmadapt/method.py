@@ -165,10 +165,11 @@ def inputs(self:Method, problem:Problem, split:str):
 def columns(self:Method, classnames:list[str]):
     "Positions of `classnames` among the method's own classes; refuses names it does not know."
     if list(classnames) == self.classnames: return slice(None)
-    position = {name: k for k, name in enumerate(self.classnames)}
-    unknown = [name for name in classnames if name not in position]
+    places = {}
+    for k, name in enumerate(self.classnames): places.setdefault(name, []).append(k)
+    unknown = [name for name in classnames if name not in places]
     if unknown: raise ValueError(f"{type(self).__name__} was fitted for other classes: it does not know {unknown[0]!r}" + (f" and {len(unknown)-1} more" if unknown[1:] else ""))
-    return [position[name] for name in classnames]
+    return [places[name].pop(0) if len(places[name]) > 1 else places[name][0] for name in classnames]
 
 
 @patch(as_prop=True)

@@ -208,7 +208,7 @@ def _dataset_features(dataset, images, backbone, prompts, views, text_pool, seed
 # %% ../nbs/04_problem.ipynb #f38f24b5
 def _few_shot_images(dataset, shots, seed):
     if "train" not in dataset.splits: return dict(test=dataset.splits["test"])
-    train, val, test = (dataset.splits[s] for s in ("train", "val", "test"))
+    train, val, test = (dataset.splits.get(s) for s in ("train", "val", "test"))
     counts = torch.bincount(train.labels, minlength=len(dataset.classnames))
     small = (counts < shots).nonzero().flatten().tolist()
     if small:
@@ -216,8 +216,8 @@ def _few_shot_images(dataset, shots, seed):
         told = f"{dataset.name}: {shots} shots asked for, but class {dataset.classnames[least]!r} has {int(counts[least])} train images"
         if len(small) == len(counts): raise ValueError(f"{told} and no class has more than {int(counts.max())}")
         warnings.warn(f"{told}; {len(small)} small classes are taken whole")
-    i, j = few_shot_indices(train.labels, val.labels, shots, seed)
-    return dict(train=train.subset(i), val=val.subset(j), test=test)
+    i, j = few_shot_indices(train.labels, None if val is None else val.labels, shots, seed)
+    return dict(train=train.subset(i), val=(train if val is None else val).subset(j), test=test)
 
 # %% ../nbs/04_problem.ipynb #3a04e29f
 PARTS = dict(all=lambda K: range(K), base=lambda K: range(-(-K//2)), new=lambda K: range(-(-K//2), K))
@@ -241,7 +241,7 @@ def _part_of(dataset, images, part):
 
 # %% ../nbs/04_problem.ipynb #5e3bb78f
 def _split_hash(dataset):
-    part = lambda x: [x.key() if isinstance(x.items, np.ndarray) else [str(p) for p in x.items], x.labels]
+    part = lambda x: [x.key() if isinstance(x.items, np.ndarray) else [str(p).removeprefix(dataset.root) for p in x.items], x.labels]
     return content_key(classnames=dataset.classnames, **{s: part(x) for s, x in dataset.splits.items()})
 
 # %% ../nbs/04_problem.ipynb #3a97ef08
