@@ -19,13 +19,14 @@ CALTECH = dict(airplanes="airplane", Faces="face", Leopards="leopard", Motorbike
 EUROSAT = dict(AnnualCrop="Annual Crop Land", HerbaceousVegetation="Herbaceous Vegetation Land", Highway="Highway or Road", Industrial="Industrial Buildings", Pasture="Pasture Land",
                PermanentCrop="Permanent Crop Land", Residential="Residential Buildings", SeaLake="Sea or Lake")
 
-# %% ../nbs/01_annotations.ipynb #a65d85ea
+# %% ../nbs/01_annotations.ipynb #cdcb203e
 def image_names(
     folder, # one folder; what lies deeper is not looked at
 )->list[str]: # sorted
     "Names of the image files in `folder`."
     with os.scandir(folder) as entries: return sorted(e.name for e in entries if os.path.splitext(e.name)[1].lower() in IMAGE_SUFFIXES)
 
+# %% ../nbs/01_annotations.ipynb #df8dfd1d
 def folder_names(
     folder, # a folder of folders
 )->list[str]: # sorted as ASCII, hidden ones left out
@@ -48,11 +49,12 @@ def pets(row, folder)->dict:
     read = lambda file: [(f"{name}.jpg", int(label) - 1, name.rpartition("_")[0].lower()) for name, label, *_ in lines(Path(folder)/"annotations"/file)]
     return dict(trainval=read("trainval.txt"), test=read("test.txt"))
 
-# %% ../nbs/01_annotations.ipynb #055c5f40
+# %% ../nbs/01_annotations.ipynb #abde211c
 def camel_words(name:str)->str:
     "ApplyEyeMakeup becomes Apply_Eye_Makeup."
     return "_".join(re.findall("[A-Z][^A-Z]*", name))
 
+# %% ../nbs/01_annotations.ipynb #59d21581
 def actions(row, folder)->dict:
     "UCF101's first official lists, with the paths of the middle frames."
     folder = Path(folder)/"ucfTrainTestlist"; number = {name: int(k) - 1 for k, name in lines(folder/"classInd.txt")}
@@ -61,11 +63,12 @@ def actions(row, folder)->dict:
         return f"{camel_words(action)}/{Path(clip).stem}.jpg", number[action], camel_words(action)
     return {part: [item(line[0]) for line in lines(folder/f"{file}list01.txt")] for part, file in (("trainval", "train"), ("test", "test"))}
 
-# %% ../nbs/01_annotations.ipynb #2783e1d2
+# %% ../nbs/01_annotations.ipynb #573e91ea
 def scene_name(path:str)->str:
     "/a/apse/indoor becomes indoor apse: without the letter, the rest turned round."
     return " ".join(path.strip("/").split("/")[1:][::-1])
 
+# %% ../nbs/01_annotations.ipynb #1937414c
 def scenes(row, folder)->dict:
     "SUN397's first official lists; labels in the order of ClassName.txt."
     folder = Path(folder); names = [line[0] for line in lines(folder/"ClassName.txt")]; number = {n: k for k, n in enumerate(names)}
@@ -81,12 +84,13 @@ def aircraft(row, folder)->dict:
         return f"{image}.jpg", number[name], name
     return {part: [item(line) for line in (folder/f"images_variant_{part}.txt").read_text().strip().splitlines()] for part in ("train", "val", "test")}
 
-# %% ../nbs/01_annotations.ipynb #c325f5a3
+# %% ../nbs/01_annotations.ipynb #394bb085
 def year_first(name:str)->str:
     "Audi TTS Coupe 2012 becomes 2012 Audi TTS Coupe."
     name, _, year = name.rpartition(" ")
     return f"{year} {name}"
 
+# %% ../nbs/01_annotations.ipynb #1b4b1c39
 def cars(row, folder)->dict:
     "StanfordCars' devkit and test annotations."
     from scipy.io import loadmat
@@ -112,12 +116,13 @@ def imagenet_names()->dict: # 1000 wnids in label order
     from timm.data.imagenet_info import ImageNetInfo
     return dict(zip(ImageNetInfo("imagenet-1k").label_names(), IMAGENET_CLASSNAMES, strict=True))
 
-# %% ../nbs/01_annotations.ipynb #bf9b611c
+# %% ../nbs/01_annotations.ipynb #9d45ff00
 def _wnids(folder, known):
     found = folder_names(folder)
     if strange := [w for w in found if w not in known]: raise ValueError(f"{Path(folder)/strange[0]}: no class of ImageNet")
     return found
 
+# %% ../nbs/01_annotations.ipynb #e589207a
 def wnid_folders(row, folder, parts=(("test", ""),))->dict:
     "Items of a dataset with one folder per WordNet id; `parts` are folders within the image folder."
     names, out = imagenet_names(), {}
@@ -126,6 +131,7 @@ def wnid_folders(row, folder, parts=(("test", ""),))->dict:
         out[part] = [(os.path.join(sub, w, f), k, names[w]) for w, k in number.items() for f in image_names(images/sub/w)]
     return out
 
+# %% ../nbs/01_annotations.ipynb #c6cb5cb2
 def imagenet(row, folder)->dict:
     "ImageNet's train folders, and its validation images as test."
     return wnid_folders(row, folder, (("train", "train"), ("test", "val")))
@@ -138,7 +144,7 @@ def numbered_folders(row, folder)->dict:
     if strange := [f for f in folders if not (f.isdecimal() and int(f) < len(names))]: raise ValueError(f"{images/strange[0]}: no label of ImageNet")
     return dict(test=[(f"{f}/{i}", int(f), names[int(f)]) for f in sorted(folders, key=int) for i in image_names(images/f)])
 
-# %% ../nbs/01_annotations.ipynb #280569c1
+# %% ../nbs/01_annotations.ipynb #36c66126
 def cut(
     items:list, # the images of one class
     rng:random.Random, # the shuffle's stream
@@ -148,6 +154,7 @@ def cut(
     n_train, n_val = max(1, round(.5*len(items))), round(.2*len(items))
     return dict(train=items[:n_train], val=items[n_train:n_train+n_val], test=items[n_train+n_val:])
 
+# %% ../nbs/01_annotations.ipynb #d59934ed
 def _cut_val(items, rng):
     items = rng.sample(items, len(items)); n_val = round(.2*len(items))
     return dict(val=items[:n_val], train=items[n_val:])

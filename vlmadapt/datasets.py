@@ -42,10 +42,11 @@ def open_image(
     except FileNotFoundError: raise FileNotFoundError(f"no such image: {item}") from None
     except Exception as e: raise CorruptImage(f"{item}: cannot be decoded as an image ({e})") from None
 
-# %% ../nbs/01_datasets.ipynb #cff7c0f9
+# %% ../nbs/01_datasets.ipynb #cc25c7d8
 @patch
 def __getitem__(self:Images, i): return open_image(self.items[i])
 
+# %% ../nbs/01_datasets.ipynb #dd1c0204
 @patch
 def subset(self:Images, index)->Images:
     "The images at `index`, in that order."
@@ -74,12 +75,13 @@ class Dataset:
     note: str = "" # which split this is
     root: str = "" # folder that the items' names do not depend on
 
-# %% ../nbs/01_datasets.ipynb #8851969c
+# %% ../nbs/01_datasets.ipynb #e155fc1a
 @dataclass(frozen=True)
 class Source:
     "One address of a file: `url`, its `hash` as kind:digits where one is published, its size in `bytes`, and the name `inside` the archive where that is not the part's."
     url:str; hash:str = ""; bytes:int = 0; inside:str = ""
 
+# %% ../nbs/01_datasets.ipynb #480c0060
 @dataclass(frozen=True)
 class Benchmark:
     "A dataset in CoOp's layout: `folder` under the data root and `images` in it; `sizes` of train, val, test; `listing` reads the authors' own files; `sources` of each part, in the order to try."
@@ -160,7 +162,7 @@ BENCHMARKS |= dict(
 for row in BENCHMARKS.values(): row.sources.update(_split(row.split, row.split_hash) if row.split else {})
 DATASETS = {**BENCHMARKS, **mini.MINI}
 
-# %% ../nbs/01_datasets.ipynb #94eb4cbb
+# %% ../nbs/01_datasets.ipynb #125f89f5
 def read_items(
     parts:dict, # part -> [path, label, class name]
     images, # folder that the paths are relative to
@@ -175,6 +177,7 @@ def read_items(
     part = lambda items: Images([place(p) for p, _, _ in items], torch.tensor([label for _, label, _ in items], dtype=torch.long))
     return [names[k].replace("_", " ") for k in sorted(names)], {s: part(items) for s, items in parts.items()}
 
+# %% ../nbs/01_datasets.ipynb #87dd6955
 def read_split(
     path, # a split_zhou_*.json file
     images, # folder that its paths are relative to
@@ -263,11 +266,12 @@ def read_folder(
                         torch.tensor([k for k, n in enumerate(names) for _ in files.get(n, [])], dtype=torch.long)) for s, files in parts.items()}
     return Dataset(root.name, names, splits, [PHOTO], note=f"folder {root.name}", root=str(root))
 
-# %% ../nbs/01_datasets.ipynb #764dcadd
+# %% ../nbs/01_datasets.ipynb #201c4314
 def data_root()->Path:
     "Where real datasets lie: the environment variable VLMADAPT_DATA, or ~/vlmadapt_data."
     return Path(os.environ.get("VLMADAPT_DATA", "~/vlmadapt_data")).expanduser()
 
+# %% ../nbs/01_datasets.ipynb #06ed499b
 def digest(
     path, # a file
     kind:str, # "sha256", "md5", or "git" for the id of a blob
@@ -278,7 +282,7 @@ def digest(
         while block := f.read(1 << 20): h.update(block)
     return f"{kind}:{h.hexdigest()}"
 
-# %% ../nbs/01_datasets.ipynb #1c87ee98
+# %% ../nbs/01_datasets.ipynb #c4281ac6
 def locate(
     folder, # where to look
     name:str, # of a file or folder in it
@@ -289,6 +293,7 @@ def locate(
     near = [p for p in Path(folder).iterdir() if p.name.lower() == name.lower()] if Path(folder).is_dir() else []
     return near[0] if len(near) == 1 else exact
 
+# %% ../nbs/01_datasets.ipynb #88ac08c5
 def _stem(path): return Path(path).parent.name.lower(), Path(path).stem.lower()
 
 # %% ../nbs/01_datasets.ipynb #19e7044c
@@ -306,9 +311,10 @@ def match_files(
     found |= {p: os.path.join(folder, near[0]) for p in paths if p not in found and len(near := stems.get(_stem(Path(folder)/p), [])) == 1}
     return found, [p for p in paths if p not in found]
 
-# %% ../nbs/01_datasets.ipynb #b4b4c577
+# %% ../nbs/01_datasets.ipynb #3cbd2644
 REBUILT = "split_rebuilt.json"
 
+# %% ../nbs/01_datasets.ipynb #cdefe4cb
 def _items(name, row, folder):
     split = locate(folder, row.split)
     if row.split and not split.exists() and (folder/REBUILT).exists():
@@ -319,7 +325,7 @@ def _items(name, row, folder):
     parts = json.loads(split.read_text()); known = split.name != REBUILT and digest(split, row.split_hash.partition(":")[0]) == row.split_hash
     return {s: parts[s] for s in ("train", "val", "test")}, "CoOp's split" if known else f"{split.name}, {digest(split, 'sha256')}, not CoOp's file"
 
-# %% ../nbs/01_datasets.ipynb #e8fbc6ef
+# %% ../nbs/01_datasets.ipynb #05572077
 def _files(name, row, folder, parts):
     images = locate(folder, row.images)
     if not row.split and row.listing is not official.aircraft: return images, None
@@ -327,6 +333,7 @@ def _files(name, row, folder, parts):
     if missing: raise FileNotFoundError(f"dataset {name}: {len(missing)} of {len(missing) + len(found)} images are missing, the first is {images/missing[0]}")
     return images, found
 
+# %% ../nbs/01_datasets.ipynb #938a7e7e
 def _check_counts(name, row, classnames, splits, rebuilt):
     if len(classnames) != row.classes: raise ValueError(f"dataset {name}: {len(classnames)} classes, {row.classes} expected")
     for part, n in zip(("train", "val", "test"), row.sizes):
@@ -356,12 +363,13 @@ def rebuild_split(
     write_json(folder/REBUILT, cut_items(row.listing(row, folder)))
     return folder/REBUILT
 
-# %% ../nbs/01_datasets.ipynb #bb6a583e
+# %% ../nbs/01_datasets.ipynb #7f898efa
 def _load_mini(name):
     d = mini.load(name)
     splits = {s: Images(d[s][0], torch.as_tensor(d[s][1])) for s in ("train", "val", "test") if d[s] is not None}
     return Dataset(name, d["classnames"], splits, d["templates"], d["descriptions"], flip=d["flip"])
 
+# %% ../nbs/01_datasets.ipynb #23505d87
 def load_dataset(
     name:str, # a key of `DATASETS`
 )->Dataset:
