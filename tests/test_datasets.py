@@ -249,6 +249,10 @@ def test_real_split_files(root, name):
     assert d.note == "CoOp's split" and tuple(len(d.splits[s]) for s in ("train", "val", "test")) == row.sizes and len(d.classnames) == row.classes
     if row.listing is datasets.official.class_folders:  # the name rule gives what the file says
         assert {(k, c) for _, k, c in row.listing(row, folder)["all"]} == {(k, c) for part in parts.values() for _, k, c in part}
+    if name == "oxford_pets":  # lists in the authors' form give the same labels and names
+        listed = {part: "".join(f"{p[:-4]} {k + 1} 1 1\n" for p, k, _ in sum((parts[s] for s in splits), [])) for part, splits in dict(trainval=("train", "val"), test=("test",)).items()}
+        (folder/"annotations").mkdir(); [(folder/f"annotations/{part}.txt").write_text(text) for part, text in listed.items()]
+        assert {tuple(i) for part in row.listing(row, folder).values() for i in part} == {tuple(i) for part in parts.values() for i in part}
     (folder/row.split).write_text(json.dumps(parts))
     assert "not CoOp's file" in load_dataset(name).note
 

@@ -186,18 +186,19 @@ def read_split(
     parts = json.loads(Path(path).read_text())
     return read_items({s: parts[s] for s in ("train", "val", "test")}, images)
 
-# %% ../nbs/01_datasets.ipynb #57b6d317
+# %% ../nbs/01_datasets.ipynb #7c15cf44
 def sample_shots(
     labels, # (N,) labels in file order
     shots:int, # images per class
     rng:random.Random, # the stream, moved on by the call
 )->list[int]: # positions in `labels`
     "Draw `shots` positions per class, classes in order of first appearance."
-    groups = {}
-    for i, label in enumerate(torch.as_tensor(labels).tolist()): groups.setdefault(label, []).append(i)
-    return [i for group in groups.values() for i in (rng.sample(group, shots) if len(group) >= shots else group)]
+    labels = np.asarray(labels); order = np.argsort(labels, kind="stable")
+    groups = sorted(np.split(order, 1 + np.flatnonzero(np.diff(labels[order]))), key=lambda group: group[0]) if len(labels) else []
+    picks = (rng.sample(range(len(group)), shots) if len(group) >= shots else range(len(group)) for group in groups)
+    return [int(group[j]) for group, pick in zip(groups, picks) for j in pick]
 
-# %% ../nbs/01_datasets.ipynb #82e39918
+# %% ../nbs/01_datasets.ipynb #d7ef736a
 VAL_SHOTS = 4
 def few_shot_indices(
     train_labels, # (N,) labels of the train part in file order
@@ -208,9 +209,8 @@ def few_shot_indices(
     "CoOp's few-shot train and val subsets of `shots` and min(`shots`, 4) images a class."
     rng = random.Random(seed); train = sample_shots(train_labels, shots, rng)
     if val_labels is not None: return train, sample_shots(val_labels, min(shots, VAL_SHOTS), rng)
-    labels, taken = torch.as_tensor(train_labels).tolist(), set(train)
-    rest = [i for i in range(len(labels)) if i not in taken]
-    return train, [rest[i] for i in sample_shots([labels[i] for i in rest], min(shots, VAL_SHOTS), rng)]
+    rest = np.delete(np.arange(len(train_labels)), train)
+    return train, [int(rest[i]) for i in sample_shots(np.asarray(train_labels)[rest], min(shots, VAL_SHOTS), rng)]
 
 # %% ../nbs/01_datasets.ipynb #85a5b547
 def list_folder(

@@ -241,7 +241,7 @@ def _part_of(dataset, images, part):
 
 # %% ../nbs/04_problem.ipynb #5e3bb78f
 def _split_hash(dataset):
-    part = lambda x: [x.key() if isinstance(x.items, np.ndarray) else [str(p).removeprefix(dataset.root) for p in x.items], x.labels]
+    part = lambda x: [x.key() if isinstance(x.items, np.ndarray) else "\n".join(str(p).removeprefix(dataset.root) for p in x.items), x.labels]
     return content_key(classnames=dataset.classnames, **{s: part(x) for s, x in dataset.splits.items()})
 
 # %% ../nbs/04_problem.ipynb #3a97ef08
