@@ -367,10 +367,10 @@ def _run(name, root, use, keep, rebuild):
         print(f"{rebuild_split(name, root)}: cut from the authors' own files"); d = read_benchmark(name, BENCHMARKS[name], root)
     print(f"{name}: {len(d.classnames)} classes, " + ", ".join(f"{len(x):,} {s}" for s, x in d.splits.items()) + f", in {d.root}; {d.note}")
 
-# %% ../nbs/01_downloads.ipynb #8005c4ef
+# %% ../nbs/01_downloads.ipynb #32d76a10
 @call_parse
 def vlmadapt_data(
-    names:Param("datasets, such as dtd, or all", str, nargs="*")=None,
+    names:Param("datasets, such as dtd, or all", str, opt=False, nargs="*")=None,
     root:str=None, # folder of all datasets; VLMADAPT_DATA unless told
     check:store_true=False, # verify what lies under the root
     list:store_true=False, # names, sizes and addresses of all datasets
