@@ -42,14 +42,15 @@ def merged_mask(
     if len(masks) < 2 or all(m.dtype == torch.bool for m in masks): return (masks[0] | masks[1]) if len(masks) == 2 else (masks or [None])[0]
     return sum(torch.zeros(m.shape, device=m.device).masked_fill(m, -torch.inf) if m.dtype == torch.bool else m for m in masks)
 
-# %% ../../nbs/tasks/01_adapted_attention.ipynb #aa6c17b8
+# %% ../../nbs/tasks/01_adapted_attention.ipynb #53658ed6
 class AttentionGraph(NamedTuple):
-    "Attention `M` (B, H, N1, N2) between queries `q` and values `v` (B, H, N, D/H) of `mha`; `offset` is the position of the first query."
+    "Attention `M` (B, H, N1, N2) between queries `q` and values `v` (B, H, N, D/H) of `mha`; `offset` is the position of the first query, `k` the keys."
     M: torch.Tensor
     q: torch.Tensor
     v: torch.Tensor
     mha: nn.MultiheadAttention
     offset: int = 0
+    k: torch.Tensor|None = None
 
     @property
     def metric(self): # (H, D/H, D/H)
@@ -197,7 +198,7 @@ class ReleasedAdapter(Adapter):
         else: u = plap_released(graph.M, v, self.p, mu)[0]
         return attended + self.up(F.gelu(self.gate(attended))*u.transpose(1, 2).flatten(2))
 
-# %% ../../nbs/tasks/01_adapted_attention.ipynb #a8ee84d5
+# %% ../../nbs/tasks/01_adapted_attention.ipynb #cdc301f2
 class AdaptedAttention(nn.MultiheadAttention):
     "The frozen attention `mha`, sharing its weights, with an `adapter` behind it."
     def __init__(self, mha:nn.MultiheadAttention, adapter:Adapter):
@@ -210,11 +211,11 @@ class AdaptedAttention(nn.MultiheadAttention):
         if "attended" in wants: attended = super().forward(query, key, value, key_padding_mask=key_padding_mask, need_weights=False, attn_mask=attn_mask)[0]
         if "graph" in wants or need_weights:
             q, k, v = (project(self, x, role) for role, x in enumerate((query, key, value)))
-            graph = AttentionGraph(attention_matrix(q, k, merged_mask(attn_mask, key_padding_mask, self.num_heads)), q, v, self)
+            graph = AttentionGraph(attention_matrix(q, k, merged_mask(attn_mask, key_padding_mask, self.num_heads)), q, v, self, k=k)
         if need_weights: weights = graph.M.mean(1) if average_attn_weights else graph.M
         return self.adapter(attended, graph), weights
 
-# %% ../../nbs/tasks/01_adapted_attention.ipynb #247b1642
+# %% ../../nbs/tasks/01_adapted_attention.ipynb #679af669
 def attend(
     attn:nn.MultiheadAttention, # plain or adapted
     q:torch.Tensor, # (B, H, N1, D/H), as all heads here projected already
@@ -224,7 +225,7 @@ def attend(
     offset:int=0, # position of the first query
 )->torch.Tensor: # (B, N1, D)
     "Attention from projected heads, with the adapter where there is one; the form for step-by-step decoding."
-    graph = AttentionGraph(attention_matrix(q, k, mask), q, v, attn, offset)
+    graph = AttentionGraph(attention_matrix(q, k, mask), q, v, attn, offset, k)
     attended = graph.out(graph.M.to(v.dtype) @ v)
     return attn.adapter(attended, graph) if isinstance(attn, AdaptedAttention) else attended
 
