@@ -38,9 +38,11 @@ class Tuner(Method):
         patches = batch.x if self.frozen_vision else self.model._encode_image(batch.x)[1]
         return answer_losses(self.model, patches, batch.spelled, self.hyper_parameters["smoothing"]).mean()
 
-# %% ../../nbs/tasks/06_tuners.ipynb #b1ebf5ef
+# %% ../../nbs/tasks/06_tuners.ipynb #87ff081f
 @patch
-def decays(self:Tuner): return [(g["weight_decay"], g["params"]) for g in parameter_groups(self.model, self.hyper_parameters["weight_decay"]) if g["params"]]
+def decays(self:Tuner)->list:
+    "What is trained: numbers without dimensions feel no weight decay."
+    return [(g["weight_decay"], g["params"]) for g in parameter_groups(self.model, self.hyper_parameters["weight_decay"]) if g["params"]]
 
 # %% ../../nbs/tasks/06_tuners.ipynb #4a3854a5
 @patch
