@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'LABEL', 'STRONG', 'LINES', 'look', 'page_style', 'draw_panel', 'shot_panels', 'gain_bars', 'point_lines',
-           'cost_plot', 'node_maps', 'save_figure', 'palette_png', 'small_pictures']
+           'cost_plot', 'node_maps', 'moved_bars', 'save_figure', 'palette_png', 'small_pictures']
 
 # %% ../nbs/62_figures.ipynb #3ddbbd20
 import io
@@ -185,6 +185,27 @@ def node_maps(
     with page_style():
         fig, axes = plt.subplots(1, 2, figsize=(width, width*.47), sharex=True, sharey=True, layout="constrained")
         for ax, nodes, title in zip(axes, (before, after), ("before", "after")): _map(ax, nodes, images, labels, classnames, colors, title)
+    return fig
+
+# %% ../nbs/62_figures.ipynb #d93fa80a
+def _hatched(method): return dict(hatch="" if method == base_of(method) else "////", edgecolor="white", linewidth=0)
+
+# %% ../nbs/62_figures.ipynb #ebc2282c
+def moved_bars(
+    moved:dict, # method -> "text" or "vision" -> for each block, the change of its prompts relative to their start
+    width:float=7.2, # inches
+):
+    "How far the prompts of each block moved in training."
+    long = pd.DataFrame([dict(method=m, side=side, block=i + 1, moved=v) for m, sides in moved.items() for side, values in sides.items() for i, v in enumerate(values)])
+    methods, sides = in_order(moved), [s for s in ("text", "vision") if (long["side"] == s).any()]
+    with page_style():
+        fig, axes = plt.subplots(1, len(sides), figsize=(width*len(sides)/2, 2.2), squeeze=False, sharey=True, layout="constrained")
+        for side, ax in zip(sides, axes.flat):
+            sns.barplot(long[long["side"] == side], x="block", y="moved", hue="method", hue_order=methods, palette=[look(m)["color"] for m in methods], saturation=1, errorbar=None, legend=False, ax=ax)
+            for bars, m in zip(ax.containers, methods): plt.setp(bars, **_hatched(m))
+            ax.set(title=f"{side} prompts", xlabel="block", ylabel="change relative to the start"); ax.grid(axis="x", visible=False); sns.despine(ax=ax)
+        handles = [mpl.patches.Patch(facecolor=look(m)["color"], label=look(m)["label"], **_hatched(m)) for m in methods]
+        fig.legend(handles=handles, frameon=False, ncols=_columns(methods), loc="outside lower center", handlelength=1, columnspacing=1.4)
     return fig
 
 # %% ../nbs/62_figures.ipynb #357b851b

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'BULKY', 'read_rows', 'read_results', 'cells', 'averages', 'Table', 'caption', 'dataset_table', 'axis_table',
-           'by_point', 'point_table', 'unfinished', 'collapses', 'mixtures', 'in_words']
+           'harmonic_mean', 'base_new_table', 'by_point', 'point_table', 'unfinished', 'collapses', 'mixtures',
+           'in_words']
 
 # %% ../nbs/61_results.ipynb #253e760a
 import json
@@ -50,14 +51,19 @@ def read_rows(
     "The rows in the `result.json` of `run`."
     return json.loads((Path(run)/"result.json").read_text())["rows"]
 
-# %% ../nbs/61_results.ipynb #1b342505
+# %% ../nbs/61_results.ipynb #d25ed0f5
+def _once(found):
+    keys = [k for k in ("trained_on", "dataset", "shots", "backbone", "prompts", "views", "method", "seed", "point", "accuracy") if k in found]
+    return found[~(found["method"] == "ZeroShot") | ~found.duplicated(keys)].reset_index(drop=True)
+
+# %% ../nbs/61_results.ipynb #c8533104
 def read_results(
     folder, # outputs of one grid, or of many
 )->pd.DataFrame: # one line per method and seed of each run, target and point; `grid` is the grid, or the part of a grid that has several
     "Every row of every `result.json` below `folder`."
     found = [line for f in sorted(Path(folder).rglob("result.json")) for line in _records(read_rows(f.parent), f.parent)]
     if not found: raise ValueError(f"{folder}: no results there")
-    return pd.DataFrame(found)
+    return _once(pd.DataFrame(found))
 
 # %% ../nbs/61_results.ipynb #54a3430f
 def cells(
@@ -106,23 +112,31 @@ def text(self:Table, best="{}", second="{}", pm=" ± ")->pd.DataFrame:
             out.at[m, c] = "–" if np.isnan(self.mean.at[m, c]) else {1: best, 2: second}.get(ranks.at[m, c], "{}").format(shown)
     return out
 
-# %% ../nbs/61_results.ipynb #0d6198c1
+# %% ../nbs/61_results.ipynb #430313eb
 def _listed(values): return ", ".join(map(str, values))
 
 def _one(results, *columns):
     for c in columns:
         if c in results and results[c].nunique() > 1: raise ValueError(f"these results mix {c} {_listed(results[c].unique())}; choose one")
 
+# %% ../nbs/61_results.ipynb #0ce025b2
+def _chosen(results):
+    trials = results["trials"] if "trials" in results else pd.Series("?", results.index)
+    rules, several = results["selection"], trials.nunique() > 1
+    told = rules if not several else rules.where(rules == "defaults", rules + " of " + trials.astype(str) + " trials")
+    by = "; ".join(f"{rule} for {_listed(in_order(g['method']))}" for rule, g in results.groupby(told, sort=False))
+    return f": {by}" if several else f" ({_listed(trials.unique())} trials): {by}"
+
+# %% ../nbs/61_results.ipynb #8501f049
 def caption(
     results:pd.DataFrame, # the rows of one table
     axes=(), # columns of results that may differ
 )->str:
     "What the numbers are and how they were made."
-    _one(results, *({"shots", "backbone", "prompts", "trials", "views"} - set(axes)))
-    backbone, prompts, trials, shots = (sorted(results[c].unique()) if c in results else "?" for c in ("backbone", "prompts", "trials", "shots"))
-    chosen = [f"{rule} for {_listed(in_order(g['method']))}" for rule, g in results.groupby("selection", sort=False)]
+    _one(results, *({"shots", "backbone", "prompts", "views"} - set(axes)))
+    backbone, prompts, shots = (sorted(results[c].unique()) if c in results else "?" for c in ("backbone", "prompts", "shots"))
     return (f"Test accuracy in percent, {_listed(shots)} shots per class, backbone {_listed(backbone)}, prompts {_listed(prompts)}: mean ± population standard deviation "
-            f"over seeds {_listed(sorted(results['seed'].unique()))}. Hyper-parameters ({_listed(trials)} trials): {'; '.join(chosen)}.")
+            f"over seeds {_listed(sorted(results['seed'].unique()))}. Hyper-parameters{_chosen(results)}.")
 
 # %% ../nbs/61_results.ipynb #961b8bd7
 def _marks(per, seeds):
@@ -215,6 +229,26 @@ def save(self:Table,
     flat.columns = [f"{c} {k}" for c, k in flat.columns]
     for ending, content in (("md", self.markdown()), ("tex", self.latex()), ("html", self._repr_html_()), ("csv", flat.to_csv())):
         with write_atomic(Path(folder)/f"{name}.{ending}") as tmp: tmp.write_text(content)
+
+# %% ../nbs/61_results.ipynb #60ac7fd5
+def harmonic_mean(
+    base, # numbers above 0
+    new, # as many
+): # of their type
+    "The harmonic mean of `base` and `new`."
+    return 2*base*new/(base + new)
+
+# %% ../nbs/61_results.ipynb #1c822382
+def base_new_table(
+    results:pd.DataFrame, # from `read_results`, runs of the experiment base_to_new, one backbone and number of shots
+)->pd.DataFrame: # methods x (dataset, base | new | HM), the average first where there are several datasets
+    "Accuracy on base classes, on new ones, and the harmonic mean of the two."
+    _one(results, "shots", "backbone", "prompts")
+    new = results["dataset"] == results["trained_on"] + " (new)"
+    wide = results.assign(half=np.where(new, "new", "base")).pivot_table(index="method", columns=["trained_on", "half"], values="accuracy")
+    groups = {d: wide[d] for d in wide.columns.levels[0]}
+    if len(groups) > 1: groups = {"Average": sum(groups.values())/len(groups), **groups}
+    return pd.concat({d: g.assign(HM=harmonic_mean(g["base"], g["new"])) for d, g in groups.items()}, axis=1).loc[in_order(wide.index)].rename_axis(None).rename_axis([None, None], axis=1)
 
 # %% ../nbs/61_results.ipynb #573d74fb
 def by_point(

@@ -48,7 +48,7 @@ def _ends(log): return dict(entries=len(log), first=log[0], last=log[-1]) if log
 def _encode(problem, names=("text", "text_neg", "views", "train", "val", "test")):
     for name in names: name in problem.features and getattr(problem.features, name)
 
-# %% ../nbs/59_rows.ipynb #079d8e08
+# %% ../nbs/59_rows.ipynb #74762193
 def _settled(cls, problems, seeds, trials, fixed):
     "Each problem's chosen hyper-parameters, or None, and its fitted method."
     if not trials: return [None]*len(problems), fit_many([(cls, fixed, p, s) for p, s in zip(problems, seeds)])
@@ -64,14 +64,19 @@ def _tested(method, problem):
     return dict(accuracy=scores["accuracy"], macro_f1=scores["macro_f1"], n=scores["n"], per_class=scores["per_class"],
                 predictions=" ".join(str(int(p)) for p in scores["predictions"]), correct=_bits(scores["correct"])), seconds
 
-# %% ../nbs/59_rows.ipynb #72ac7721
+def _for_target(method, problem):
+    "`method`, except that zero-shot reads the target's own sentences where classes are new."
+    new = type(method) is METHODS["ZeroShot"] and not set(problem.classnames) <= set(method.classnames)
+    return type(method)(problem) if new else method
+
+# %% ../nbs/59_rows.ipynb #b7311a76
 def _row(method, tuned, problem, targets, cost):
     scores, seconds = _tested(method, problem)
     tried = getattr(tuned, "trials", None)
     return _plain(dict(
         **scores, family=type(method).__name__, selection=tuned.selection if tuned is not None else "defaults", candidates=0 if tried is None else len(tried), val_accuracy=None if tried is None else tried["accuracy"].max(),
         hyper_parameters=method.hyper_parameters, trainable_parameters=method.trainable_parameters(), log=_ends(method.log),
-        **({"targets": {name: _tested(method, p)[0] for name, p in targets.items()}} if targets else {}),
+        **({"targets": {name: _tested(_for_target(method, p), p)[0] for name, p in targets.items()}} if targets else {}),
         cost=dict(**cost, evaluate_s=seconds, **peak()), provenance=problem.provenance, environment=environment()))
 
 # %% ../nbs/59_rows.ipynb #833d59c0
