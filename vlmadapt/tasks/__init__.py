@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/tasks/99_tasks.ipynb #3107ee75
+# %% ../../nbs/tasks/99_tasks.ipynb #88fbde45
 from .mini_tasks import MINI_TASKS, Example
 from .task_problem import TaskProblem, load_task, read_jsonl
 from .tuners import PETL
+from .blip import load_blip
