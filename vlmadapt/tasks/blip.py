@@ -7,19 +7,20 @@ __all__ = ['TINY', 'BASE', 'LOADERS', 'PARTS', 'import_blip', 'BertWords', 'Blip
            'fetch_blip', 'BlipBackbone', 'load_blip', 'watched', 'Heads', 'heads_of', 'AdaptedBlipAttention',
            'AdaptedBlipOutput', 'BlipPlace', 'BlipStep']
 
-# %% ../../nbs/tasks/07_blip.ipynb #f0f2e660
+# %% ../../nbs/tasks/07_blip.ipynb #3e97e3f4
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 from torch import nn
+import torch.nn.functional as F
 from ..backbones import PRECISIONS, Backbone, default_device, default_precision
 from ..foundation import choose, content_key, import_open_clip, stream
 from ..mini.frames import vocabulary
 from .adapted_attention import Adapter, AttentionGraph, thin_copy, tower_blocks
 from .decoding import check_causal, stepper
-from .task_problem import LOADERS, decoder_states, word_logits
+from .task_problem import LOADERS, decoder_states, token_losses
 from .tuners import add_lora, add_prefix
 
 # %% ../../nbs/tasks/07_blip.ipynb #f9e16f2b
@@ -70,12 +71,12 @@ class Blip(nn.Module):
                                       past_key_values=past, is_decoder=True, use_cache=past is not None).last_hidden_state
     def forward(self, images, tokens): return dict(logits=self.text_decoder.cls(self.states(self._encode_image(images)[1], tokens)))
 
-# %% ../../nbs/tasks/07_blip.ipynb #4ebd228c
+# %% ../../nbs/tasks/07_blip.ipynb #abc22cbb
 @decoder_states.register
 def _(model:Blip, patches, tokens): return model.states(patches, tokens)
 
-@word_logits.register
-def _(model:Blip, states): return model.text_decoder.cls(states)
+@token_losses.register
+def _(model:Blip, states, target, smoothing=0.): return F.cross_entropy(model.text_decoder.cls(states).float(), target, reduction="none", label_smoothing=smoothing)
 
 # %% ../../nbs/tasks/07_blip.ipynb #8d7d86ba
 TINY = dict(text=dict(hidden_size=48, encoder_hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=48, initializer_range=.2),
@@ -220,7 +221,7 @@ def _(model:Blip, tower):
             if type(part.self).__name__ != "BlipTextSelfAttention": raise ValueError(f"decoder layer {n}: attention is of class {type(part.self).__name__}, not BlipTextSelfAttention")
     return [(f"decoder.{n}", kind, n + 1, BlipPlace(layer, kind)) for kind in PARTS for n, layer in enumerate(layers)]
 
-# %% ../../nbs/tasks/07_blip.ipynb #388a6da7
+# %% ../../nbs/tasks/07_blip.ipynb #ffe6d723
 class BlipStep:
     "Logits of the next token from a BLIP `model` for `images`, keeping keys and values if `cache`."
     def __init__(self, model, images, cache):
@@ -232,7 +233,7 @@ class BlipStep:
         if self.kept is None: tokens = self.tokens = tokens if self.tokens is None else torch.cat([self.tokens, tokens], 1)
         states = self.model.states(self.patches, tokens, self.kept, self.length)
         if self.kept is not None: self.length += tokens.shape[1]
-        return word_logits(self.model, states[:, -1])
+        return self.model.text_decoder.cls(states[:, -1])
 
     def select(self, rows):
         self.patches = self.patches[rows]
