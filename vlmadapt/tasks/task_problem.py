@@ -43,7 +43,7 @@ def spell(
     tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
     return Spelled(tokens, (torch.arange(1, tokens.shape[1]) >= torch.tensor(given)[:, None]) & (tokens[:, 1:] != PAD))
 
-# %% ../../nbs/tasks/05_task_problem.ipynb #064167f3
+# %% ../../nbs/tasks/05_task_problem.ipynb #1d38a477
 @singledispatch
 def decoder_states(
     model, # an open_clip CoCa, with or without adapters
@@ -55,6 +55,7 @@ def decoder_states(
     for block, cross in zip(decoder.resblocks, decoder.cross_attn): x = cross(block(x, attn_mask=mask), k_x=patches, v_x=patches)
     return decoder.ln_final(x)
 
+# %% ../../nbs/tasks/05_task_problem.ipynb #94eed08b
 @singledispatch
 def token_losses(
     model, # an open_clip CoCa, with or without adapters
@@ -126,7 +127,7 @@ def pixels(self:TaskProblem, split:str):
     "The images of a `split` as the image tower takes them."
     return Pixels(Images(self.images(split), None), self.backbone.preprocess)
 
-# %% ../../nbs/tasks/05_task_problem.ipynb #bd047a6d
+# %% ../../nbs/tasks/05_task_problem.ipynb #c7898cad
 KEPT = 2 << 30  # bytes; the image tokens of a larger split are computed batch by batch
 
 @patch
@@ -135,6 +136,7 @@ def encode(self:TaskProblem, x:torch.Tensor)->torch.Tensor: # (B, tokens, D)
     "Image tokens of pixels `x`, from the frozen image tower."
     with self.backbone.autocast(): return self.backbone.model._encode_image(x.to(self.backbone.device))[1].float()
 
+# %% ../../nbs/tasks/05_task_problem.ipynb #12828c1a
 @patch
 def keeps(self:TaskProblem, split:str)->bool:
     "Are the image tokens of a `split` few enough to be kept?"
