@@ -24,22 +24,29 @@ from .foundation import choose, np_stream, stream
 from .method import Batch, Method
 from .problem import Features, Problem, SealedLabels, check_labels, drawing_from
 
-# %% ../nbs/06_fit.ipynb #526c9c41
+# %% ../nbs/06_fit.ipynb #18c8ee40
 def _cosine(lr, part): return lr*(1 + math.cos(math.pi*part))/2
 
 SCHEDULES = dict(
     warmup_cosine=lambda lr, epoch, epochs, step, steps: 1e-5 if epoch == 0 else _cosine(lr, (epoch-1)/epochs),
     cosine=lambda lr, epoch, epochs, step, steps: _cosine(lr, step/steps),
+    linear=lambda lr, epoch, epochs, step, steps: lr*(1 - step/steps),
     constant=lambda lr, *_: lr)
 
-# %% ../nbs/06_fit.ipynb #300f1795
+# %% ../nbs/06_fit.ipynb #b5d9f015
 OPTIMIZERS = dict(adamw=torch.optim.AdamW, adam=torch.optim.Adam,
                   sgd=lambda groups, **kw: torch.optim.SGD(groups, momentum=.9, **kw))
+
+@patch
+def decays(self:Method)->list:
+    "What is trained: pairs of a weight decay and the parameters that feel it."
+    return [(self.hyper_parameters["weight_decay"], list(self.parameters()))]
 
 def _optimizer(methods):
     "One parameter group for the runs of each rate and weight decay."
     r, groups = methods[0].hyper_parameters, {}
-    for m in methods: groups.setdefault((m.hyper_parameters["lr"], m.hyper_parameters["weight_decay"]), []).extend(m.parameters())
+    for m in methods:
+        for decay, params in m.decays(): groups.setdefault((m.hyper_parameters["lr"], decay), []).extend(params)
     groups = [dict(params=params, lr=lr, base=lr, weight_decay=decay) for (lr, decay), params in groups.items()]
     return choose(r["optimizer"], OPTIMIZERS, "optimizer")(groups, fused=True, **({"eps": r["eps"]} if "eps" in r else {}))
 
@@ -136,13 +143,23 @@ def _note_divergence(method, problem, row):
     if math.isfinite(row["loss"]) or method.diverged: return
     method.diverged = f"{type(method).__name__} on {problem}: the loss became {row['loss']} in epoch {row['epoch']} at learning rate {row['lr']:.3g}"
 
-# %% ../nbs/06_fit.ipynb #1567ad4a
+# %% ../nbs/06_fit.ipynb #78c4845a
+@patch
+def batches(self:Method,
+    problem, # with a train split
+    seed:int, # draws their order
+): # iterated once for each epoch
+    "The training batches of this method."
+    r = self.hyper_parameters
+    source = partial(ImageBatches, **{k: r[k] for k in r.keys() & {"crop"}}) if self.reads_images() else Batches
+    return source(problem, seed, r["batch_size"], self.device)
+
+# %% ../nbs/06_fit.ipynb #3e4f82e0
 def _loaders(method, problems, seeds):
     "Distinct sources of batches for runs like `method`, and which of them each run reads."
-    found, r = {}, method.hyper_parameters
+    found = {}
     which = [found.setdefault((id(p), s), (len(found), p, s))[0] for p, s in zip(problems, seeds)]
-    source = partial(ImageBatches, **{k: r[k] for k in r.keys() & {"crop"}}) if method.reads_images() else Batches
-    return [source(p, s, r["batch_size"], method.device) for _, p, s in found.values()], torch.tensor(which, device=method.device)
+    return [method.batches(p, s) for _, p, s in found.values()], torch.tensor(which, device=method.device)
 
 def _epoch(stack, loaders, which, optimizer, epoch, r):
     "One pass over every run's support set; returns the mean losses (runs,)."
@@ -242,7 +259,7 @@ def metrics(
     return dict(accuracy=100*float((predicted == truth).double().mean()), macro_f1=100*float(f1_score(truth, predicted, average="macro")),
                 per_class=[100*r/c if c else None for r, c in zip(right.tolist(), count.tolist())])
 
-# %% ../nbs/06_fit.ipynb #c56a70f0
+# %% ../nbs/06_fit.ipynb #da0494ad
 def evaluate(
     method:Method, # fitted
     problem:Problem, # its test split; may have other images or class names than the method was fitted on
@@ -250,7 +267,9 @@ def evaluate(
     "Test `method` on the sealed test split of `problem`."
     if "test" not in problem.labels: raise ValueError(f"{problem!r} has no test split")
     sealed = problem.labels["test"]
-    truth = check_labels(sealed._labels if isinstance(sealed, SealedLabels) else sealed, problem.K, "test")
+    truth = sealed._labels if isinstance(sealed, SealedLabels) else sealed
+    if hasattr(method, "judge"): return method.judge(problem, truth)
+    truth = check_labels(truth, problem.K, "test")
     predicted = method.scores(method.inputs(problem, "test"), problem.classnames).argmax(1)
     if len(truth) != len(predicted): raise ValueError(f"{len(predicted)} test images but {len(truth)} test labels")
     return dict(**metrics(predicted, truth, problem.K), predictions=predicted.tolist(), correct=(predicted == truth).tolist(), n=len(truth))
