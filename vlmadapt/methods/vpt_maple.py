@@ -44,10 +44,11 @@ def scorer(self:VPT, classnames):
     text = self.text(classnames)
     return lambda batch: self.cosine_logits(self.image(batch.x, self.V), text)
 
-# %% ../../nbs/methods/14_vpt_maple.ipynb #cf9219d5
+# %% ../../nbs/methods/14_vpt_maple.ipynb #8b80f2e5
 class MaPLe(MuDPT):
     "Deep text prompts, and visual prompts made of them by a linear map per layer."
     recipe = {**MuDPT.recipe, "lr": 3.5e-3, "epochs": 5}
+    space = dict(lr=[1e-3, 3.5e-3, 1e-2])
     injection, n_vision, fuse_first, one_way, words = "linear_per_layer", None, True, True, None
     def __init__(self, problem,
         depth:int|None=None, # blocks that receive prompts in both towers; None: three quarters of the shallower tower
