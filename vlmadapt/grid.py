@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'TABLES', 'THREADS', 'shipped', 'template_parameters', 'check_value', 'check_names', 'Run', 'read_runs',
            'run_notebook', 'execute', 'execute_all', 'vlmadapt_grid', 'report_of', 'write_html', 'vlmadapt_report']
 
-# %% ../nbs/60_grid.ipynb #12ac2bad
+# %% ../nbs/60_grid.ipynb #2c0788bc
 import ast, fcntl, itertools, json, os, re, shutil, socket, sys, tempfile, time, traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,8 +23,7 @@ import vlmadapt
 from .backbones import BACKBONES
 from .datasets import DATASETS
 from .foundation import choose, write_atomic
-from .methods import METHODS
-from .rows import Rows, method_of
+from .rows import KNOWN, Rows, method_of
 
 # %% ../nbs/60_grid.ipynb #d9f02adb
 def shipped(
@@ -73,8 +72,8 @@ def check_value(
     if repeated := [v for i, v in enumerate(value) if v in value[:i]]: raise ValueError(f"{name} repeats {repeated[0]!r}")
     if not value: raise ValueError(f"{name} is empty")
 
-# %% ../nbs/60_grid.ipynb #db984311
-TABLES = dict(dataset=("dataset", DATASETS), targets=("dataset", DATASETS), backbone=("backbone", BACKBONES), methods=("method", METHODS))
+# %% ../nbs/60_grid.ipynb #a5cfe304
+TABLES = dict(dataset=("dataset", DATASETS), targets=("dataset", DATASETS), backbone=("backbone", BACKBONES), methods=("method", KNOWN))
 
 def check_names(
     parameters:dict, # of one run

@@ -7,14 +7,14 @@ __all__ = ['FIELDS', 'BULKY', 'read_rows', 'read_results', 'cells', 'averages', 
            'harmonic_mean', 'base_new_table', 'by_point', 'point_table', 'unfinished', 'collapses', 'mixtures',
            'in_words']
 
-# %% ../nbs/61_results.ipynb #253e760a
+# %% ../nbs/61_results.ipynb #a850363e
 import json
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, yaml
 from fastcore.basics import patch
 from .foundation import write_atomic
-from .rows import in_order
+from .rows import UNTRAINED, in_order
 
 # %% ../nbs/61_results.ipynb #ee182c32
 def _nested(row):
@@ -36,11 +36,11 @@ def _record(row, run):
     return {"grid": run.parent.name, "run": run.name, "trained_on": row["settings"].get("dataset"), **_scalars(row["settings"]), **dict.fromkeys(FIELDS), **_scalars(row), **cost, "paper_protocol": (row.get("as_released") or {}).get("accuracy"),
             **{k: made.get(k) for k in ("backbone_key", "split", "transform")}, **{k: where.get(k) for k in ("commit", "device")}, "versions": versions}
 
-# %% ../nbs/61_results.ipynb #de0ccd5a
+# %% ../nbs/61_results.ipynb #582ee588
 def _records(rows, run):
     "The lines of one run, with what is above the zero-shot line of the same dataset and seed."
     found = [_record(part, run) for row in rows for part in _nested(row)]
-    zero = {(r.get("dataset"), r["seed"]): r["accuracy"] for r in found if r["method"] == "ZeroShot"}
+    zero = {(r.get("dataset"), r["seed"]): r["accuracy"] for r in found if r["method"] in UNTRAINED}
     for r in found:
         if (r.get("dataset"), r["seed"]) in zero: r["above_zero_shot"] = r["accuracy"] - zero[r.get("dataset"), r["seed"]]
     return found
@@ -51,10 +51,10 @@ def read_rows(
     "The rows in the `result.json` of `run`."
     return json.loads((Path(run)/"result.json").read_text())["rows"]
 
-# %% ../nbs/61_results.ipynb #d25ed0f5
+# %% ../nbs/61_results.ipynb #b734774a
 def _once(found):
     keys = [k for k in ("trained_on", "dataset", "shots", "backbone", "prompts", "views", "method", "seed", "point", "accuracy") if k in found]
-    return found[~(found["method"] == "ZeroShot") | ~found.duplicated(keys)].reset_index(drop=True)
+    return found[~found["method"].isin(UNTRAINED) | ~found.duplicated(keys)].reset_index(drop=True)
 
 # %% ../nbs/61_results.ipynb #c8533104
 def read_results(
