@@ -7,7 +7,7 @@ __all__ = ['TINY', 'BASE', 'LOADERS', 'PARTS', 'import_blip', 'BertWords', 'Blip
            'fetch_blip', 'BlipBackbone', 'load_blip', 'watched', 'Heads', 'heads_of', 'AdaptedBlipAttention',
            'AdaptedBlipOutput', 'BlipPlace', 'BlipStep']
 
-# %% ../../nbs/tasks/07_blip.ipynb #3e97e3f4
+# %% ../../nbs/tasks/07_blip.ipynb #e759d33b
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from ..backbones import PRECISIONS, Backbone, default_device, default_precision
 from ..foundation import choose, content_key, import_open_clip, stream
 from ..mini.frames import vocabulary
 from .adapted_attention import Adapter, AttentionGraph, thin_copy, tower_blocks
-from .decoding import check_causal, stepper
+from .decoding import all_logits, check_causal, stepper
 from .task_problem import LOADERS, decoder_states, token_losses
 from .tuners import add_lora, add_prefix
 
@@ -49,7 +49,7 @@ class BertWords:
         rows = [[self.start, *self.encode(t)[:length - 2], self.end] for t in ([texts] if isinstance(texts, str) else texts)]
         return torch.tensor([row + [0]*(length - len(row)) for row in rows])
 
-# %% ../../nbs/tasks/07_blip.ipynb #d9c85aa2
+# %% ../../nbs/tasks/07_blip.ipynb #8903e2f9
 class Blip(nn.Module):
     "A BLIP, `core`, that can be adapted, trained and decoded as a CoCa."
     def __init__(self, core:nn.Module):
@@ -69,16 +69,19 @@ class Blip(nn.Module):
         if past is None and self.prefix is not None: past = self.past(len(tokens))
         return self.text_decoder.bert(input_ids=tokens, position_ids=torch.arange(offset, offset + tokens.shape[1], device=tokens.device)[None], encoder_hidden_states=patches,
                                       past_key_values=past, is_decoder=True, use_cache=past is not None).last_hidden_state
-    def forward(self, images, tokens): return dict(logits=self.text_decoder.cls(self.states(self._encode_image(images)[1], tokens)))
+    def forward(self, images, tokens): return dict(logits=all_logits(self, self._encode_image(images)[1], tokens))
 
-# %% ../../nbs/tasks/07_blip.ipynb #abc22cbb
+# %% ../../nbs/tasks/07_blip.ipynb #8ccb7c7c
+@all_logits.register
+def _(model:Blip, patches, tokens): return model.text_decoder.cls(model.states(patches, tokens))
+
 @decoder_states.register
 def _(model:Blip, patches, tokens): return model.states(patches, tokens)
 
 @token_losses.register
 def _(model:Blip, states, target, smoothing=0.): return F.cross_entropy(model.text_decoder.cls(states).float(), target, reduction="none", label_smoothing=smoothing)
 
-# %% ../../nbs/tasks/07_blip.ipynb #8d7d86ba
+# %% ../../nbs/tasks/07_blip.ipynb #cb1fce56
 TINY = dict(text=dict(hidden_size=48, encoder_hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=48, initializer_range=.2),
             vision=dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8, initializer_range=.1))
 BASE = dict(text=dict(num_attention_heads=12), vision=dict(image_size=384))
@@ -89,6 +92,7 @@ def blip_config(
     "A configuration of BLIP."
     return import_blip().BlipConfig(text_config=text, vision_config=vision)
 
+# %% ../../nbs/tasks/07_blip.ipynb #72e9f4b9
 def check_heads(config):
     "Refuse a text decoder of BLIP's size with another number of heads than BLIP's."
     width, heads = config.text_config.hidden_size, config.text_config.num_attention_heads
@@ -122,7 +126,7 @@ def fetch_blip(
     if info["missing_keys"]: raise ValueError(f"{name}: {len(info['missing_keys'])} weights are missing, among them {sorted(info['missing_keys'])[0]}")
     return core, hf.BertTokenizer.from_pretrained(name)
 
-# %% ../../nbs/tasks/07_blip.ipynb #bcae0c4e
+# %% ../../nbs/tasks/07_blip.ipynb #36081158
 class BlipBackbone(Backbone):
     "A frozen BLIP with its tokenizer, transform and content key."
     def __init__(self, name, core, tokenizer, device, precision):
@@ -133,9 +137,11 @@ class BlipBackbone(Backbone):
         self.preprocess = transform.image_transform_v2(self.preprocess_cfg, is_train=False)
         self.key = content_key(weights=self.model.state_dict(), precision=precision)
 
+# %% ../../nbs/tasks/07_blip.ipynb #73cefcad
 @lru_cache(maxsize=2)
 def _load(name, device, precision): return BlipBackbone(name, *(tiny_blip() if name == "blip-tiny" else fetch_blip(name)), device, precision)
 
+# %% ../../nbs/tasks/07_blip.ipynb #4a3f3840
 def load_blip(
     name:str="blip-tiny", # "blip-tiny", "Salesforce/blip-...", or a local folder
     device:str|None=None, # default: a GPU where there is one
@@ -146,9 +152,10 @@ def load_blip(
     choose(precision, PRECISIONS, "precision")
     return _load(name, device, precision)
 
+# %% ../../nbs/tasks/07_blip.ipynb #3d0f7877
 LOADERS |= {"blip-": load_blip, "Salesforce/blip": load_blip}
 
-# %% ../../nbs/tasks/07_blip.ipynb #0f728c4b
+# %% ../../nbs/tasks/07_blip.ipynb #7fca7a1d
 @contextmanager
 def watched(
     *modules:nn.Module, # whose results are wanted
@@ -160,13 +167,18 @@ def watched(
     finally:
         for h in handles: h.remove()
 
+# %% ../../nbs/tasks/07_blip.ipynb #610f6167
 class Heads(NamedTuple):
     "What an `AttentionGraph` asks of an attention: the projection behind its `num_heads` heads."
     out_proj: nn.Linear
     num_heads: int
     embed_dim: int
 
-def heads_of(attention)->Heads: return Heads(attention.output.dense, attention.self.num_attention_heads, attention.output.dense.out_features)
+def heads_of(
+    attention, # of a BLIP layer
+)->Heads:
+    "The heads of a BLIP `attention`."
+    return Heads(attention.output.dense, attention.self.num_attention_heads, attention.output.dense.out_features)
 
 # %% ../../nbs/tasks/07_blip.ipynb #e8078135
 class AdaptedBlipAttention(nn.Module):
@@ -202,7 +214,7 @@ class AdaptedBlipOutput(nn.Module):
         h = h + self.adapter.branch(input_tensor) if self.parallel else self.adapter(h)
         return self.LayerNorm(self.dropout(h) + input_tensor)
 
-# %% ../../nbs/tasks/07_blip.ipynb #f376993f
+# %% ../../nbs/tasks/07_blip.ipynb #4543594c
 PARTS = {"self": "attention", "cross": "crossattention", "ffn": "output"}
 
 class BlipPlace:
@@ -212,6 +224,7 @@ class BlipPlace:
         part = getattr(self.layer, PARTS[self.kind])
         setattr(self.layer, PARTS[self.kind], AdaptedBlipOutput(part, adapter, parallel) if self.kind == "ffn" else AdaptedBlipAttention(part, adapter))
 
+# %% ../../nbs/tasks/07_blip.ipynb #b8914672
 @tower_blocks.register
 def _(model:Blip, tower):
     layers = model.text_decoder.bert.encoder.layer
@@ -221,7 +234,7 @@ def _(model:Blip, tower):
             if type(part.self).__name__ != "BlipTextSelfAttention": raise ValueError(f"decoder layer {n}: attention is of class {type(part.self).__name__}, not BlipTextSelfAttention")
     return [(f"decoder.{n}", kind, n + 1, BlipPlace(layer, kind)) for kind in PARTS for n, layer in enumerate(layers)]
 
-# %% ../../nbs/tasks/07_blip.ipynb #ffe6d723
+# %% ../../nbs/tasks/07_blip.ipynb #1d0adf36
 class BlipStep:
     "Logits of the next token from a BLIP `model` for `images`, keeping keys and values if `cache`."
     def __init__(self, model, images, cache):
@@ -240,10 +253,11 @@ class BlipStep:
         if self.kept is None: self.tokens = self.tokens[rows]
         else: self.kept.reorder_cache(rows)
 
+# %% ../../nbs/tasks/07_blip.ipynb #67d775fb
 @stepper.register
 def _(model:Blip, images, cache=True): return BlipStep(model, images, cache)
 
-# %% ../../nbs/tasks/07_blip.ipynb #19dd34d8
+# %% ../../nbs/tasks/07_blip.ipynb #871de9e5
 @add_lora.register
 def _(model:Blip, rank=8, alpha=32., seed=1):
     peft, model = import_blip("peft"), thin_copy(model)
@@ -252,6 +266,7 @@ def _(model:Blip, rank=8, alpha=32., seed=1):
         if ".lora_A." in name: p.data.copy_(torch.randn(p.shape, generator=stream(seed, "lora", name))/p.shape[1]**.5)
     return model
 
+# %% ../../nbs/tasks/07_blip.ipynb #67f5b2aa
 @add_prefix.register
 def _(model:Blip, length=16, seed=1):
     peft, model, c = import_blip("peft"), thin_copy(model), model.core.config.text_config

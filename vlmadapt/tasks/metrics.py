@@ -57,7 +57,7 @@ def _soft(predicted, answers, normalise):
     same = [a == predicted for a in answers]
     return sum(min((sum(same) - own)/3, 1) for own in same)/len(same)
 
-# %% ../../nbs/tasks/03_metrics.ipynb #4a57c044
+# %% ../../nbs/tasks/03_metrics.ipynb #5f4462cf
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 ENDINGS = r"n't|'(?:s|m|d|re|ve|ll)"
 APART = re.compile(r"\b(?:(can)(not)|(gon|wan)(na)|(got)(ta)|(lem|gim)(me)|(y')(all))\b")
@@ -66,6 +66,7 @@ PIECES = re.compile(rf"""y'(?=\ all)|[oc]'\w+|d'\w+|ma'am|'n'|(?:{ENDINGS})(?!\w
     |(?:[a-z]\.){{2,}}|(?:mr|mrs|ms|dr|st|mt|ft|jr|sr|vs|etc)\.|no\.(?=\s*\d)     # a.m., st.
     |\w+(?:[-./&]\w+)*|[&$%#/*+=<>@~()\[\]{{}}]""", re.X)
 
+# %% ../../nbs/tasks/03_metrics.ipynb #c144d081
 def words_of(
     text:str|list, # a caption, or its words
 )->list[str]:
@@ -101,7 +102,7 @@ def bleu(
     if not all(right): return 0.
     return 100*math.exp(sum(math.log(a/b) for a, b in zip(right, total))/order + min(0, 1 - r/c))
 
-# %% ../../nbs/tasks/03_metrics.ipynb #0336ebe4
+# %% ../../nbs/tasks/03_metrics.ipynb #f8d4b134
 def common_length(
     a:list[str], b:list[str], # two texts
 )->int:
@@ -113,6 +114,7 @@ def common_length(
         for j, other in enumerate(b): row.append(last[j] + 1 if word == other else max(last[j + 1], row[j]))
     return row[-1]
 
+# %% ../../nbs/tasks/03_metrics.ipynb #44162ea5
 def rouge_l(
     written:list, # B captions, text or words
     references:list[list], # for each its references
@@ -126,7 +128,7 @@ def rouge_l(
         scores.append((1 + beta**2)*P*R/(R + beta**2*P) if P and R else 0.)
     return 100*sum(scores)/len(scores)
 
-# %% ../../nbs/tasks/03_metrics.ipynb #79f355ff
+# %% ../../nbs/tasks/03_metrics.ipynb #1e371296
 def cider(
     written:list, # B captions, text or words; rarity is measured over these B images, so one image alone scores 0
     references:list[list], # for each its references
@@ -142,6 +144,7 @@ def cider(
     likeness = lambda a, b: math.exp(-(length(a) - length(b))**2/(2*sigma**2))*sum(map(_clipped_cosine, rare(a), rare(b)))/order
     return 1000*sum(sum(likeness(text, ref) for ref in refs)/len(refs) for text, refs in pairs)/len(pairs)
 
+# %% ../../nbs/tasks/03_metrics.ipynb #e21339de
 def _clipped_cosine(a, b):
     size = math.sqrt(sum(x*x for x in a.values())*sum(x*x for x in b.values()))
     return sum(min(x, b[g])*b[g] for g, x in a.items() if g in b)/size if size else 0.

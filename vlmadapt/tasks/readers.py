@@ -28,7 +28,7 @@ class Row(dict):
         super().__init__(values); self.where = where
     def __missing__(self, key): raise ValueError(f"{self.where}: no {key!r}")
 
-# %% ../../nbs/tasks/04b_readers.ipynb #135a6096
+# %% ../../nbs/tasks/04b_readers.ipynb #b7aecfb3
 def _parsed(text, path, where):
     try: return json.loads(text)
     except json.JSONDecodeError as e: raise ValueError(f"{where}: not JSON ({e})") from None
@@ -37,6 +37,7 @@ def _text(path):
     if not Path(path).exists(): raise FileNotFoundError(f"{path} is missing")
     return Path(path).read_text(encoding="utf-8")
 
+# %% ../../nbs/tasks/04b_readers.ipynb #da3e0f39
 def entries(
     path, # a JSON file
     key:str="", # where the list is in it; '' where the file is the list
@@ -46,6 +47,7 @@ def entries(
     if not isinstance(found, list): raise ValueError(f"{path}: expected a list" + f" under {key!r}"*bool(key))
     return [Row(values, f"{path}, entry {n} of {key or 'the list'}") for n, values in enumerate(found, 1)]
 
+# %% ../../nbs/tasks/04b_readers.ipynb #c2b98f14
 def lines(
     path, # a file of JSON lines
 )->list[Row]:
@@ -78,7 +80,7 @@ def split(self:Gathered)->tuple[list, list]:
     if not self.examples: raise ValueError(f"no examples with images in {self.folder}")
     return self.images, self.examples
 
-# %% ../../nbs/tasks/04b_readers.ipynb #c3c4f623
+# %% ../../nbs/tasks/04b_readers.ipynb #e074bd39
 def question_text(
     text:str, # a question
     words:int=20, # at most
@@ -86,6 +88,7 @@ def question_text(
     "A question as a prompt."
     return " ".join(re.sub(r"[.!\"()*#:;~]", "", text.lower()).split()[:words])
 
+# %% ../../nbs/tasks/04b_readers.ipynb #51db0b46
 def caption_text(
     text:str, # a caption
     words:int=30, # at most
@@ -93,7 +96,7 @@ def caption_text(
     "A caption to learn from."
     return " ".join(text.lower().strip(" .\n\t").split()[:words])
 
-# %% ../../nbs/tasks/04b_readers.ipynb #06ab070e
+# %% ../../nbs/tasks/04b_readers.ipynb #fa05161c
 def read_vqa(
     questions, # v2_OpenEnded_mscoco_*_questions.json
     annotations, # v2_mscoco_*_annotations.json
@@ -108,15 +111,17 @@ def read_vqa(
         out.add(row, f"{part}/COCO_{part}_{row['image_id']:012d}.jpg", question_text(row["question"]), _answers(answered, "answers"), answered.get("answer_type", ""))
     return out.split()
 
+# %% ../../nbs/tasks/04b_readers.ipynb #2f118978
 def _answers(row, key): return [Row(a, row.where)["answer"] for a in row[key]]
 
-# %% ../../nbs/tasks/04b_readers.ipynb #c5cb50a5
+# %% ../../nbs/tasks/04b_readers.ipynb #0c7399ba
 def karpathy_parts(
     path, # dataset_coco.json
 )->dict[int, str]: # COCO's number of an image -> train, val or test
     "Karpathy's split of the images of COCO 2014."
     return {row["cocoid"]: dict(restval="train").get(row["split"], row["split"]) for row in entries(path, "images")}
 
+# %% ../../nbs/tasks/04b_readers.ipynb #a7d14f47
 def parted(
     splits:list[tuple[list, list]], # images and examples
     part_of, # function from the path of an image to the name of its part
@@ -152,7 +157,7 @@ def answer_list(
     common = Counter(Counter(map(normalise_answer, e.answers)).most_common(1)[0][0] for e in examples)
     return [answer for answer, n in common.most_common() if n >= least and answer]
 
-# %% ../../nbs/tasks/04b_readers.ipynb #b18516ee
+# %% ../../nbs/tasks/04b_readers.ipynb #62e0d1e4
 def held_out(
     split:tuple[list, list], # images and examples
     share:float=.05, # of the images
@@ -163,6 +168,7 @@ def held_out(
     number = {image: chosen[i] for i, image in enumerate(split[0])}
     return parted([split], lambda image: "val" if number[image] else "train")
 
+# %% ../../nbs/tasks/04b_readers.ipynb #003cfe89
 def read_vizwiz(
     path, # train.json or val.json
     images, # the folder of its images
@@ -172,9 +178,10 @@ def read_vizwiz(
     for row in entries(path): out.add(row, row["image"], question_text(row["question"]), _answers(row, "answers"), row.get("answer_type", ""))
     return out.split()
 
-# %% ../../nbs/tasks/04b_readers.ipynb #01fb7f13
+# %% ../../nbs/tasks/04b_readers.ipynb #4c0d911b
 VERDICT_WORDS = dict(entailment="correct", contradiction="incorrect", neutral="ambiguous")
 
+# %% ../../nbs/tasks/04b_readers.ipynb #18317b19
 def read_snli_ve(
     path, # snli_ve_train.jsonl, ..._dev.jsonl, ..._test.jsonl
     images, # the folder of Flickr30k's images
@@ -186,7 +193,7 @@ def read_snli_ve(
         out.add(row, f"{row['Flickr30K_ID']}.jpg", f"Is it correct that {caption_text(row['sentence2'])} ?", VERDICT_WORDS[row["gold_label"]], row["gold_label"])
     return out.split()
 
-# %% ../../nbs/tasks/04b_readers.ipynb #36c1e6fe
+# %% ../../nbs/tasks/04b_readers.ipynb #9217eae6
 CAPTION_PROMPT = "a picture of"  # BLIP's
 
 def captions_of(rows, images, train=True)->tuple[list, list]:
@@ -195,6 +202,7 @@ def captions_of(rows, images, train=True)->tuple[list, list]:
     for row, image, texts in rows: out.add(row, image, CAPTION_PROMPT, [caption_text(t) if train else " ".join(t.split()) for t in texts])
     return out.split()
 
+# %% ../../nbs/tasks/04b_readers.ipynb #db414fb2
 def read_karpathy(
     path, # dataset_coco.json
     images, # the folder that holds train2014/ and val2014/
@@ -204,7 +212,7 @@ def read_karpathy(
     for row in entries(path, "images"): parts[dict(restval="train").get(row["split"], row["split"])].append((row, f"{row['filepath']}/{row['filename']}", [Row(s, row.where)["raw"] for s in row["sentences"]]))
     return {s: captions_of(rows, images, s == "train") for s, rows in parts.items()}
 
-# %% ../../nbs/tasks/04b_readers.ipynb #4f9eb957
+# %% ../../nbs/tasks/04b_readers.ipynb #d34a5d86
 def read_coco(
     path, # captions_train2014.json, or VizWiz's train.json
     images, # the folder of its images
@@ -216,6 +224,7 @@ def read_coco(
         if not row.get("is_rejected"): texts[row["image_id"]].append(row["caption"])
     return captions_of([(row, row["file_name"], texts[row["id"]]) for row in entries(path, "images") if row["id"] in texts], images, train)
 
+# %% ../../nbs/tasks/04b_readers.ipynb #f39184d4
 def read_textcaps(
     path, # TextCaps_0.1_train.json or ..._val.json
     images, # the folder of its images
@@ -235,7 +244,7 @@ def read_jsonl(
     for row in lines(path): out.add(row, row["image"], row["prompt"], row["answers"], row.get("sort", ""))
     return out.split()
 
-# %% ../../nbs/tasks/04b_readers.ipynb #7861934c
+# %% ../../nbs/tasks/04b_readers.ipynb #1a7917d6
 class TaskRow(NamedTuple):
     "A task on disk: `folder` below the root, function `read` from that folder to splits, `metric`, and `candidates` where answers are ranked."
     folder: str
@@ -245,6 +254,7 @@ class TaskRow(NamedTuple):
 
 def _jsonl(root): return {s: read_jsonl(root/f"{s}.jsonl") for s in ("train", "val", "test") if (root/f"{s}.jsonl").exists()}
 
+# %% ../../nbs/tasks/04b_readers.ipynb #8f48aa1d
 TASKS = {
     "vqav2": TaskRow("vqav2", read_vqav2, "vqa"),
     "vizwiz": TaskRow("vizwiz", lambda r: {**held_out(read_vizwiz(r/"Annotations/train.json", r/"train")), "test": read_vizwiz(r/"Annotations/val.json", r/"val")}, "vqa"),

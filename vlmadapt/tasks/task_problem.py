@@ -81,7 +81,7 @@ def word_losses(
     right = logits.gather(1, words.place[target][:, None])[:, 0]
     return (logits + share.log()).logsumexp(1) - (1 - smoothing)*right - smoothing*(logits @ share)/share.sum()
 
-# %% ../../nbs/tasks/05_task_problem.ipynb #51129c62
+# %% ../../nbs/tasks/05_task_problem.ipynb #1d38a477
 @singledispatch
 def decoder_states(
     model, # an open_clip CoCa, with or without adapters
@@ -93,6 +93,7 @@ def decoder_states(
     for block, cross in zip(decoder.resblocks, decoder.cross_attn): x = cross(block(x, attn_mask=mask), k_x=patches, v_x=patches)
     return decoder.ln_final(x)
 
+# %% ../../nbs/tasks/05_task_problem.ipynb #5cd450c9
 @singledispatch
 def token_losses(
     model, # an open_clip CoCa, with or without adapters
@@ -163,7 +164,7 @@ def pixels(self:TaskProblem, split:str):
     "The images of a `split` as the image tower takes them."
     return Pixels(Images(self.images(split), None), self.backbone.preprocess)
 
-# %% ../../nbs/tasks/05_task_problem.ipynb #bd047a6d
+# %% ../../nbs/tasks/05_task_problem.ipynb #c7898cad
 KEPT = 2 << 30  # bytes; the image tokens of a larger split are computed batch by batch
 
 @patch
@@ -172,6 +173,7 @@ def encode(self:TaskProblem, x:torch.Tensor)->torch.Tensor: # (B, tokens, D)
     "Image tokens of pixels `x`, from the frozen image tower."
     with self.backbone.autocast(): return self.backbone.model._encode_image(x.to(self.backbone.device))[1].float()
 
+# %% ../../nbs/tasks/05_task_problem.ipynb #12828c1a
 @patch
 def keeps(self:TaskProblem, split:str)->bool:
     "Are the image tokens of a `split` few enough to be kept?"

@@ -114,7 +114,7 @@ class LowRank(nn.Module):
         change = self.scale*(self.B @ self.A).flatten(0, 1)
         return weight + torch.cat([change, torch.zeros_like(change[:len(change)//2])])
 
-# %% ../../nbs/tasks/06_tuners.ipynb #5d1ead40
+# %% ../../nbs/tasks/06_tuners.ipynb #ec85109e
 class LoRA(Tuner):
     "Low-rank changes to queries and keys of the decoder's attentions."
     name = "lora"
@@ -125,6 +125,7 @@ class LoRA(Tuner):
     ): super().__init__(problem, hyper(locals()))
     def adapt(self, model, seed): return add_lora(model, seed=seed, **self.settings())
 
+# %% ../../nbs/tasks/06_tuners.ipynb #25570bca
 @singledispatch
 def add_lora(
     model, # a CoCa; it is not changed
@@ -154,7 +155,7 @@ class Prefix(nn.Module):
         total = torch.logaddexp(real, ahead.logsumexp(-1))[..., None]
         return graph.out((real[..., None] - total).exp()*(graph.M @ graph.v) + (ahead - total).exp() @ self.values)
 
-# %% ../../nbs/tasks/06_tuners.ipynb #1c013144
+# %% ../../nbs/tasks/06_tuners.ipynb #9f9d9ab0
 class PrefixTuning(Tuner):
     "Trained keys and values before those of the decoder's self-attentions."
     name = "prefix"
@@ -164,6 +165,7 @@ class PrefixTuning(Tuner):
     ): super().__init__(problem, hyper(locals()))
     def adapt(self, model, seed): return add_prefix(model, seed=seed, **self.settings())
 
+# %% ../../nbs/tasks/06_tuners.ipynb #8e9bbd77
 @singledispatch
 def add_prefix(
     model, # a CoCa; it is not changed
@@ -177,7 +179,7 @@ def add_prefix(
         block.attn = AdaptedAttention(block.attn, prefix.to(block.attn.out_proj.weight))
     return model
 
-# %% ../../nbs/tasks/06_tuners.ipynb #70eb11c5
+# %% ../../nbs/tasks/06_tuners.ipynb #7c4ab04d
 class AdapterTuner(Tuner):
     "Adapters in the decoder, of the class's own kind (`name`)."
     name = "adapter"
@@ -186,6 +188,7 @@ class AdapterTuner(Tuner):
     @classmethod
     def defaults(cls): return dict(where=WHERE, ffn="sequential", **settings_of(cls.name), **cls.recipe)
 
+# %% ../../nbs/tasks/06_tuners.ipynb #57b4b2f7
 class GCNTuner(AdapterTuner):
     "Adapters on attention as a graph convolution."
     name = "gcn"
