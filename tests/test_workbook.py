@@ -71,7 +71,7 @@ def test_constraints_lie_within_the_ranges_of_settings():
     pins = [Requirement(line) for line in (ROOT/"constraints.txt").read_text().splitlines() if line and line[0] != "#"]
     pins = {r.name.lower(): next(iter(r.specifier)).version for r in pins}
     cfg = derived.settings()
-    for key in ("requirements", "dev_requirements", "docs_requirements"):
+    for key in ("requirements", "blip_requirements", "dev_requirements", "docs_requirements"):
         for r in map(Requirement, cfg[key].split()):
             assert r.name.lower() in pins, f"{r.name} has no tested version in constraints.txt"
             assert pins[r.name.lower()] in r.specifier, f"constraints.txt has {r.name} {pins[r.name.lower()]}, settings.ini {r}"

@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/tasks/99_tasks.ipynb #3107ee75
+# %% ../../nbs/tasks/99_tasks.ipynb #531dad15
 from .mini_tasks import MINI_TASKS, Example
-from .task_problem import TaskProblem, load_task, read_jsonl
+from .readers import TASKS, answer_list, read_jsonl
+from .task_problem import TaskProblem, load_task
 from .tuners import PETL
+from .blip import load_blip

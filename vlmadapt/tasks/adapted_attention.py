@@ -9,9 +9,10 @@ __all__ = ['ACTS', 'SKIPS', 'LEARN', 'TOWERS', 'ADAPTERS', 'WHERE', 'FFN', 'BOTT
            'settings_of', 'add_adapters', 'reset_adapters', 'adapter_parameters', 'trainable_count', 'parameter_groups',
            'frozen_key', 'save_adapters', 'load_adapters']
 
-# %% ../../nbs/tasks/01_adapted_attention.ipynb #b2972042
+# %% ../../nbs/tasks/01_adapted_attention.ipynb #fab71eca
 import copy, inspect, math
 from collections import OrderedDict
+from functools import singledispatch
 from typing import NamedTuple
 import torch
 import torch.nn.functional as F
@@ -248,11 +249,12 @@ def thin_copy(
     "A copy of `model` with modules of its own, whose frozen parameters share memory with the original's."
     return copy.deepcopy(model, {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()})
 
-# %% ../../nbs/tasks/01_adapted_attention.ipynb #ed805b74
+# %% ../../nbs/tasks/01_adapted_attention.ipynb #a4843249
 def _text(model): return getattr(model, "text", model)
 TOWERS = dict(decoder=lambda m: getattr(m, "text_decoder", None), vision=lambda m: getattr(m.visual, "transformer", None),
               text=lambda m: getattr(_text(m), "transformer", None))
 
+@singledispatch
 def tower_blocks(
     model:nn.Module, # an open_clip model
     tower:str, # "decoder", "text" or "vision"
@@ -285,7 +287,7 @@ def settings_of(
     parents = [c for c in choose(kind, ADAPTERS, "adapter").__mro__ if issubclass(c, Adapter)]
     return {n: p.default for c in reversed(parents) for n, p in inspect.signature(c.__init__).parameters.items() if p.default is not p.empty}
 
-# %% ../../nbs/tasks/01_adapted_attention.ipynb #2dc6bc1e
+# %% ../../nbs/tasks/01_adapted_attention.ipynb #67d42fc7
 def add_adapters(
     model:nn.Module, # an open_clip model; it is not changed
     kind:str="p-adapter", # a key of `ADAPTERS`
@@ -302,7 +304,7 @@ def add_adapters(
     choose(ffn, FFN, "feed-forward adapter")
     adapted = thin_copy(model).eval(); adapted.adapter_card = dict(kind=kind, where=list(where), towers=list(towers), ffn=ffn, seed=seed, settings=settings)
     placed = [_place(block, Site(name, place, block.attn.embed_dim, block.attn.num_heads, n), adapted.adapter_card)
-              for tower in towers for name, k, n, block in tower_blocks(adapted, tower) for place in (k, "ffn") if place in where]
+              for tower in towers for name, k, n, block in tower_blocks(adapted, tower) for place in getattr(block, "places", (k, "ffn")) if place in where]
     missing = set(where) - {a.site.kind for a in placed}
     if missing: raise ValueError(f"nothing to adapt: the {' and '.join(towers)} of {type(model).__name__} has no {missing.pop()} attention")
     shared = next((a.p for a in placed if getattr(a, "learn", "") == "shared"), None)
@@ -310,7 +312,7 @@ def add_adapters(
         if shared is not None and hasattr(a, "p"): a.p = shared
     return reset_adapters(adapted, seed)
 
-# %% ../../nbs/tasks/01_adapted_attention.ipynb #ff214a2e
+# %% ../../nbs/tasks/01_adapted_attention.ipynb #bafa846a
 BOTTLENECK = ("hidden", "act", "up_std")
 
 def _place(block, site, card):
@@ -318,7 +320,8 @@ def _place(block, site, card):
     else: adapter = ADAPTERS[card["kind"]](site, **card["settings"])
     adapter.to(block.attn.out_proj.weight)
     for p in adapter.parameters(): p.data = p.data if p.ndim else at_least_single(p.data)  # an exponent in bf16 would not feel its steps
-    if site.kind == "ffn": block.mlp = AdaptedMLP(block.mlp, adapter, FFN[card["ffn"]])
+    if hasattr(block, "put"): block.put(adapter, FFN[card["ffn"]])  # a block of another library
+    elif site.kind == "ffn": block.mlp = AdaptedMLP(block.mlp, adapter, FFN[card["ffn"]])
     else: block.attn = AdaptedAttention(block.attn, adapter)
     return adapter
 
