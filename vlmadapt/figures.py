@@ -15,7 +15,7 @@ from .foundation import write_atomic
 from .results import averages, by_point, cells
 from .rows import base_of, in_order
 
-# %% ../nbs/62_figures.ipynb #bf9a0631
+# %% ../nbs/62_figures.ipynb #40a61f0d
 STYLE = dict(
     ZeroShot=("#000000", "*"), LinearProbeScratch=("#8C8C8C", "v"), LinearProbe=("#56B4E9", "s"), GDA=("#5B5B9F", "P"),
     TipAdapter=("#E69F00", "^"), TipAdapterF=("#CC79A7", "D"), CLIPAdapter=("#8C510A", "<"), TaskRes=("#01665E", ">"),
@@ -23,7 +23,7 @@ STYLE = dict(
     CoCoOp=("#A6761D", "d"), VPT=("#666600", "8"), MaPLe=("#C51B7D", "P"), MuDPT=("#0072B2", "o"), PAdapter=("#009E73", "s"),
     AnchoredProbe=("#882255", "H"))
 LABEL = dict(ZeroShot="Zero-shot", LinearProbeScratch="Linear probe (scratch)", LinearProbe="Linear probe", TipAdapter="Tip-Adapter", TipAdapterF="Tip-Adapter-F",
-             CLIPAdapter="CLIP-Adapter", ProtoCLIP="Proto-CLIP", PAdapter="p-adapter", AnchoredProbe="Anchored probe (ours)")
+             CLIPAdapter="CLIP-Adapter", ProtoCLIP="Proto-CLIP", PAdapter="p-adapter in CLIP (ours)", AnchoredProbe="Anchored probe (ours)")
 STRONG = ("HeGraphAdapter", "MuDPT", "PAdapter")
 LINES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (7, 3)))
 

@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'TABLES', 'THREADS', 'shipped', 'template_parameters', 'check_value', 'check_names', 'Run', 'read_runs',
            'run_notebook', 'execute', 'execute_all', 'vlmadapt_grid', 'report_of', 'write_html', 'vlmadapt_report']
 
-# %% ../nbs/60_grid.ipynb #2c0788bc
+# %% ../nbs/60_grid.ipynb #645f4275
 import ast, fcntl, itertools, json, os, re, shutil, socket, sys, tempfile, time, traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +24,8 @@ from .backbones import BACKBONES
 from .datasets import DATASETS
 from .foundation import choose, write_atomic
 from .rows import KNOWN, Rows, method_of
+from .tasks import MINI_TASKS, TASKS
+from .tasks.task_problem import LOADERS
 
 # %% ../nbs/60_grid.ipynb #d9f02adb
 def shipped(
@@ -72,8 +74,8 @@ def check_value(
     if repeated := [v for i, v in enumerate(value) if v in value[:i]]: raise ValueError(f"{name} repeats {repeated[0]!r}")
     if not value: raise ValueError(f"{name} is empty")
 
-# %% ../nbs/60_grid.ipynb #a5cfe304
-TABLES = dict(dataset=("dataset", DATASETS), targets=("dataset", DATASETS), backbone=("backbone", BACKBONES), methods=("method", KNOWN))
+# %% ../nbs/60_grid.ipynb #dc434165
+TABLES = dict(dataset=("dataset", DATASETS), targets=("dataset", DATASETS), backbone=("backbone", BACKBONES), methods=("method", KNOWN), task=("task", MINI_TASKS | TASKS))
 
 def check_names(
     parameters:dict, # of one run
@@ -83,7 +85,7 @@ def check_names(
     for key, (what, table) in TABLES.items():
         given = parameters.get(key, [])
         for name in given if isinstance(given, list) else [given]:
-            if key != "backbone" or ":" not in name: choose(name, {**table, **variants} if key == "methods" else table, what)
+            if key != "backbone" or not (":" in name or name.startswith(tuple(LOADERS))): choose(name, {**table, **variants} if key == "methods" else table, what)
     for label, values in [*fixed.items(), *variants.items()]:
         cls, own = method_of(label, variants)
         for name in values if label in fixed else own: choose(name, cls.defaults(), f"hyper-parameter of {label}")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS']
 
-# %% ../../nbs/methods/99_methods.ipynb #53610b9c
+# %% ../../nbs/methods/99_methods.ipynb #0f91a08d
 from .anchored_probe import AnchoredProbe
 from .clip_adapter import CLIPAdapter
 from .coop import CoCoOp, CoOp
@@ -14,13 +14,14 @@ from .graph_adapter import GraphAdapter
 from .hegraph_adapter import HeGraphAdapter
 from .linear_probe import LinearProbe, LinearProbeScratch
 from .mudpt import MuDPT
+from .p_adapter import PAdapter
 from .proto_clip import ProtoCLIP
 from .task_res import TaskRes
 from .tip_adapter import TipAdapter, TipAdapterF
 from .vpt_maple import MaPLe, VPT
 from .zero_shot import ZeroShot
 
-# %% ../../nbs/methods/99_methods.ipynb #c19ce9a9
+# %% ../../nbs/methods/99_methods.ipynb #8e162536
 METHODS = {cls.__name__: cls for cls in (
     ZeroShot, LinearProbeScratch, LinearProbe, GDA, TipAdapter, TipAdapterF, CLIPAdapter, TaskRes, GraphAdapter, ProtoCLIP, HeGraphAdapter,
-    CoOp, CoCoOp, VPT, MaPLe, MuDPT, AnchoredProbe)}
+    CoOp, CoCoOp, VPT, MaPLe, MuDPT, PAdapter, AnchoredProbe)}
