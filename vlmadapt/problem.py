@@ -6,7 +6,7 @@
 __all__ = ['ENCODING', 'PARTS', 'cache_root', 'cached', 'check_finite', 'Features', 'SealedLabels', 'Problem', 'check_labels',
            'drawing_from', 'images_of', 'few_shot']
 
-# %% ../nbs/04_problem.ipynb #adf12d7f
+# %% ../nbs/04_problem.ipynb #5c68c3ad
 import os, warnings
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,8 +15,9 @@ import numpy as np, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from .backbones import Backbone, load_backbone
-from .datasets import Dataset, Images, few_shot_indices, load_dataset, read_folder
+from .datasets import Dataset, Images, few_shot_indices, load_dataset
 from .foundation import DamagedFile, choose, content_key, load_arrays, save_arrays, stream
+from .photos import read_photos
 from .prompts import NEGATIVE, class_prompts, fill, pool_text
 
 # %% ../nbs/04_problem.ipynb #2fc419f3
@@ -267,7 +268,7 @@ def few_shot(
     return Problem(dataset.classnames, _dataset_features(dataset, images, backbone, prompts, views, text_pool, seed),
                    {s: x.labels for s, x in images.items()}, backbone.logit_scale, backbone, images, provenance, dataset.flip)
 
-# %% ../nbs/04_problem.ipynb #6ee6b020
+# %% ../nbs/04_problem.ipynb #46932e7b
 @patch(cls_method=True)
 def from_folder(cls:Problem,
     root, # one sub-folder per class, or train/ val/ test/ of such
@@ -278,4 +279,4 @@ def from_folder(cls:Problem,
     **kwargs, # further arguments of `few_shot`
 )->Problem:
     "A few-shot problem from a folder of images; without split folders they are cut 50/20/30 per class."
-    return few_shot(read_folder(root, on_corrupt), backbone, shots, seed, **kwargs)
+    return few_shot(read_photos(root, on_corrupt), backbone, shots, seed, **kwargs)
