@@ -53,17 +53,20 @@ def _fitted(self:View, name, shots=16):
     cls, problem = choose(name, METHODS, "method"), self.problem(shots)
     return fit(cls(problem, **self.hyper.get(name, {})), problem, self.seed, progress=False)
 
+# %% ../nbs/65_explore.ipynb #6ad090ca
 @patch(as_prop=True)
 def features(self:View)->torch.Tensor: # (N, D)
     "Raw features of the images to look at."
     if not hasattr(self, "_features"): self._features = few_shot(replace(self.dataset, splits={"test": self.images}), self.backbone).features.test
     return self._features
 
+# %% ../nbs/65_explore.ipynb #750ded3c
 @patch
 def _scores(self:View, name, shots=16):
     method = self.fitted(name, shots)
     return method.scores(Pixels(self.images, self.backbone.preprocess) if method.reads_images() else self.features)
 
+# %% ../nbs/65_explore.ipynb #6cdb7a7a
 @patch
 def accuracy(self:View, name:str, shots:int=16)->float:
     "Accuracy of a method on the images to look at, in percent."
@@ -95,6 +98,7 @@ def confusion(
     counts = torch.bincount(labels*K + predicted, minlength=K*K).view(K, K).double()
     return counts/counts.sum(1, keepdim=True).clamp(min=1)
 
+# %% ../nbs/65_explore.ipynb #eeaa13b9
 def most_confused(
     M:torch.Tensor, # (K, K) of `confusion`
     most:int=10, # how many
@@ -150,6 +154,7 @@ def class_nodes(
     rows = method.positive_nodes() if hasattr(method, "positive_nodes") else method.fold().weight
     return F.normalize(rows, dim=-1)
 
+# %% ../nbs/65_explore.ipynb #e66fb74a
 def centred(x:torch.Tensor)->torch.Tensor:
     "Unit rows of `x` (N, D) minus their mean."
     return F.normalize(F.normalize(x, dim=-1) - F.normalize(x, dim=-1).mean(0), dim=-1)
@@ -195,6 +200,7 @@ def _senders(edges):
         for name, angle in zip(names, middle + np.linspace(48, -48, len(names)) if len(names) > 1 else [middle]): places[kind, name] = (*_polar(angle, 1.), angle)
     return places
 
+# %% ../nbs/65_explore.ipynb #84086fd1
 def _arrow(ax, start, end, weight, largest, color):
     ax.annotate("", end, start, arrowprops=dict(arrowstyle="-|>", color=color, lw=.4 + 2.2*abs(weight)/largest, alpha=.8, shrinkA=6, shrinkB=8, mutation_scale=7,
                                                linestyle="-" if weight >= 0 else (0, (3, 2)), connectionstyle="arc3,rad=.12"))
@@ -207,6 +213,7 @@ def _draw_nodes(ax, places, classname):
     for kind, (_, color, marker, middle) in NODES.items():
         x, y = _polar(middle, .3); ax.plot(x, y, ls="", marker=marker, ms=13, color=color, mec="black", mew=.8, zorder=5); ax.text(x, y, kind, fontsize=6.5, color="white", ha="center", va="center", zorder=6)
 
+# %% ../nbs/65_explore.ipynb #a7e5bf5d
 def class_graph(
     problem:Problem, # with text, negative text and views
     classname:str, # the class in the middle
@@ -235,6 +242,7 @@ def known_words(
     own = (count[group] == 1).tolist()
     return {i: w.removesuffix("</w>") for i, w in tokenizer.decoder.items() if i < len(own) and own[i] and w.endswith("</w>") and w[:-4].isalpha()}
 
+# %% ../nbs/65_explore.ipynb #5d4e4d61
 @torch.no_grad()
 def nearest_words(
     method:Method, # a fitted method with `context` (n, d)
@@ -259,6 +267,7 @@ def mistakes(
     order = wrong[p[wrong].argsort(descending=True, stable=True)][:most]
     return pd.DataFrame(dict(position=order.tolist(), label=labels[order].tolist(), predicted=predicted[order].tolist(), probability=p[order].tolist()))
 
+# %% ../nbs/65_explore.ipynb #7aed23ca
 def mistake_grid(
     view:View, # a dataset and a backbone
     method:str, # a name in METHODS
@@ -304,6 +313,7 @@ def reweighted(
     after = plap_attention(M, q, v, p, mu)[1][0]
     return tuple(w.mean(0)[0, -g*g:].view(g, g).cpu() for w in (M, after))
 
+# %% ../nbs/65_explore.ipynb #b95320cc
 def attention_maps(
     backbone:Backbone, # with a vision transformer
     image, # a PIL image
@@ -337,6 +347,7 @@ PICTURES = {
     "most confident mistakes": lambda c: mistake_grid(c["view"], c["method"], c["shots"]),
     "attention, re-weighted": lambda c: attention_maps(c["view"].backbone, c["view"].images[c["image"]], c["p"], c["mu"])}
 
+# %% ../nbs/65_explore.ipynb #8278446c
 def picture(
     name:str, # a key of PICTURES
     view:View, # a dataset and a backbone
@@ -366,6 +377,7 @@ def _controls(dataset, backbone):
         shots=W.SelectionSlider(options=[1, 2, 4, 8, 16], value=4, description="shots", **slider), classname=W.Dropdown(options=load_dataset(dataset).classnames, description="class"),
         image=W.IntSlider(0, 0, 99, description="image", **slider), p=W.FloatSlider(1.5, min=1.05, max=3, step=.05, description="p", **slider), mu=W.FloatSlider(.1, min=0, max=2, step=.05, description="μ", **slider))
 
+# %% ../nbs/65_explore.ipynb #c94de642
 NEEDED = {"graph around a class": {"classname"}, "attention, re-weighted": {"image", "p", "mu"}}
 OPTIONAL = {"classname", "image", "p", "mu"}
 
@@ -400,6 +412,7 @@ def draw(self:Explorer):
     self.out.outputs = ()
     self.out.append_display_data(made); self.state.value = f"<b>{name}</b>, {view.dataset.name}, {view.backbone.name}, {chosen['shots']} shots"
 
+# %% ../nbs/65_explore.ipynb #dafa8251
 def explorer(
     dataset:str="mini-digits", # the first one shown
     backbone:str="mini", # the first one used
