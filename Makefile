@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 GRID   ?= mini
+START  ?= nbs/tutorials/explore.ipynb
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
@@ -38,8 +39,8 @@ demo: $(READY) ## run the grid on the embedded world, then its table and figure 
 test: $(READY) ## all notebooks and the tests around them
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-lab: $(READY) ## open JupyterLab on the notebooks
-	@$(BIN)/jupyter lab --notebook-dir=. --LabApp.news_url=None \
+lab: $(READY) ## open JupyterLab on the first tutorial
+	@$(BIN)/jupyter lab $(START) --notebook-dir=. --LabApp.news_url=None \
 	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
 	  $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 

@@ -16,6 +16,7 @@ patterns = ["*.ipynb", "*.yml", "weights/*", "configs/*.json", "data/*.csv"]
 setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], keywords=cfg["keywords"].split(),
     author=cfg["author"], author_email=cfg["author_email"], url=cfg["git_url"],
+    project_urls={"Source": cfg["git_url"], "Documentation": cfg["doc_host"] + cfg["doc_baseurl"], "Issues": cfg["git_url"] + "/issues"},
     python_requires=f">={cfg['min_python']}", install_requires=cfg["requirements"].split(), extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": ["vlmadapt=vlmadapt._modidx:d"]},
     packages=[*find_packages(include=["vlmadapt*"]), *carried], package_dir=carried,

@@ -1,19 +1,23 @@
-"The wheel: builds without network, holds what it needs, stays small, and works away from the checkout."
-import json, os, shutil, subprocess, sys, zipfile
+"Source archive and wheel: build without network, hold what they need, stay small, and work away from the checkout, if asked in an environment of their own."
+import email, json, os, re, shutil, subprocess, sys, tarfile, venv, zipfile
 import pytest
 from conftest import ROOT
+from derived import settings
 
 IGNORED = shutil.ignore_patterns(".git", ".venv*", "build", "dist", "outputs", "_docs", "_proc", "*.egg-info", "__pycache__", ".ipynb_checkpoints")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    "A wheel of this checkout."
+def built(tmp_path_factory):
+    "A folder with the source archive of this checkout and the wheel that is built from that archive."
     folder = tmp_path_factory.mktemp("wheel")
     shutil.copytree(ROOT, folder/"source", ignore=IGNORED)
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, folder/"source"],
-                   check=True, capture_output=True)
-    return next(folder.glob("*.whl"))
+    subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, folder/"source"], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built): return next(built.glob("*.whl"))
 
 
 def away(code, folder, path):
@@ -33,6 +37,21 @@ def test_wheel_holds_what_it_needs(wheel):
     need |= {f"vlmadapt/params/{p}" for p in files("params", "*.yml")}
     assert need and not need - held
     assert wheel.stat().st_size < 10 << 20
+
+
+def test_source_archive_holds_what_builds_it(built):
+    held = {n.partition("/")[2] for n in tarfile.open(next(built.glob("*.tar.gz"))).getnames()}
+    need = {"settings.ini", "setup.py", "pyproject.toml", "Makefile", "README.md", "LICENSE", "constraints.txt", "tools/docs.py", "tools/static/site.css", "nbs/index.ipynb", "tests/conftest.py", "params/mini.yml"}
+    assert not need - held and {str(p.relative_to(ROOT)) for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts} <= held
+
+
+def test_metadata(wheel):
+    name = next(n for n in zipfile.ZipFile(wheel).namelist() if n.endswith("METADATA"))
+    meta, cfg = email.message_from_bytes(zipfile.ZipFile(wheel).read(name)), settings()
+    assert (meta["Name"], meta["Version"], meta["Requires-Python"], meta["License-Expression"]) == ("vlmadapt", cfg["version"], f">={cfg['min_python']}", "Apache-2.0")
+    assert set(meta.get_all("Provides-Extra")) == {k.removesuffix("_requirements") for k in cfg if k.endswith("_requirements")} >= {"dev", "docs"}
+    assert {u.partition(",")[0] for u in meta.get_all("Project-URL")} >= {"Documentation", "Source"} and "# vlmadapt" in meta.get_payload()
+    assert all("@" not in r and "file:" not in r for r in meta.get_all("Requires-Dist"))
 
 
 def test_wheel_works_away_from_the_checkout(wheel, tmp_path):
@@ -65,3 +84,28 @@ print(time.perf_counter() - began, "torch" in sys.modules)
 def test_commands_are_installed_and_explain_themselves(command, tmp_path):
     run = subprocess.run([os.path.join(os.path.dirname(sys.executable), command), "--help"], cwd=tmp_path, text=True, capture_output=True)
     assert not run.returncode and command in run.stdout, run.stderr[-2000:]
+
+
+README = re.findall(r"```python\n(.*?)```", (ROOT/"README.md").read_text(), re.S)
+LINES = next(block for block in README if ".save(" in block)
+
+
+def test_readme_lines_run(tmp_path):
+    began = LINES.splitlines(); assert 8 <= len([line for line in began if line.strip()]) <= 12
+    accuracy = float(away(LINES, tmp_path, ROOT).splitlines()[-1])
+    assert 85 < accuracy <= 100 and (tmp_path/"digits.safetensors").stat().st_size < 1 << 20
+
+
+@pytest.mark.skipif(not os.environ.get("VLMADAPT_CLEAN_INSTALL"), reason="installs everything into an empty environment: minutes, gigabytes, a package index; VLMADAPT_CLEAN_INSTALL=1 asks for it")
+def test_clean_install(wheel, tmp_path):
+    "pip, an empty environment, and the wheel: the README's lines run, the commands answer, the import is light."
+    venv.create(tmp_path/"env", with_pip=True); bin = tmp_path/"env"/("Scripts" if os.name == "nt" else "bin")
+    run = lambda *command: subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, env={k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")})
+    installed = run(bin/"python", "-m", "pip", "install", "-q", "-c", ROOT/"constraints.txt", wheel); assert not installed.returncode, installed.stderr[-2000:]
+    assert not run(bin/"python", "-m", "pip", "check").returncode
+    lines = run(bin/"python", "-c", LINES); assert not lines.returncode, lines.stderr[-2000:]
+    print(lines.stdout)
+    for command in ("vlmadapt_grid", "vlmadapt_report"): assert command in run(bin/command, "--help").stdout
+    light = run(bin/"python", "-c", "import time; t = time.perf_counter(); import vlmadapt; print(time.perf_counter() - t, vlmadapt.__file__)")
+    seconds, file = light.stdout.split(); print(f"import vlmadapt: {seconds} s")
+    assert float(seconds) < .5 and file.startswith(str(tmp_path))

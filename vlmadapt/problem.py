@@ -6,7 +6,7 @@
 __all__ = ['ENCODING', 'PARTS', 'cache_root', 'cached', 'check_finite', 'Features', 'SealedLabels', 'Problem', 'check_labels',
            'drawing_from', 'images_of', 'few_shot']
 
-# %% ../nbs/04_problem.ipynb #adf12d7f
+# %% ../nbs/04_problem.ipynb #5c68c3ad
 import os, warnings
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,8 +15,9 @@ import numpy as np, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from .backbones import Backbone, load_backbone
-from .datasets import Dataset, Images, few_shot_indices, load_dataset, read_folder
+from .datasets import Dataset, Images, few_shot_indices, load_dataset
 from .foundation import DamagedFile, choose, content_key, load_arrays, save_arrays, stream
+from .photos import read_photos
 from .prompts import NEGATIVE, class_prompts, fill, pool_text
 
 # %% ../nbs/04_problem.ipynb #2fc419f3
@@ -130,7 +131,7 @@ def __str__(self:Problem):
 def __repr__(self:Problem):
     return f"Problem({self}; K={self.K}, " + ", ".join(f"{s} {len(y)}" for s, y in self.labels.items()) + ")"
 
-# %% ../nbs/04_problem.ipynb #ca5c4d05
+# %% ../nbs/04_problem.ipynb #efcfddf6
 def _as_features(x, name, D=None):
     x = torch.as_tensor(np.asarray(x) if not isinstance(x, torch.Tensor) else x).detach()
     x = check_finite(x if x.dtype == torch.float64 else x.float(), name)
@@ -141,13 +142,18 @@ def _unit_rows(x):
     "Rows that are unit to their stored precision stay as they are; others are normalised."
     return x if ((x.norm(dim=-1) - 1).abs() < 1e-3).all() else F.normalize(x, dim=-1)
 
+def _one_dtype(*arrays):
+    "Double precision for all where any has it."
+    double = any(x is not None and x.dtype == torch.float64 for x in arrays)
+    return [x.double() if double and x is not None else x for x in arrays]
+
 def _pair(xy, name, D):
     if xy is None: return None, None
     x, y = _as_features(xy[0], name, D), xy[1]
     if name != "test" and x.shape[-2] != len(y): raise ValueError(f"{name}: {x.shape[-2]} feature rows but {len(y)} labels")
     return x, y
 
-# %% ../nbs/04_problem.ipynb #77edae83
+# %% ../nbs/04_problem.ipynb #cf30841b
 @patch(cls_method=True)
 def from_features(cls:Problem,
     classnames:list[str], # K names
@@ -165,8 +171,10 @@ def from_features(cls:Problem,
     if text.ndim != 2 or len(text) != len(classnames): raise ValueError(f"{len(classnames)} class names but {len(text)} text features")
     D = text.shape[1]
     (x, y), (xv, yv), (xt, yt) = (_pair(p, s, D) for p, s in ((train, "train"), (val, "val"), (test, "test")))
+    negative = None if text_neg is None else _unit_rows(_as_features(text_neg, "text_neg", D))
+    text, negative, x, xv, xt = _one_dtype(text, negative, x, xv, xt)
     views = x if x is None or x.ndim == 3 else x[None]
-    f = Features(text=text, text_neg=None if text_neg is None else _unit_rows(_as_features(text_neg, "text_neg", D)), views=views, train=None if x is None else views.mean(0), val=xv, test=xt)
+    f = Features(text=text, text_neg=negative, views=views, train=None if x is None else views.mean(0), val=xv, test=xt)
     return cls(classnames, f, dict(train=y, val=yv, test=yt), logit_scale, provenance=dict(source="features", content=key))
 
 # %% ../nbs/04_problem.ipynb #842a36b2
@@ -267,7 +275,7 @@ def few_shot(
     return Problem(dataset.classnames, _dataset_features(dataset, images, backbone, prompts, views, text_pool, seed),
                    {s: x.labels for s, x in images.items()}, backbone.logit_scale, backbone, images, provenance, dataset.flip)
 
-# %% ../nbs/04_problem.ipynb #6ee6b020
+# %% ../nbs/04_problem.ipynb #46932e7b
 @patch(cls_method=True)
 def from_folder(cls:Problem,
     root, # one sub-folder per class, or train/ val/ test/ of such
@@ -278,4 +286,4 @@ def from_folder(cls:Problem,
     **kwargs, # further arguments of `few_shot`
 )->Problem:
     "A few-shot problem from a folder of images; without split folders they are cut 50/20/30 per class."
-    return few_shot(read_folder(root, on_corrupt), backbone, shots, seed, **kwargs)
+    return few_shot(read_photos(root, on_corrupt), backbone, shots, seed, **kwargs)
