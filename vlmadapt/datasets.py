@@ -322,7 +322,7 @@ def _items(name, row, folder):
     absent = [p for p in ([split] if row.split else []) + [locate(folder, p) for p in row.sources if p != row.split] if not p.exists()]
     if absent: raise FileNotFoundError(f"dataset {name}: {absent[0]} is missing; `vlmadapt_data {name}` says what to do, VLMADAPT_DATA is the folder of all datasets")
     if not row.split: return {s: items for s, items in row.listing(row, folder).items()}, f"the lists and folders of {name}"
-    parts = json.loads(split.read_text()); known = split.name != REBUILT and digest(split, row.split_hash.partition(":")[0]) == row.split_hash
+    parts = json.loads(split.read_text()); known = row.split_hash and split.name != REBUILT and digest(split, row.split_hash.partition(":")[0]) == row.split_hash
     return {s: parts[s] for s in ("train", "val", "test")}, "CoOp's split" if known else f"{split.name}, {digest(split, 'sha256')}, not CoOp's file"
 
 # %% ../nbs/01_datasets.ipynb #05572077

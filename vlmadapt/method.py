@@ -207,7 +207,7 @@ def predict(self:Method,
     "Scores over the method's class names."
     if isinstance(inputs, torch.Tensor) and inputs.ndim == 2:
         if self.reads_images(): raise ValueError(f"{type(self).__name__} reads images, not features")
-        return self.scores(inputs.to(self._dtype()))
+        return self.scores(inputs.to(self._dtype(), copy=True))  # where rows begin in memory can change a last bit
     return self._scores_of(open_photos(inputs)[1])
 
 @patch
