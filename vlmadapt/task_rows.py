@@ -35,7 +35,7 @@ def try_rates(
     for lr in rates:
         tuner = fit(cls(problem, **{**fixed, "lr": lr}), problem, seed=seed, progress=False)
         rows.append(dict(lr=lr, score=tuner.judge(problem, problem.labels["val"], "val")["score"]))
-        if rows[-1]["score"] == max(r["score"] for r in rows) and not any(r["score"] == rows[-1]["score"] for r in rows[:-1]): best = tuner
+        if all(rows[-1]["score"] > r["score"] for r in rows[:-1]): best = tuner
     return best, pd.DataFrame(rows)
 
 # %% ../nbs/59_task_rows.ipynb #3035fc74
