@@ -6,8 +6,8 @@
 __all__ = ['KINDS', 'TABLES', 'THREADS', 'shipped', 'template_parameters', 'check_value', 'check_names', 'Run', 'read_runs',
            'run_notebook', 'execute', 'execute_all', 'vlmadapt_grid', 'report_of', 'write_html', 'vlmadapt_report']
 
-# %% ../nbs/60_grid.ipynb #12ac2bad
-import ast, fcntl, itertools, json, os, re, shutil, socket, sys, tempfile, time, traceback
+# %% ../nbs/60_grid.ipynb #442d0773
+import ast, itertools, json, os, re, shutil, socket, sys, tempfile, time, traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 import vlmadapt
 from .backbones import BACKBONES
 from .datasets import DATASETS
-from .foundation import choose, write_atomic
+from .foundation import choose, locked, write_atomic
 from .methods import METHODS
 from .rows import Rows, method_of
 
@@ -219,26 +219,18 @@ def run_notebook(
     return papermill.execute_notebook(str(notebook), str(Path(target).resolve()), parameters=parameters, progress_bar=False, start_timeout=600,
                                       stdout_file=log, stderr_file=log, kernel_manager_class=_Kernel, cwd=os.getcwd())
 
-# %% ../nbs/60_grid.ipynb #57d11618
-@contextmanager
-def _alone(folder):
-    with open(folder/".lock", "w") as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX)
-        except OSError: pass
-        yield
-
 # %% ../nbs/60_grid.ipynb #3c71a4b7
 def _last_line(e):
     if isinstance(e, PapermillExecutionError): return f"{e.ename}: {e.evalue}".splitlines()[0]
     return f"{type(e).__name__}: {e}".strip().splitlines()[0]
 
-# %% ../nbs/60_grid.ipynb #60229306
+# %% ../nbs/60_grid.ipynb #4755a23d
 def execute(
     run:Run, # what to do
 )->str|None: # the error in one line, or nothing
     "Execute `run` unless it is done; what it prints and the traceback of a failure go to `log.txt`."
     run.folder.mkdir(parents=True, exist_ok=True)
-    with _alone(run.folder), open(run.folder/"log.txt", "a") as log:
+    with locked(run.folder/".lock"), open(run.folder/"log.txt", "a") as log:
         rows = run.rows()
         if rows.done(*run.asked()): return
         rows.gather() if rows.gathered else rows.result.unlink(missing_ok=True)
