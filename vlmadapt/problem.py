@@ -292,7 +292,7 @@ def _split_hash(dataset):
     part = lambda x: [x.key() if isinstance(x.items, np.ndarray) else [str(p) for p in x.items], x.labels]
     return content_key(classnames=dataset.classnames, **{s: part(x) for s, x in dataset.splits.items()})
 
-# %% ../nbs/04_problem.ipynb #3a97ef08
+# %% ../nbs/04_problem.ipynb #be54ba7d
 def few_shot(
     dataset:str|Dataset, # a dataset's name, or a dataset
     backbone:str|Backbone="mini", # a backbone's name, "model:tag", or a backbone
@@ -311,7 +311,7 @@ def few_shot(
     provenance = dict(dataset=dataset.name, backbone=backbone.name, backbone_key=backbone.key, precision=backbone.precision, shots=shots, seed=seed,
                       prompts=str(prompts), text_pool=text_pool, views=views, split=_split_hash(dataset),
                       transform=content_key(test=repr(backbone.preprocess), train=repr(backbone.train_transform(dataset.flip))),
-                      **({} if part == "all" else dict(part=part)))
+                      prompt_set=content_key(sentences=class_prompts(dataset, prompts)), **({} if part == "all" else dict(part=part)))
     return Problem(dataset.classnames, _dataset_features(dataset, images, backbone, prompts, views, text_pool, seed),
                    {s: x.labels for s, x in images.items()}, backbone.logit_scale, backbone, images, provenance, dataset.flip)
 
