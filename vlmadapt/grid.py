@@ -311,19 +311,21 @@ def encode(
         for name in ("test", "text", "text_neg"): getattr(features, name)
     except Exception as e: return _last_line(e)
 
-# %% ../nbs/60_grid.ipynb #405588bc
+# %% ../nbs/60_grid.ipynb #8b95ed86
 @contextmanager
 def _cluster(address=None, workers=None):
+    "Ray, or nothing where it cannot be started on this machine."
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     own = dict(num_cpus=workers, include_dashboard=False, object_store_memory=100*2**20, _node_ip_address="127.0.0.1")
     for left in (2, 1, 0):
         try: ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else own)); break
         except Exception as e:
-            if address or not left: raise ValueError(f"Ray cannot be {f'reached at {address}' if address else 'started'}: {e}") from None
-            ray.shutdown()  # its parts wait 20 seconds for each other, which on a very busy machine is not enough
+            why = str(e).strip().splitlines()[0]; ray.shutdown()  # its parts wait 20 seconds for each other, which on a very busy machine is not enough
+            if address: raise ValueError(f"--address {address}: {why}") from None
+    else: print(f"Ray cannot be started: {why}"); ray = None
     try: yield ray
-    finally: ray.shutdown()
+    finally: ray and ray.shutdown()
 
 # %% ../nbs/60_grid.ipynb #2b8594ef
 def _gpus(ray, asked, needed=None):
@@ -363,7 +365,7 @@ def table(self:_Progress, running)->list[str]:
     lines = [f"{done} of {self.total} rows, {len(self.jobs) - len(rows)} of {len(self.jobs)} runs, {len(self.failed)} failed, {spent/60:.1f} min{left}"]
     return lines + [f"  {run.name:<50} {r:>4} of {n} rows" for run, n, r in begun] + [f"  {name:<50} failed: {error}" for name, error in self.failed.items()]
 
-# %% ../nbs/60_grid.ipynb #6e1909ca
+# %% ../nbs/60_grid.ipynb #007eff5e
 @patch
 def show(self:_Progress, running):
     "Draw the table on a terminal, and write it to the status file every five seconds and at the end."
@@ -379,7 +381,7 @@ def end(self:_Progress, job, running, error):
     "Tell that `job` is over."
     run, n = self.jobs[job]; self.over += n
     if error: self.failed[run.name] = error
-    if not self.live: print(f"[{len(self.jobs) - len(running)}/{len(self.jobs)}] {run.name}: {error or 'done'} ({self.table(running)[0]})", file=sys.stderr, flush=True)
+    if not self.live: print(f"[{len(self.jobs) - len(running)}/{len(self.jobs)}] {run.name}: {error or 'done'} ({self.table(running)[0]})", flush=True)
 
 # %% ../nbs/60_grid.ipynb #5e5022ab
 def _execute_in(cwd, run, encoded=None):
@@ -412,7 +414,7 @@ def _follow(ray, jobs):
         progress.show(left.values())
     return progress.failed
 
-# %% ../nbs/60_grid.ipynb #0491b8c3
+# %% ../nbs/60_grid.ipynb #f6c0db91
 def _loopback():
     try:
         with socket.create_server(("127.0.0.1", 0)) as server: socket.create_connection(server.getsockname(), timeout=5).close()
@@ -420,13 +422,13 @@ def _loopback():
     except OSError: return False
 
 def _one_by_one(runs):
-    print("no loopback network, which Ray needs: one run after another"); failed = {}
+    print("one run after another"); failed = {}
     for i, run in enumerate(runs, 1):
         if error := execute(run): failed[run.name] = error
         print(f"[{i}/{len(runs)}] {run.name}: {error or 'done'}", flush=True)
     return failed
 
-# %% ../nbs/60_grid.ipynb #8578d57b
+# %% ../nbs/60_grid.ipynb #64924d24
 def execute_all(
     runs:list[Run], # from `read_runs`
     address:str|None=None, # of a Ray cluster; None starts one on this machine
@@ -438,8 +440,9 @@ def execute_all(
     if workers is not None and workers < 1: raise ValueError(f"--workers takes 1 or more, not {workers}")
     missing = {run: len(run.rows().missing(*run.asked())) for run in runs if not run.rows().done(*run.asked())}
     if not missing: return {}
-    if not address and not _loopback(): return _one_by_one(missing)
+    if not address and not _loopback(): print("no loopback network, which Ray needs"); return _one_by_one(missing)
     with _cluster(address, workers) as ray:
+        if not ray: return _one_by_one(missing)
         return _follow(ray, _submit(ray, missing, num_gpus=_gpus(ray, gpus_per_run, _memory(runs, gpu=True)), memory=_room(ray, memory_per_run, _memory(runs))))
 
 # %% ../nbs/60_grid.ipynb #63a9fc5b
