@@ -20,12 +20,20 @@ def ports():
 @pytest.fixture
 def two_nodes(monkeypatch):
     "A cluster of two nodes on this machine, and the second node."
-    monkeypatch.setenv("PAUSE", "0.3"); monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0"); monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")
+    monkeypatch.setenv("PAUSE", "0.3"); monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0"); monkeypatch.setenv("RAY_raylet_start_wait_time_s", "60")
     from ray.cluster_utils import Cluster
     node = lambda: dict(num_cpus=1, object_store_memory=80*2**20, **ports())
-    cluster = Cluster(initialize_head=True, head_node_args=dict(include_dashboard=False, **node()))
-    try: yield cluster, cluster.add_node(**node())
+    cluster = persistent(lambda: Cluster(initialize_head=True, head_node_args=dict(include_dashboard=False, **node())))
+    try: yield cluster, persistent(lambda: cluster.add_node(**node()))
     finally: cluster.shutdown()
+
+
+def persistent(begin, times=5):
+    "The parts of a Ray node wait 20 seconds for each other, which on a very busy machine is not always enough."
+    for left in reversed(range(times)):
+        try: return begin()
+        except Exception:
+            if not left: raise
 
 
 def start(file, out, cluster):
