@@ -80,7 +80,7 @@ print(time.perf_counter() - began, "torch" in sys.modules)
     assert float(seconds) < .5 and torch == "False"
 
 
-@pytest.mark.parametrize("command", ["vlmadapt_data", "vlmadapt_grid", "vlmadapt_report"])
+@pytest.mark.parametrize("command", ["vlmadapt_data", "vlmadapt_grid", "vlmadapt_report", "vlmadapt_claim"])
 def test_commands_are_installed_and_explain_themselves(command, tmp_path):
     run = subprocess.run([os.path.join(os.path.dirname(sys.executable), command), "--help"], cwd=tmp_path, text=True, capture_output=True)
     assert not run.returncode and command in run.stdout, run.stderr[-2000:]

@@ -4,14 +4,19 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'PRECISIONS', 'CROP_SCALE', 'BackboneRow', 'quick_gelu_blocks', 'wants_quick_gelu', 'build_model',
-           'default_device', 'default_precision', 'Backbone', 'drawn', 'load_backbone', 'Pixels']
+           'default_device', 'default_precision', 'Backbone', 'draw', 'cropped', 'drawn', 'load_backbone', 'parted',
+           'ahead', 'cores', 'Pixels', 'Views']
 
-# %% ../nbs/02_backbones.ipynb #24161384
+# %% ../nbs/02_backbones.ipynb #ba70ae25
+import itertools, os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 import numpy as np, torch
 from fastcore.basics import patch
+from PIL import Image
 from tqdm.auto import tqdm
 from .foundation import choose, content_key, import_open_clip
 from .mini import models as mini
@@ -76,7 +81,7 @@ def default_precision(
 
 PRECISIONS = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)
 
-# %% ../nbs/02_backbones.ipynb #ffe64bf5
+# %% ../nbs/02_backbones.ipynb #0a085627
 class Backbone:
     "A frozen open_clip `model` with its tokenizer, transforms and content key."
     def __init__(self,
@@ -85,14 +90,18 @@ class Backbone:
         model_name:str, # its open_clip architecture, for the tokenizer
         device:str, # where it runs
         precision:str, # "fp32", "bf16" or "fp16"
+        channels_last:bool=False, # whether the image tower gets its pixels, and keeps its filters, with the colours innermost
+        compiled:bool=False, # whether torch.compile makes the image encoder
     ):
-        open_clip = import_open_clip()
+        open_clip = import_open_clip(); self.channels_last = channels_last
         self.name, self.model, self.device, self.precision = name, model.to(device).eval().requires_grad_(False), device, precision
         self.tokenizer = open_clip.get_tokenizer(model_name)
         self.preprocess_cfg = open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg)
         self.preprocess = open_clip.transform.image_transform_v2(self.preprocess_cfg, is_train=False)
         self.logit_scale = float(model.logit_scale.exp())
         self.key = content_key(weights=model.state_dict(), quick_gelu=quick_gelu_blocks(model), precision=precision)
+        if channels_last: model.visual.to(memory_format=torch.channels_last)
+        self.image_encoder = torch.compile(model.encode_image) if compiled else model.encode_image
 
 # %% ../nbs/02_backbones.ipynb #9894b66f
 @patch(as_prop=True)
@@ -125,57 +134,140 @@ def train_transform(self:Backbone, flip:bool=True, scale:tuple=CROP_SCALE):
     if flip: steps.append(T.RandomHorizontalFlip())
     return T.Compose(steps + [T.ToTensor(), T.Normalize(self.preprocess_cfg.mean, self.preprocess_cfg.std)])
 
-# %% ../nbs/02_backbones.ipynb #474ece9f
+# %% ../nbs/02_backbones.ipynb #dcee1b56
+def draw(
+    transform, # from `train_transform`
+    size:tuple, # width and height of the image
+): # box and mirror
+    "Draw the random part of `transform` for an image of that `size`."
+    crop, *rest = transform.transforms; shape = torch.empty(1, size[1], size[0], device="meta")
+    return crop.get_params(shape, crop.scale, crop.ratio), any([bool(torch.rand(1) < t.p) for t in rest if type(t).__name__ == "RandomHorizontalFlip"])
+
+def cropped(
+    transform, # from `train_transform`
+    image, # a PIL image
+    drawn, # from `draw`
+): # a PIL image of the encoder's size
+    "The part of `image` that was `drawn`."
+    from torchvision.transforms import functional as TF
+    (box, mirror), crop = drawn, transform.transforms[0]
+    image = TF.resized_crop(image, *box, crop.size, crop.interpolation)
+    return TF.hflip(image) if mirror else image
+
 def drawn(
     transform, # from `train_transform`
     image, # a PIL image
 ): # function without arguments -> tensor (3, s, s)
     "Draw the random part of `transform` for `image` now; what is returned does the rest, whenever and wherever it is called."
-    from torchvision.transforms import RandomHorizontalFlip, functional as TF
-    crop, *rest = transform.transforms; flips = [t for t in rest if isinstance(t, RandomHorizontalFlip)]
-    box, mirror = crop.get_params(image, crop.scale, crop.ratio), [bool(torch.rand(1) < t.p) for t in flips]
-    def work():
-        x = TF.resized_crop(image, *box, crop.size, crop.interpolation)
-        if any(mirror): x = TF.hflip(x)
-        for t in rest[len(flips):]: x = t(x)
-        return x
-    return work
+    chosen, tail = draw(transform, image.size), transform.transforms[-2:]
+    return lambda: tail[1](tail[0](cropped(transform, image, chosen)))
 
-# %% ../nbs/02_backbones.ipynb #01ab890d
+# %% ../nbs/02_backbones.ipynb #8999cab4
 def _row(name):
     if ":" not in name: return choose(name, BACKBONES, "backbone")
     return BackboneRow(*name.split(":", 1))
 
 @lru_cache(maxsize=4)
-def _load(name, device, precision):
+def _load(name, device, precision, channels_last, compiled):
     choose(precision, PRECISIONS, "precision"); row = _row(name)
     model = mini.build(row.model) if row.pretrained is None else build_model(row.model, row.pretrained)
-    return Backbone(name, model, row.model, device, precision)
+    return Backbone(name, model, row.model, device, precision, channels_last, compiled)
 
-# %% ../nbs/02_backbones.ipynb #a4015660
+# %% ../nbs/02_backbones.ipynb #1f813bb6
 def load_backbone(
     name:str|Backbone, # a key of `BACKBONES`, "model:tag", or a loaded backbone
     device:str|None=None, # default: a GPU where there is one
     precision:str|None=None, # default: fp32 on CPU, bf16 or fp16 on GPU
+    channels_last:bool|None=None, # colours innermost in memory; default: on GPU
+    compiled:bool=False, # make the image encoder with torch.compile
 )->Backbone:
     "Load a frozen backbone by `name`; the same arguments give the same object."
     if isinstance(name, Backbone): return name
     device = device or default_device()
-    return _load(name, device, precision or default_precision(device))
+    return _load(name, device, precision or default_precision(device), device != "cpu" if channels_last is None else channels_last, compiled)
 
-# %% ../nbs/02_backbones.ipynb #356162ce
+# %% ../nbs/02_backbones.ipynb #2c81c1b3
+def parted(
+    transform, # a torchvision Compose, or any function from a PIL image to a tensor (3, s, s)
+)->tuple: # PIL image -> tensor of one image; batch of these (B, ...) -> (B, 3, s, s)
+    "`transform` in two: its work on one image, and its work on numbers, which a whole batch can go through at once."
+    steps = list(getattr(transform, "transforms", [])); kinds = [isinstance(t, _to_tensor()) for t in steps]
+    if True not in kinds: return transform, lambda x: x
+    cut = kinds.index(True)
+    def pixels(image): return torch.from_numpy(np.array(_through(steps[:cut], image)))
+    def numbers(x): return _through(steps[cut + 1:], x.permute(0, 3, 1, 2).contiguous().float().div(255))
+    return pixels, numbers
+
+def _through(steps, x):
+    for step in steps: x = step(x)
+    return x
+
+@lru_cache
+def _to_tensor(): import_open_clip(); from torchvision.transforms import ToTensor; return ToTensor
+
+# %% ../nbs/02_backbones.ipynb #ad4828e0
+def ahead(
+    items, # anything that can be gone through
+    n:int=2, # how many are asked for in advance
+):
+    "The same `items`, each asked for when the one `n` places before it is given out."
+    items = iter(items); waiting = deque(itertools.islice(items, n))
+    while waiting: waiting.extend(itertools.islice(items, 1)); yield waiting.popleft()
+
+def cores()->int:
+    "The processor cores that this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+# %% ../nbs/02_backbones.ipynb #a25a21bd
 class Pixels:
-    "Images as an encoder takes them: `split` gives batches (B, 3, s, s), made when they are asked for."
+    "Images as an encoder takes them: `split` gives batches (B, 3, s, s), made by threads before they are asked for."
+    each = 1
     def __init__(self,
         images, # N PIL images, or anything indexable that gives them
         transform, # PIL image -> tensor (3, s, s)
-    ): self.images, self.transform = images, transform
-    def __len__(self): return len(self.images)
-    def split(self, batch_size:int):
-        for start in range(0, len(self), batch_size):
-            yield torch.stack([self.transform(self.images[i]) for i in range(start, min(start + batch_size, len(self)))])
+    ): self.images, (self.one, self.numbers) = images, parted(transform)
+    def __len__(self): return len(self.images)*self.each
+    def pixels(self, i): return self.one(self.images[i])[None]
+    def __iter__(self): return iter(self.split(1))
 
-# %% ../nbs/02_backbones.ipynb #bb8bde63
+# %% ../nbs/02_backbones.ipynb #ccb565c4
+@patch
+def split(self:Pixels,
+    batch_size:int, # images per batch
+    device="cpu", # where the batches are wanted
+    threads:int|None=None, # that decode; None is one beside a processor that encodes, and one per core beside a GPU
+): # batches (B, 3, s, s)
+    "The images in batches; while one is used the next two are made."
+    pinned, step = torch.device(device).type == "cuda", max(1, batch_size//self.each)
+    pool = ThreadPoolExecutor(threads or (cores() if pinned else 1))
+    try:
+        for work in ahead([pool.submit(self.pixels, i) for i in range(start, min(start + step, len(self.images)))] for start in range(0, len(self.images), step)):
+            batch = torch.cat([w.result() for w in work])
+            yield self.numbers((batch.pin_memory() if pinned else batch).to(device, non_blocking=True))
+    finally: pool.shutdown(cancel_futures=True)
+
+# %% ../nbs/02_backbones.ipynb #909895c2
+def _size(images, i):
+    item = images.items[i] if hasattr(images, "items") else None
+    if not isinstance(item, (str, os.PathLike)): return images[i].size
+    try:
+        with Image.open(item) as header: return header.size
+    except Exception: return images[i].size  # says what is wrong
+
+class Views(Pixels):
+    "`views` random crops of each image, drawn when this is made; image by image, each decoded once."
+    def __init__(self,
+        images, # N PIL images, or anything indexable that gives them
+        transform, # from `train_transform`
+        views:int, # R
+    ):
+        super().__init__(images, transform); self.transform, self.each, sizes = transform, views, [_size(images, i) for i in range(len(images))]
+        self.drawn = [[draw(transform, size) for size in sizes] for _ in range(views)]
+    def pixels(self, i):
+        image = self.images[i]
+        return torch.from_numpy(np.stack([np.array(cropped(self.transform, image, view[i])) for view in self.drawn]))
+
+# %% ../nbs/02_backbones.ipynb #ee542fea
 @patch
 def autocast(self:Backbone):
     "The context in which the encoders compute in the backbone's precision."
@@ -188,9 +280,9 @@ def _encode(self:Backbone, function, batches, total, desc):
     out, bar = [], tqdm(total=total, desc=desc, delay=3, leave=False)
     with self.autocast():
         for batch in batches:
-            out.append(function(batch.to(self.device), normalize=False).float().cpu()); bar.update(len(batch))
+            out.append(function(batch.to(self.device), normalize=False).float()); bar.update(len(batch))
     bar.close()
-    return torch.cat(out)
+    return torch.cat(out).cpu()  # once: a GPU is not waited for in between
 
 # %% ../nbs/02_backbones.ipynb #81a6caa6
 @patch
@@ -202,12 +294,46 @@ def encode_text(self:Backbone,
     tokens = self.tokenizer(list(sentences))
     return self._encode(self.model.encode_text, tokens.split(batch_size), len(tokens), "encoding text")
 
-# %% ../nbs/02_backbones.ipynb #ce75dd5b
+# %% ../nbs/02_backbones.ipynb #72fbdca9
+def _activations(self, n):
+    "Bytes that a forward of `n` images needs on the GPU beside what is there already."
+    torch.cuda.reset_peak_memory_stats(self.device); before = torch.cuda.memory_allocated(self.device)
+    with torch.no_grad(), self.autocast(): self.model.encode_image(torch.zeros(n, 3, self.size, self.size, device=self.device))
+    return torch.cuda.max_memory_allocated(self.device) - before
+
+@patch
+def find_batch_size(self:Backbone, most:int=1024)->int:
+    "Images per forward that suit the backbone's device."
+    if torch.device(self.device).type != "cuda": return max(8, min(256, 3_300_000//self.size**2//8*8))
+    each = max(1, (_activations(self, 16) - _activations(self, 8))/8); free, _ = torch.cuda.mem_get_info(self.device)
+    return int(2**np.floor(np.log2(np.clip(free/2/each, 1, most))))
+
+# %% ../nbs/02_backbones.ipynb #677b056b
+@patch
+def encode_pixels(self:Backbone,
+    pixels:Pixels, # N images
+    batch_size:int|None=None, # images per forward; None finds it
+)->torch.Tensor: # (N, D) raw image features
+    "Encode images that are made into batches by `pixels`."
+    layout = torch.channels_last if self.channels_last else torch.contiguous_format
+    batches = (x.contiguous(memory_format=layout) for x in pixels.split(batch_size or self.find_batch_size(), self.device))
+    return self._encode(self.image_encoder, batches, len(pixels), "encoding images")
+
 @patch
 def encode_images(self:Backbone,
     images, # N PIL images, or anything indexable that gives them
     transform=None, # PIL image -> tensor (3, s, s); default: the test transform
-    batch_size:int=256, # images per forward
+    batch_size:int|None=None, # images per forward; None finds it
 )->torch.Tensor: # (N, D) raw image features
     "Encode images through `transform`."
-    return self._encode(self.model.encode_image, Pixels(images, transform or self.preprocess).split(batch_size), len(images), "encoding images")
+    return self.encode_pixels(Pixels(images, transform or self.preprocess), batch_size)
+
+@patch
+def encode_views(self:Backbone,
+    images, # N PIL images, or anything indexable that gives them
+    transform, # from `train_transform`
+    views:int, # R
+    batch_size:int|None=None, # crops per forward; None finds it
+)->torch.Tensor: # (R, N, D) raw image features
+    "Encode `views` random crops of each image in one pass; draws from torch's global generator."
+    return self.encode_pixels(Views(images, transform, views), batch_size).unflatten(0, (len(images), views)).transpose(0, 1).contiguous()

@@ -7,9 +7,8 @@ __all__ = ['SCHEDULES', 'OPTIMIZERS', 'STACK_LIMIT', 'SWEEP_LIMIT', 'Batches', '
            'deterministic', 'problem_device', 'fit', 'fit_many', 'metrics', 'evaluate', 'hold_out', 'sweep', 'Tuned',
            'tune_many', 'tune']
 
-# %% ../nbs/06_fit.ipynb #5e8780ef
+# %% ../nbs/06_fit.ipynb #26624c43
 import itertools, math
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch.func import functional_call, vmap
 from tqdm.auto import tqdm
-from .backbones import CROP_SCALE, drawn
+from .backbones import CROP_SCALE, ahead, drawn
 from .datasets import VAL_SHOTS
 from .foundation import choose, np_stream, stream
 from .method import Batch, Method
@@ -66,7 +65,7 @@ class Batches:
             index, v = index.to(self.y.device), view[index].to(self.y.device)
             yield Batch(self.views[v, index], self.y[index], index)
 
-# %% ../nbs/06_fit.ipynb #768050df
+# %% ../nbs/06_fit.ipynb #29ed20a2
 class ImageBatches(Batches):
     "Batches of pixels, with at least the part `crop` of each image's area."
     def __init__(self, problem, seed, batch_size, device, crop=CROP_SCALE[0]):
@@ -75,16 +74,11 @@ class ImageBatches(Batches):
 
     def __iter__(self):
         with ThreadPoolExecutor(4) as pool:
-            for index, work in _ahead((index, [pool.submit(f) for f in self.draw(index)]) for index in self.epoch()):
+            for index, work in ahead((index, [pool.submit(f) for f in self.draw(index)]) for index in self.epoch()):
                 index = index.to(self.y.device); yield Batch(torch.stack([w.result() for w in work]).to(self.y.device), self.y[index], index)
 
     def draw(self, index):
         with drawing_from(self.choice): return [drawn(self.transform, self.images[i]) for i in index.tolist()]
-
-def _ahead(items, n=2):
-    "The same `items`, each asked for when the one `n` places before it is given out."
-    waiting = deque(itertools.islice(items, n))
-    while waiting: waiting.extend(itertools.islice(items, 1)); yield waiting.popleft()
 
 # %% ../nbs/06_fit.ipynb #b73a0b64
 def _stack(tensors):

@@ -24,7 +24,7 @@ def _nested(row):
     for name, scores in row.get("targets", {}).items(): yield {**own, **scores, "dataset": name}
     for point, scores in row.get("points", {}).items(): yield {**own, **scores, "method": f"{row['method']} {point}", "point": point}
 
-# %% ../nbs/61_results.ipynb #23144a9c
+# %% ../nbs/61_results.ipynb #24aedba1
 FIELDS = ("method", "seed", "point", "accuracy", "macro_f1", "n", "above_zero_shot", "selection", "trainable_parameters")
 BULKY = ("predictions", "correct", "digest", "key")
 
@@ -34,7 +34,7 @@ def _record(row, run):
     cost, made, where = row.get("cost", {}), row.get("provenance", {}), row.get("environment", {})
     versions = ", ".join(f"{k} {v}" for k, v in where.get("versions", {}).items())
     return {"grid": run.parent.name, "run": run.name, "trained_on": row["settings"].get("dataset"), **_scalars(row["settings"]), **dict.fromkeys(FIELDS), **_scalars(row), **cost, "paper_protocol": (row.get("as_released") or {}).get("accuracy"),
-            **{k: made.get(k) for k in ("backbone_key", "split", "transform")}, **{k: where.get(k) for k in ("commit", "device")}, "versions": versions}
+            **{k: made.get(k) for k in ("backbone_key", "split", "transform", "prompt_set")}, **{k: where.get(k) for k in ("commit", "device")}, "versions": versions}
 
 # %% ../nbs/61_results.ipynb #582ee588
 def _records(rows, run):

@@ -180,7 +180,7 @@ def method_of(self:Rows, label):
 @patch
 def __repr__(self:Rows): return f"{self.folder.name}: {len(self.rows)} rows"
 
-# %% ../nbs/59_rows.ipynb #33873da3
+# %% ../nbs/59_rows.ipynb #866b9895
 @patch
 def save(self:Rows,
     method:str, # name in METHODS, or of a variant
@@ -189,10 +189,18 @@ def save(self:Rows,
 ):
     "Keep `row` as the row of `method` and `seed`."
     row = _sealed(dict(row, method=method, seed=seed, settings=self.settings, key=row_key(self.settings, method, seed)))
-    write_json(self.folder/"rows"/f"{re.sub(r'[^A-Za-z0-9.+=()-]', '_', method)}-{seed}.json", row)
+    write_json(self.folder/"rows"/_file(method, seed), row)
     self.rows[method, seed] = row
 
-# %% ../nbs/59_rows.ipynb #735f32e7
+# %% ../nbs/59_rows.ipynb #eb37bbca
+def _file(method, seed): return f"{re.sub(r'[^A-Za-z0-9.+=()-]', '_', method)}-{seed}.json"
+
+@patch
+def forget(self:Rows, method, seed):
+    "Drop the row of `method` and `seed`, and its file; `gather` drops it from `result.json`."
+    self.rows.pop((method, seed), None); self.gathered.pop((method, seed), None)
+    (self.folder/"rows"/_file(method, seed)).unlink(missing_ok=True)
+
 @patch
 def missing(self:Rows, methods, seeds):
     "Pairs of `methods` and `seeds` without a valid row, method by method."
@@ -203,13 +211,13 @@ def done(self:Rows, methods, seeds):
     "Whether `result.json` is whole and holds a valid row for each of `methods` and `seeds`."
     return all((m, s) in self.gathered for s in seeds for m in methods)
 
-# %% ../nbs/59_rows.ipynb #2e1c8d6f
+# %% ../nbs/59_rows.ipynb #4a3c4552
 @patch
 def forget_other(self:Rows,
     provenance:dict, # of the run's problem, with any seed
 ):
     "Forget rows that were made from other weights, images or transforms than `provenance` tells."
-    differ = lambda row: sorted(k for k in provenance if k != "seed" and row.get("provenance", {}).get(k) != provenance[k])
+    differ = lambda row: sorted(k for k, v in provenance.items() if k != "seed" and row.get("provenance", {}).get(k, v) != v)
     old = {name: differ(row) for name, row in self.rows.items() if differ(row)}
     if not old: return
     warnings.warn(f"{len(old)} rows were made with another {', '.join(sorted({k for ks in old.values() for k in ks}))}; they are computed again", stacklevel=2)
