@@ -373,7 +373,7 @@ def _controls(dataset, backbone):
     return dict(
         picture=W.Dropdown(options=list(PICTURES), description="picture"), dataset=W.Dropdown(options=sorted({*names, dataset}), value=dataset, description="dataset"),
         backbone=W.Dropdown(options=sorted({"mini", "mini-rn", backbone}), value=backbone, description="backbone"),
-        methods=W.SelectMultiple(options=[m for m, c in METHODS.items() if not c.reads_images()], value=("ZeroShot", "TaskRes", "HeGraphAdapter"), rows=6, description="methods"),
+        methods=W.SelectMultiple(options=[m for m, c in METHODS.items() if not c.reads_images()], value=("ZeroShot", "TaskRes", "HeGraphAdapter"), rows=9, description="methods"),
         shots=W.SelectionSlider(options=[1, 2, 4, 8, 16], value=4, description="shots", **slider), classname=W.Dropdown(options=load_dataset(dataset).classnames, description="class"),
         image=W.IntSlider(0, 0, 99, description="image", **slider), p=W.FloatSlider(1.5, min=1.05, max=3, step=.05, description="p", **slider), mu=W.FloatSlider(.1, min=0, max=2, step=.05, description="μ", **slider))
 
@@ -404,13 +404,14 @@ class Explorer:
 @patch
 def draw(self:Explorer):
     "Draw the chosen picture, or say in one line why there is none."
-    from IPython.display import display
+    from IPython.core.pylabtools import print_figure
+    from IPython.display import Image
     chosen = {n: c.value for n, c in self.controls.items()}; name = chosen.pop("picture")
     self.state.value = f"<i>{name} …</i>"
     try: view = self.view(chosen.pop("dataset"), chosen.pop("backbone")); made = picture(name, view, **{**chosen, "image": chosen["image"] % len(view.images)})
     except ValueError as e: self.state.value, self.out.outputs = f"<b>{e}</b>", (); return
     self.out.outputs = ()
-    self.out.append_display_data(made); self.state.value = f"<b>{name}</b>, {view.dataset.name}, {view.backbone.name}, {chosen['shots']} shots"
+    self.out.append_display_data(Image(print_figure(made)) if isinstance(made, mpl.figure.Figure) else made); self.state.value = f"<b>{name}</b>, {view.dataset.name}, {view.backbone.name}, {chosen['shots']} shots"
 
 # %% ../nbs/65_explore.ipynb #dafa8251
 def explorer(
