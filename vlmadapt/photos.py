@@ -36,7 +36,7 @@ def upright(
 
 # %% ../nbs/03_photos.ipynb #1cb7bf64
 def open_photo(
-    item, # a path, a PIL image, or an array
+    item:str|Path|Image.Image|np.ndarray, # a path, a PIL image, or an array
 )->Image.Image: # RGB
     "Return `item` as an upright picture; raise `CorruptImage` with the file's name when it cannot be decoded."
     if isinstance(item, Image.Image): return upright(item)
@@ -53,7 +53,7 @@ def open_photo(
 SINGLE = (str, Path, Image.Image, np.ndarray)
 
 def open_photos(
-    items, # a list of what `open_photo` takes, or one of it
+    items:list|str|Path|Image.Image|np.ndarray, # a list of what `open_photo` takes, or one of it
     on_corrupt:str="refuse", # a file that cannot be decoded: "refuse", or "skip" with a warning that names it
 )->tuple[list, list]: # names and pictures
     "Open pictures; a path is its own name, others get their position."
@@ -71,11 +71,11 @@ def open_photos(
 class Photos(Images):
     "Images of one's own: opened upright, opaque and in 8 bits."
     def __getitem__(self, i): return open_photo(self.items[i])
-    def subset(self, index): return Photos(**vars(super().subset(index)))
-    def key(self): return content_key(photos=super().key())
+    def subset(self, index:list[int]|np.ndarray)->"Photos": return Photos(**vars(super().subset(index)))
+    def key(self)->str: return content_key(photos=super().key())
 
 def read_photos(
-    root, # one sub-folder per class, or train/ val/ test/ of such
+    root:str|Path, # one sub-folder per class, or train/ val/ test/ of such
     on_corrupt:str="refuse", # a file that cannot be decoded: "refuse", or "skip" with a warning that names it
 )->Dataset:
     "A dataset from a folder of photos, cut into train, val and test when it is not cut already."

@@ -7,10 +7,12 @@ __all__ = ['MORE', 'rates_of', 'try_rates', 'measure_task']
 
 # %% ../nbs/59_task_rows.ipynb #27034ebb
 import time
+from collections.abc import Iterator
 import pandas as pd
 from .fit import evaluate, fit
 from .foundation import environment
 from .rows import base_of, peak, reset_peak
+from .tasks.task_problem import TaskProblem
 
 # %% ../nbs/59_task_rows.ipynb #f3c470d5
 def rates_of(
@@ -25,7 +27,7 @@ def rates_of(
 # %% ../nbs/59_task_rows.ipynb #a9192982
 def try_rates(
     cls:type, # a class of PETL
-    problem, # a `TaskProblem` with validation examples
+    problem:TaskProblem, # a `TaskProblem` with validation examples
     rates:list, # learning rates, more than one
     seed:int, # of the trials
     fixed:dict, # hyper-parameters that are given
@@ -53,12 +55,12 @@ def _row(tuner, problem, trials, cost):
 # %% ../nbs/59_task_rows.ipynb #a0ed2cfe
 def measure_task(
     cls:type, # a class of PETL
-    problem, # a `TaskProblem`
+    problem:TaskProblem, # a `TaskProblem`
     seeds:list[int], # of start values, batches and answers
     rates:list, # learning rates to try on the validation examples; one is taken as it is
     fixed:dict|None=None, # hyper-parameters that are given
     first:int|None=None, # the seed of the trials; default: the first of `seeds`
-): # a row for each seed, ready for JSON
+)->Iterator[dict]: # a row for each seed, ready for JSON
     "Choose the learning rate of `cls`, train it with each seed and evaluate it once."
     fixed, first, trials, tried = dict(fixed or {}), seeds[0] if first is None else first, None, None
     reset_peak(); start = time.perf_counter()

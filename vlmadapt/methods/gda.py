@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from ..method import Method, hyper
+from ..problem import Problem
 from ..prompts import class_means
 
 # %% ../../nbs/methods/03_gda.ipynb #a36e9233
@@ -61,7 +62,7 @@ class GDA(Method):
 
 # %% ../../nbs/methods/03_gda.ipynb #9355469c
 @patch
-def solve(self:GDA, problem):
+def solve(self:GDA, problem:Problem):
     "Means and precision from every view of the support images of `problem`."
     views = problem.features.views
     x, y = F.normalize(views.flatten(0, 1).to(self.text), dim=-1), problem.labels["train"].repeat(len(views)).to(self.text.device)
