@@ -186,6 +186,15 @@ def test_methods_fitted_on_imagenet_are_tested_on_its_variants(root, monkeypatch
     assert {n: p.K for n, p in done["shifted"].items()} == dict(imagenet_sketch=4, imagenet_a=2, imagenet_r=2)
 
 
+@pytest.mark.parametrize("name, method", [("nodes", "HeGraphAdapter"), ("prompts", "VPT")])
+def test_looking_at_imagenet_needs_no_val_part(root, monkeypatch, name, method):
+    "Images that are looked at come from the train folders, and are none of the support images of any seed."
+    monkeypatch.setitem(DATASETS, "imagenet", imagenet_miniature(root, "imagenet")[0])
+    done = run_experiment(name, dataset="imagenet", shots=2, seeds=[1, 2], methods=[method], fixed={method: {"epochs": 1}}, views=2)
+    looked_at = set(datasets.validation_images(done["loaded"], 2, [1, 2]).items); assert len(looked_at) >= 4 and len(done["rows"].rows) == 2
+    assert all("/train/" in i for i in looked_at) and not looked_at & {i for p in done["problems"].values() for i in p.images("train").items}
+
+
 def test_classes_of_a_and_r_are_selected_by_what_they_are():
     "The columns that an ImageNet classifier selects by name are those of the WordNet ids, for all 200 classes; timm lists the ids."
     from vlmadapt.method import Method

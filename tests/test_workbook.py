@@ -5,6 +5,8 @@ import nbformat, pytest
 from packaging.requirements import Requirement
 import derived
 from conftest import ROOT
+from vlmadapt.grid import read_runs, vlmadapt_grid
+from vlmadapt.published import AVERAGES, BACKBONE_NAMES, DATASET_NAMES, published, readings
 
 NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 name = lambda path: str(path.relative_to(ROOT/"nbs")) if path.is_absolute() else str(path)
@@ -65,6 +67,20 @@ def test_experiments_have_a_parameters_cell():
     lack = [name(p) for p in NOTEBOOKS if p.parent.name == "experiments"
             and tags(nbformat.read(p, as_version=4)).count("parameters") != 1]
     assert not lack
+
+
+@pytest.mark.parametrize("file", sorted(p.name for p in (ROOT/"params").glob("*.yml")))
+def test_params_files_are_read(file, tmp_path, capsys):
+    "Every name and value in them exists."
+    assert not vlmadapt_grid(file, dry_run=True, out=str(tmp_path)), capsys.readouterr().err
+    assert " rows missing" in capsys.readouterr().out
+
+
+def test_every_published_cell_of_hegraph_adapter_has_a_run():
+    numbers = readings(published("HeGraphAdapter", ["Table 1", "Table 2", "Table 4"])); numbers = numbers[~numbers["dataset"].isin(AVERAGES)]
+    asked = {(DATASET_NAMES[d], BACKBONE_NAMES[p["backbone"]], str(0 if m == "ZeroShot" else p["shots"]), m)
+             for p in (run.parameters for run in read_runs("hegraph_adapter_coop.yml")) if "dataset" in p for d in [p["dataset"], *p.get("targets", [])] for m in p["methods"]}
+    assert len(numbers) > 250 and {*numbers[["dataset", "backbone", "shots", "ours"]].itertuples(index=False, name=None)} <= asked
 
 
 def test_constraints_lie_within_the_ranges_of_settings():

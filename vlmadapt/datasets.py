@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PHOTO', 'MIRROR', 'SECOND', 'SPLITS', 'VGG', 'CARS', 'BERKELEY', 'BENCHMARKS', 'DATASETS', 'VAL_SHOTS', 'REBUILT',
            'CorruptImage', 'Images', 'open_image', 'Dataset', 'Source', 'Benchmark', 'read_items', 'read_split',
-           'sample_shots', 'few_shot_indices', 'list_folder', 'drop_corrupt', 'read_folder', 'data_root', 'digest',
-           'locate', 'match_files', 'read_benchmark', 'rebuild_split', 'load_dataset']
+           'sample_shots', 'few_shot_indices', 'validation_images', 'list_folder', 'drop_corrupt', 'read_folder',
+           'data_root', 'digest', 'locate', 'match_files', 'read_benchmark', 'rebuild_split', 'load_dataset']
 
 # %% ../nbs/01_datasets.ipynb #bb535511
 import hashlib, json, os, random, warnings
@@ -212,6 +212,18 @@ def few_shot_indices(
     if val_labels is not None: return train, sample_shots(val_labels, min(shots, VAL_SHOTS), rng)
     rest = np.delete(np.arange(len(train_labels)), train)
     return train, [int(rest[i]) for i in sample_shots(np.asarray(train_labels)[rest], min(shots, VAL_SHOTS), rng)]
+
+# %% ../nbs/01_datasets.ipynb #24b24a09
+def validation_images(
+    dataset:Dataset, # with a train part
+    shots:int, # support images per class of the runs that are looked at
+    seeds, # which draw them
+)->Images: # never test images, nor support images of these runs
+    "The images of `dataset` that may be looked at: its val part, or where it has none, train images that support none of the `seeds`."
+    if len(dataset.splits.get("val", ())): return dataset.splits["val"]
+    train = dataset.splits["train"]; drawn = [few_shot_indices(train.labels, None, shots, seed) for seed in seeds]
+    support = {i for own, _ in drawn for i in own}
+    return train.subset([i for i in dict.fromkeys(i for _, val in drawn for i in val) if i not in support])
 
 # %% ../nbs/01_datasets.ipynb #85a5b547
 def list_folder(

@@ -10,6 +10,8 @@ __all__ = ['FIELDS', 'BULKY', 'read_rows', 'read_results', 'cells', 'averages', 
 # %% ../nbs/61_results.ipynb #a850363e
 import json
 from dataclasses import dataclass
+from pandas.io.formats.style import Styler
+from numpy.typing import ArrayLike
 from pathlib import Path
 import numpy as np, pandas as pd, yaml
 from fastcore.basics import patch
@@ -46,7 +48,7 @@ def _records(rows, run):
     return found
 
 def read_rows(
-    run, # folder of one run
+    run:str|Path, # folder of one run
 )->list[dict]: # with all that was kept: predictions, hyper-parameters, provenance
     "The rows in the `result.json` of `run`."
     return json.loads((Path(run)/"result.json").read_text())["rows"]
@@ -58,7 +60,7 @@ def _once(found):
 
 # %% ../nbs/61_results.ipynb #c8533104
 def read_results(
-    folder, # outputs of one grid, or of many
+    folder:str|Path, # outputs of one grid, or of many
 )->pd.DataFrame: # one line per method and seed of each run, target and point; `grid` is the grid, or the part of a grid that has several
     "Every row of every `result.json` below `folder`."
     found = [line for f in sorted(Path(folder).rglob("result.json")) for line in _records(read_rows(f.parent), f.parent)]
@@ -103,7 +105,7 @@ def ranks(self:Table)->pd.DataFrame: # 1 is best, 2 second, by column
 
 # %% ../nbs/61_results.ipynb #7dde5182
 @patch
-def text(self:Table, best="{}", second="{}", pm=" ± ")->pd.DataFrame:
+def text(self:Table, best:str="{}", second:str="{}", pm:str=" ± ")->pd.DataFrame:
     "Cells as text, with the formats `best` and `second` around the two highest; a missing cell is a dash."
     ranks, out = self.ranks(), self.mean.astype(object)
     for m in out.index:
@@ -130,7 +132,7 @@ def _chosen(results):
 # %% ../nbs/61_results.ipynb #8501f049
 def caption(
     results:pd.DataFrame, # the rows of one table
-    axes=(), # columns of results that may differ
+    axes:tuple|list=(), # columns of results that may differ
 )->str:
     "What the numbers are and how they were made."
     _one(results, *({"shots", "backbone", "prompts", "views"} - set(axes)))
@@ -186,7 +188,7 @@ def axis_table(
 
 # %% ../nbs/61_results.ipynb #2bcc6bb7
 @patch
-def styler(self:Table):
+def styler(self:Table)->Styler:
     "The table as a pandas Styler: best in bold, second underlined."
     ranks, text = self.ranks(), self.text()
     css = ranks.map(lambda r: {1: "font-weight: bold;", 2: "text-decoration: underline;"}.get(r, ""))
@@ -221,7 +223,7 @@ def latex(self:Table)->str:
 # %% ../nbs/61_results.ipynb #2e23e537
 @patch
 def save(self:Table,
-    folder, # where to
+    folder:str|Path, # where to
     name:str="table", # file name without ending
 ):
     "Write the table as .md, .tex, .html and, with every digit, as .csv."
@@ -232,9 +234,9 @@ def save(self:Table,
 
 # %% ../nbs/61_results.ipynb #60ac7fd5
 def harmonic_mean(
-    base, # numbers above 0
-    new, # as many
-): # of their type
+    base:ArrayLike, # numbers above 0
+    new:ArrayLike, # as many
+)->float|np.ndarray|pd.Series: # of their type
     "The harmonic mean of `base` and `new`."
     return 2*base*new/(base + new)
 
@@ -263,7 +265,7 @@ def by_point(
 def point_table(
     points:pd.DataFrame, # from `by_point`
     names:dict|None=None, # hyper-parameter -> how it is called
-):
+)->Styler:
     "Two lines per hyper-parameter: its values, and the accuracies with the best in bold; a pandas Styler."
     groups, wide = dict(list(points.groupby("parameter", sort=False))), {}
     for name, g in groups.items():
@@ -281,7 +283,7 @@ def _why(run):
 
 # %% ../nbs/61_results.ipynb #d1c3d311
 def unfinished(
-    folder, # outputs of one grid
+    folder:str|Path, # outputs of one grid
 )->pd.DataFrame: # run, rows missing, error
     "Runs below `folder` that lack rows which their parameters ask for."
     found = []
