@@ -22,9 +22,9 @@ EUROSAT = dict(AnnualCrop="Annual Crop Land", HerbaceousVegetation="Herbaceous V
 # %% ../nbs/01_annotations.ipynb #cdcb203e
 def image_names(
     folder:str|Path, # one folder; what lies deeper is not looked at
-)->list[str]: # sorted
+)->list[str]: # sorted, hidden ones left out
     "Names of the image files in `folder`."
-    with os.scandir(folder) as entries: return sorted(e.name for e in entries if os.path.splitext(e.name)[1].lower() in IMAGE_SUFFIXES)
+    with os.scandir(folder) as entries: return sorted(e.name for e in entries if not e.name.startswith(".") and os.path.splitext(e.name)[1].lower() in IMAGE_SUFFIXES)
 
 # %% ../nbs/01_annotations.ipynb #df8dfd1d
 def folder_names(

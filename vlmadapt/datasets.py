@@ -12,6 +12,7 @@ __all__ = ['PHOTO', 'MIRROR', 'SECOND', 'SPLITS', 'VGG', 'CARS', 'BERKELEY', 'BE
 import hashlib, json, os, random, warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import methodcaller
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
@@ -35,11 +36,13 @@ class Images:
 # %% ../nbs/01_datasets.ipynb #70cf171a
 def open_image(
     item:str|Path|Image.Image|np.ndarray, # a path, a PIL image, or a uint8 array (H, W, 3) or (H, W)
-)->Image.Image: # in RGB
+    convert:Callable=methodcaller("convert", "RGB"), # what is made of the picture
+)->Image.Image: # in RGB, unless told
     "Return `item` as a PIL image in RGB; raise `CorruptImage` with the file's name when it cannot be decoded."
-    if isinstance(item, Image.Image): return item.convert("RGB")
-    if isinstance(item, np.ndarray): return Image.fromarray(item).convert("RGB")
-    try: return Image.open(item).convert("RGB")
+    if isinstance(item, Image.Image): return convert(item)
+    if isinstance(item, np.ndarray): return convert(Image.fromarray(item))
+    try:
+        with Image.open(item) as image: return convert(image)
     except FileNotFoundError: raise FileNotFoundError(f"no such image: {item}") from None
     except Exception as e: raise CorruptImage(f"{item}: cannot be decoded as an image ({e})") from None
 
@@ -217,7 +220,7 @@ def few_shot_indices(
 def validation_images(
     dataset:Dataset, # with a train part
     shots:int, # support images per class of the runs that are looked at
-    seeds, # which draw them
+    seeds:list[int], # which draw them
 )->Images: # never test images, nor support images of these runs
     "The images of `dataset` that may be looked at: its val part, or where it has none, train images that support none of the `seeds`."
     if len(dataset.splits.get("val", ())): return dataset.splits["val"]
@@ -229,10 +232,11 @@ def validation_images(
 def list_folder(
     root:str|Path, # a folder with one sub-folder per class
 )->dict[str, list[Path]]: # image files by class name, both sorted
-    "The image files of each class folder in `root`; an empty class folder is refused."
+    "The image files of each class folder in `root`, without hidden ones such as macOS's `._x.jpg`; an empty class folder is refused."
     folders = sorted(p for p in Path(root).iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders: raise ValueError(f"{root}: no class folders in it")
-    files = {d.name: sorted(p for p in d.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) for d in folders}
+    seen = lambda p: p.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in p.relative_to(root).parts)
+    files = {d.name: sorted(p for p in d.rglob("*") if seen(p)) for d in folders}
     for name, found in files.items():
         if not found: raise ValueError(f"{Path(root)/name}: no images in this class folder")
     return {name.replace("_", " "): found for name, found in files.items()}

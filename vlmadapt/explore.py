@@ -9,13 +9,13 @@ __all__ = ['QUICK', 'RELATION_COLORS', 'NODES', 'PICTURES', 'NEEDED', 'OPTIONAL'
            'attention_maps', 'picture', 'Explorer', 'explorer']
 
 # %% ../nbs/65_explore.ipynb #3eab78b0
-from PIL import Image
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from PIL import Image
 from .backbones import Backbone, Pixels, load_backbone
 from .datasets import DATASETS, Dataset, Images, load_dataset
 from .figures import draw_panel, node_maps, page_style, small_pictures

@@ -10,9 +10,9 @@ __all__ = ['STYLE', 'LABEL', 'STRONG', 'LINES', 'look', 'page_style', 'draw_pane
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numpy.typing import ArrayLike
 from pathlib import Path
 import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
+from numpy.typing import ArrayLike
 from .foundation import write_atomic
 from .results import averages, by_point, cells
 from .rows import base_of, in_order

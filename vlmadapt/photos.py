@@ -39,15 +39,11 @@ def open_photo(
     item:str|Path|Image.Image|np.ndarray, # a path, a PIL image, or an array
 )->Image.Image: # RGB
     "Return `item` as an upright picture; raise `CorruptImage` with the file's name when it cannot be decoded."
-    if isinstance(item, Image.Image): return upright(item)
-    if isinstance(item, np.ndarray) or hasattr(item, "__array__"):
+    if hasattr(item, "__array__") and not isinstance(item, Image.Image):
         x = np.asarray(item)
         if x.ndim not in (2, 3) or x.ndim == 3 and x.shape[2] not in (1, 3, 4): raise ValueError(f"a picture is an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not {x.shape}")
-        return upright(Image.fromarray(_eight_bits(x[..., 0] if x.shape[2:] == (1,) else x)))
-    try:
-        with Image.open(item) as image: return upright(image)
-    except FileNotFoundError: raise FileNotFoundError(f"no such image: {item}") from None
-    except Exception as e: raise CorruptImage(f"{item}: cannot be decoded as an image ({e})") from None
+        item = Image.fromarray(_eight_bits(x[..., 0] if x.shape[2:] == (1,) else x))
+    return open_image(item, upright)
 
 # %% ../nbs/03_photos.ipynb #2bc1e5c3
 SINGLE = (str, Path, Image.Image, np.ndarray)

@@ -11,11 +11,11 @@ import json, os, shutil, warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from numpy.typing import ArrayLike
 from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from numpy.typing import ArrayLike
 from .backbones import Backbone, load_backbone
 from .datasets import Dataset, Images, few_shot_indices, load_dataset
 from .foundation import DamagedFile, choose, content_key, load_arrays, locked, save_arrays, stream, write_atomic, write_json

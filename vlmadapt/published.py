@@ -11,11 +11,11 @@ __all__ = ['DATA', 'DATASET_NAMES', 'ELEVEN', 'SHIFTED', 'AVERAGES', 'BACKBONE_N
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from numpy.typing import ArrayLike
-from pandas.io.formats.style import Styler
 from html import escape
 from pathlib import Path
 import numpy as np, pandas as pd
+from numpy.typing import ArrayLike
+from pandas.io.formats.style import Styler
 import vlmadapt
 from .foundation import choose
 from .results import averages, cells

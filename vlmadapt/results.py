@@ -10,13 +10,13 @@ __all__ = ['FIELDS', 'BULKY', 'read_rows', 'read_results', 'cells', 'averages', 
 # %% ../nbs/61_results.ipynb #a850363e
 import json
 from dataclasses import dataclass
-from pandas.io.formats.style import Styler
-from numpy.typing import ArrayLike
 from pathlib import Path
 import numpy as np, pandas as pd, yaml
 from fastcore.basics import patch
+from numpy.typing import ArrayLike
+from pandas.io.formats.style import Styler
 from .foundation import write_atomic
-from .rows import UNTRAINED, in_order
+from .rows import UNTRAINED, base_of, in_order
 
 # %% ../nbs/61_results.ipynb #ee182c32
 def _nested(row):
@@ -32,10 +32,15 @@ BULKY = ("predictions", "correct", "digest", "key")
 
 def _scalars(values): return {k: v for k, v in values.items() if isinstance(v, (str, int, float)) and k not in BULKY}
 
+def _rule(row):
+    "How the hyper-parameters of a `row` came about: defaults of which the run's file sets some are given."
+    asked = row["settings"]; given = (asked.get("variants") or {}).get(row["method"]) or (asked.get("fixed") or {}).get(base_of(row["method"]))
+    return "given" if given and row.get("selection") == "defaults" else row.get("selection")
+
 def _record(row, run):
     cost, made, where = row.get("cost", {}), row.get("provenance", {}), row.get("environment", {})
     versions = ", ".join(f"{k} {v}" for k, v in where.get("versions", {}).items())
-    return {"grid": run.parent.name, "run": run.name, "trained_on": row["settings"].get("dataset"), **_scalars(row["settings"]), **dict.fromkeys(FIELDS), **_scalars(row), **cost, "paper_protocol": (row.get("as_released") or {}).get("accuracy"),
+    return {"grid": run.parent.name, "run": run.name, "trained_on": row["settings"].get("dataset"), **_scalars(row["settings"]), **dict.fromkeys(FIELDS), **_scalars(row), "selection": _rule(row), **cost, "paper_protocol": (row.get("as_released") or {}).get("accuracy"),
             **{k: made.get(k) for k in ("backbone_key", "split", "transform", "prompt_set")}, **{k: where.get(k) for k in ("commit", "device")}, "versions": versions}
 
 # %% ../nbs/61_results.ipynb #582ee588
@@ -124,10 +129,10 @@ def _one(results, *columns):
 # %% ../nbs/61_results.ipynb #0ce025b2
 def _chosen(results):
     trials = results["trials"] if "trials" in results else pd.Series("?", results.index)
-    rules, several = results["selection"], trials.nunique() > 1
-    told = rules if not several else rules.where(rules == "defaults", rules + " of " + trials.astype(str) + " trials")
+    rules, several = results["selection"], trials.nunique() > 1; unsearched = rules.isin(("defaults", "given"))
+    told = rules if not several else rules.where(unsearched, rules + " of " + trials.astype(str) + " trials")
     by = "; ".join(f"{rule} for {_listed(in_order(g['method']))}" for rule, g in results.groupby(told, sort=False))
-    return f": {by}" if several else f" ({_listed(trials.unique())} trials): {by}"
+    return f": {by}" if several or unsearched.all() else f" ({_listed(trials.unique())} trials): {by}"
 
 # %% ../nbs/61_results.ipynb #8501f049
 def caption(

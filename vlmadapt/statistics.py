@@ -7,9 +7,9 @@ __all__ = ['UNITS', 'EXACT_BELOW', 'paired', 'signed_rank', 'holm', 'compare_met
            'difference_interval', 'compare_images', 'compare_rows', 'interval_plot']
 
 # %% ../nbs/64_statistics.ipynb #e22c4251
-from numpy.typing import ArrayLike
 from itertools import combinations
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
+from numpy.typing import ArrayLike
 from .figures import LABEL, page_style
 from .rows import in_order
 

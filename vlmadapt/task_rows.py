@@ -43,12 +43,12 @@ def try_rates(
 # %% ../nbs/59_task_rows.ipynb #3035fc74
 MORE = ("BLEU-4",) # measures that stand beside the first one, as in the paper's table
 
-def _row(tuner, problem, trials, cost):
+def _row(tuner, problem, trials, given, cost):
     start = time.perf_counter(); scores = evaluate(tuner, problem); name = problem.provenance.get("task", problem.metric)
     learned = {n: p.item() for n, p in tuner.model.named_parameters() if p.requires_grad and not p.ndim}
     return dict(accuracy=scores["score"], dataset=name, measures={k: v for k, v in scores.items() if k not in ("score", "predictions", "n")}, n=scores["n"],
                 targets={f"{name} {m}": dict(accuracy=scores[m]) for m in MORE if m in scores}, predictions="\n".join(scores["predictions"]),
-                selection="defaults" if trials is None else "val", candidates=0 if trials is None else len(trials), val_accuracy=None if trials is None else trials["score"].max(),
+                selection="val" if trials is not None else "given" if given else "defaults", candidates=0 if trials is None else len(trials), val_accuracy=None if trials is None else trials["score"].max(),
                 trials_made=None if trials is None else trials.to_dict("records"), family=type(tuner).__name__, hyper_parameters=tuner.hyper_parameters, trainable_parameters=tuner.trainable_parameters(),
                 learned=learned, log=[round(r["loss"], 4) for r in tuner.log], cost=dict(**cost, evaluate_s=time.perf_counter() - start, **peak()), provenance=problem.provenance, environment=environment())
 
@@ -68,4 +68,4 @@ def measure_task(
     if rates: fixed["lr"] = rates[0]
     for seed in seeds:
         tuner = tried if tried is not None and seed == first else fit(cls(problem, **fixed), problem, seed=seed, progress=False)
-        yield _row(tuner, problem, trials, dict(fit_s=time.perf_counter() - start)); start = time.perf_counter()
+        yield _row(tuner, problem, trials, bool(fixed), dict(fit_s=time.perf_counter() - start)); start = time.perf_counter()

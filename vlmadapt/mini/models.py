@@ -12,10 +12,10 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from numpy.typing import ArrayLike
 import torch
 from torch import nn
 from torch.nn import functional as F
+from numpy.typing import ArrayLike
 import vlmadapt
 from ..foundation import choose, import_open_clip, load_arrays, save_arrays
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch.utils.weak import WeakIdKeyDictionary
 from ..backbones import Backbone, Pixels, load_backbone
-from ..datasets import Images, open_image
+from ..datasets import Images
 from ..foundation import choose, content_key, stream
 from ..problem import SealedLabels
 from .decoding import END, PAD, text_states, write
