@@ -11,7 +11,7 @@ extras = {key.removesuffix("_requirements"): cfg[key].split() for key in cfg if 
 # Notebook templates, reports and grids have one home each; a wheel carries them inside the package.
 carried = {"vlmadapt.experiments": "nbs/experiments", "vlmadapt.reports": "nbs/reports", "vlmadapt.params": "params"}
 carried = {package: folder for package, folder in carried.items() if (root/folder).is_dir()}
-patterns = ["*.ipynb", "*.yml", "weights/*", "configs/*.json", "data/*.csv"]
+patterns = ["*.ipynb", "*.yml", "weights/*", "configs/*.json", "data/*.csv", "py.typed"]
 
 setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], keywords=cfg["keywords"].split(),

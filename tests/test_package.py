@@ -1,5 +1,5 @@
 "Source archive and wheel: build without network, hold what they need, stay small, and work away from the checkout, if asked in an environment of their own."
-import email, json, os, re, shutil, subprocess, sys, tarfile, venv, zipfile
+import ast, email, importlib, inspect, json, os, re, shutil, subprocess, sys, tarfile, textwrap, venv, zipfile
 import pytest
 from conftest import ROOT
 from derived import settings
@@ -37,6 +37,42 @@ def test_wheel_holds_what_it_needs(wheel):
     need |= {f"vlmadapt/params/{p}" for p in files("params", "*.yml")}
     assert need and not need - held
     assert wheel.stat().st_size < 10 << 20
+
+
+def inherited(cls, name):
+    "What the base classes of `cls` have as `name`."
+    found = [getattr(base, name) for base in cls.__mro__[1:] if name in vars(base)]
+    return [f for f in (getattr(f, "fget", f) for f in found) if inspect.isroutine(f)]
+
+
+def returns(node):
+    "Does this code return anything? Functions inside of it do not count."
+    inner = [n for n in ast.iter_child_nodes(node) if not isinstance(n, (ast.FunctionDef, ast.Lambda))]
+    return any(isinstance(n, ast.Return) and n.value is not None or returns(n) for n in inner)
+
+
+def untyped(function, bases):
+    "Parameters of `function` without a type, *args and **kwargs aside, and 'return' for an untyped result; a type in one of its `bases` counts."
+    function = inspect.unwrap(function); known = [inspect.signature(f) for f in (function, *bases)]
+    typed = {n for s in known for n, p in s.parameters.items() if p.annotation is not p.empty} | {"self", "cls"}
+    found = [n for n, p in known[0].parameters.items() if n not in typed and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if function.__name__ == "__init__" or any(s.return_annotation is not s.empty for s in known): return found
+    return found + ["return"]*returns(ast.parse(textwrap.dedent(inspect.getsource(function))).body[0])
+
+
+def test_public_functions_are_typed(wheel):
+    docs = pytest.importorskip("docs"); import vlmadapt._modidx as index
+    def plain(a, b:int, *c, **d): return a
+    assert "vlmadapt/py.typed" in zipfile.ZipFile(wheel).namelist() and untyped(plain, []) == ["a", "return"]
+    wrong, seen = {}, 0
+    for module in index.d["syms"]:
+        public = docs.public(module)
+        for name, symbol in public.items():
+            owner, function = (symbol, vars(symbol).get("__init__")) if inspect.isclass(symbol) else (public.get(name.rpartition(".")[0]), getattr(symbol, "fget", symbol))
+            if not inspect.isroutine(function) or function.__module__ != module: continue
+            seen += 1
+            if found := untyped(function, inherited(owner, function.__name__) if inspect.isclass(owner) else []): wrong[f"{module}.{name}"] = found
+    assert seen > 500 and not wrong, wrong
 
 
 def test_source_archive_holds_what_builds_it(built):
@@ -80,7 +116,10 @@ print(time.perf_counter() - began, "torch" in sys.modules)
     assert float(seconds) < .5 and torch == "False"
 
 
-@pytest.mark.parametrize("command", ["vlmadapt_data", "vlmadapt_grid", "vlmadapt_report", "vlmadapt_claim"])
+COMMANDS = [line.partition("=")[0] for line in settings()["console_scripts"].split()]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_installed_and_explain_themselves(command, tmp_path):
     run = subprocess.run([os.path.join(os.path.dirname(sys.executable), command), "--help"], cwd=tmp_path, text=True, capture_output=True)
     assert not run.returncode and command in run.stdout, run.stderr[-2000:]
@@ -105,7 +144,7 @@ def test_clean_install(wheel, tmp_path):
     assert not run(bin/"python", "-m", "pip", "check").returncode
     lines = run(bin/"python", "-c", LINES); assert not lines.returncode, lines.stderr[-2000:]
     print(lines.stdout)
-    for command in ("vlmadapt_grid", "vlmadapt_report"): assert command in run(bin/command, "--help").stdout
+    for command in COMMANDS: assert command in run(bin/command, "--help").stdout
     light = run(bin/"python", "-c", "import time; t = time.perf_counter(); import vlmadapt; print(time.perf_counter() - t, vlmadapt.__file__)")
     seconds, file = light.stdout.split(); print(f"import vlmadapt: {seconds} s")
     assert float(seconds) < .5 and file.startswith(str(tmp_path))

@@ -62,6 +62,14 @@ def test_notebooks_are_small():
     assert not big
 
 
+def test_notebooks_begin_with_one_title():
+    def titles(path):
+        cells = nbformat.read(path, as_version=4).cells
+        found = [i for i, c in enumerate(cells) if c.cell_type == "markdown" for line in c.source.splitlines() if line.startswith("# ")]
+        return found == [0] and cells[0].source.splitlines()[1].startswith("> ")
+    assert not [name(p) for p in NOTEBOOKS if not titles(p)]
+
+
 def test_experiments_have_a_parameters_cell():
     tags = lambda nb: [t for c in nb.cells if c.cell_type == "code" for t in c.metadata.get("tags", [])]
     lack = [name(p) for p in NOTEBOOKS if p.parent.name == "experiments"

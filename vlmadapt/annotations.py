@@ -21,30 +21,30 @@ EUROSAT = dict(AnnualCrop="Annual Crop Land", HerbaceousVegetation="Herbaceous V
 
 # %% ../nbs/01_annotations.ipynb #cdcb203e
 def image_names(
-    folder, # one folder; what lies deeper is not looked at
-)->list[str]: # sorted
+    folder:str|Path, # one folder; what lies deeper is not looked at
+)->list[str]: # sorted, hidden ones left out
     "Names of the image files in `folder`."
-    with os.scandir(folder) as entries: return sorted(e.name for e in entries if os.path.splitext(e.name)[1].lower() in IMAGE_SUFFIXES)
+    with os.scandir(folder) as entries: return sorted(e.name for e in entries if not e.name.startswith(".") and os.path.splitext(e.name)[1].lower() in IMAGE_SUFFIXES)
 
 # %% ../nbs/01_annotations.ipynb #df8dfd1d
 def folder_names(
-    folder, # a folder of folders
+    folder:str|Path, # a folder of folders
 )->list[str]: # sorted as ASCII, hidden ones left out
     "Names of the folders in `folder`."
     with os.scandir(folder) as entries: return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
 # %% ../nbs/01_annotations.ipynb #e8c199bf
-def class_folders(row, folder)->dict:
+def class_folders(row:object, folder:str|Path)->dict:
     "Items of a dataset with one folder per class: sorted, without `row.drop`, renamed by `row.rename`."
     images = Path(folder)/row.images; classes = [c for c in folder_names(images) if c not in row.drop]
     return dict(all=[(f"{c}/{f}", k, row.rename.get(c, c)) for k, c in enumerate(classes) for f in image_names(images/c)])
 
 # %% ../nbs/01_annotations.ipynb #e8686367
-def lines(path)->list[list[str]]:
+def lines(path:str|Path)->list[list[str]]:
     "The lines of a text file that are not empty, each cut at spaces."
     return [line.split() for line in Path(path).read_text().splitlines() if line.strip()]
 
-def pets(row, folder)->dict:
+def pets(row:object, folder:str|Path)->dict:
     "OxfordPets' lists of its annotations folder."
     read = lambda file: [(f"{name}.jpg", int(label) - 1, name.rpartition("_")[0].lower()) for name, label, *_ in lines(Path(folder)/"annotations"/file)]
     return dict(trainval=read("trainval.txt"), test=read("test.txt"))
@@ -55,7 +55,7 @@ def camel_words(name:str)->str:
     return "_".join(re.findall("[A-Z][^A-Z]*", name))
 
 # %% ../nbs/01_annotations.ipynb #59d21581
-def actions(row, folder)->dict:
+def actions(row:object, folder:str|Path)->dict:
     "UCF101's first official lists, with the paths of the middle frames."
     folder = Path(folder)/"ucfTrainTestlist"; number = {name: int(k) - 1 for k, name in lines(folder/"classInd.txt")}
     def item(path):
@@ -69,14 +69,14 @@ def scene_name(path:str)->str:
     return " ".join(path.strip("/").split("/")[1:][::-1])
 
 # %% ../nbs/01_annotations.ipynb #1937414c
-def scenes(row, folder)->dict:
+def scenes(row:object, folder:str|Path)->dict:
     "SUN397's first official lists; labels in the order of ClassName.txt."
     folder = Path(folder); names = [line[0] for line in lines(folder/"ClassName.txt")]; number = {n: k for k, n in enumerate(names)}
     item = lambda path: (path.strip("/"), number[os.path.dirname(path)], scene_name(os.path.dirname(path)))
     return {part: [item(line[0]) for line in lines(folder/f"{file}_01.txt")] for part, file in (("trainval", "Training"), ("test", "Testing"))}
 
 # %% ../nbs/01_annotations.ipynb #a1c8dd84
-def aircraft(row, folder)->dict:
+def aircraft(row:object, folder:str|Path)->dict:
     "FGVCAircraft's official train, val and test lists."
     folder = Path(folder); number = {name.strip(): k for k, name in enumerate((folder/"variants.txt").read_text().strip().splitlines())}
     def item(line):
@@ -91,7 +91,7 @@ def year_first(name:str)->str:
     return f"{year} {name}"
 
 # %% ../nbs/01_annotations.ipynb #1b4b1c39
-def cars(row, folder)->dict:
+def cars(row:object, folder:str|Path)->dict:
     "StanfordCars' devkit and test annotations."
     from scipy.io import loadmat
     folder = Path(folder); names = [year_first(str(n)) for n in loadmat(folder/"devkit/cars_meta.mat", squeeze_me=True)["class_names"]]
@@ -101,7 +101,7 @@ def cars(row, folder)->dict:
     return dict(trainval=read("cars_train", "devkit/cars_train_annos.mat"), test=read("cars_test", "cars_test_annos_withlabels.mat"))
 
 # %% ../nbs/01_annotations.ipynb #41de2f82
-def flowers(row, folder)->dict:
+def flowers(row:object, folder:str|Path)->dict:
     "OxfordFlowers' labels and names."
     from scipy.io import loadmat
     labels = loadmat(Path(folder)/"imagelabels.mat", squeeze_me=True)["labels"]; names = json.loads((Path(folder)/"cat_to_name.json").read_text())
@@ -123,7 +123,7 @@ def _wnids(folder, known):
     return found
 
 # %% ../nbs/01_annotations.ipynb #e589207a
-def wnid_folders(row, folder, parts=(("test", ""),))->dict:
+def wnid_folders(row:object, folder:str|Path, parts:tuple=(("test", ""),))->dict:
     "Items of a dataset with one folder per WordNet id; `parts` are folders within the image folder."
     names, out = imagenet_names(), {}
     for part, sub in parts:
@@ -132,12 +132,12 @@ def wnid_folders(row, folder, parts=(("test", ""),))->dict:
     return out
 
 # %% ../nbs/01_annotations.ipynb #c6cb5cb2
-def imagenet(row, folder)->dict:
+def imagenet(row:object, folder:str|Path)->dict:
     "ImageNet's train folders, and its validation images as test."
     return wnid_folders(row, folder, (("train", "train"), ("test", "val")))
 
 # %% ../nbs/01_annotations.ipynb #a6158508
-def numbered_folders(row, folder)->dict:
+def numbered_folders(row:object, folder:str|Path)->dict:
     "Items of ImageNetV2: the name of a folder is the label."
     images, names = Path(folder)/row.images, list(imagenet_names().values())
     folders = folder_names(images)

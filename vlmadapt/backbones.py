@@ -10,8 +10,9 @@ __all__ = ['BACKBONES', 'PRECISIONS', 'CROP_SCALE', 'BackboneRow', 'quick_gelu_b
 # %% ../nbs/02_backbones.ipynb #ba70ae25
 import itertools, os
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 import numpy as np, torch
@@ -127,7 +128,7 @@ def __repr__(self:Backbone): return f"Backbone({self.name!r}, {self.device}, {se
 CROP_SCALE = (.5, 1.)
 
 @patch
-def train_transform(self:Backbone, flip:bool=True, scale:tuple=CROP_SCALE):
+def train_transform(self:Backbone, flip:bool=True, scale:tuple=CROP_SCALE)->Callable:
     "Random crop and mirror on PIL images, then tensor and normalisation; draws from torch's global generator."
     from torchvision import transforms as T
     steps = [T.RandomResizedCrop(self.size, scale=scale, ratio=(3/4, 4/3), interpolation=T.InterpolationMode.BICUBIC)]
@@ -136,18 +137,18 @@ def train_transform(self:Backbone, flip:bool=True, scale:tuple=CROP_SCALE):
 
 # %% ../nbs/02_backbones.ipynb #dcee1b56
 def draw(
-    transform, # from `train_transform`
+    transform:Callable, # from `train_transform`
     size:tuple, # width and height of the image
-): # box and mirror
+)->tuple: # box and mirror
     "Draw the random part of `transform` for an image of that `size`."
     crop, *rest = transform.transforms; shape = torch.empty(1, size[1], size[0], device="meta")
     return crop.get_params(shape, crop.scale, crop.ratio), any([bool(torch.rand(1) < t.p) for t in rest if type(t).__name__ == "RandomHorizontalFlip"])
 
 def cropped(
-    transform, # from `train_transform`
-    image, # a PIL image
-    drawn, # from `draw`
-): # a PIL image of the encoder's size
+    transform:Callable, # from `train_transform`
+    image:Image.Image, # a PIL image
+    drawn:tuple, # from `draw`
+)->Image.Image: # a PIL image of the encoder's size
     "The part of `image` that was `drawn`."
     from torchvision.transforms import functional as TF
     (box, mirror), crop = drawn, transform.transforms[0]
@@ -155,9 +156,9 @@ def cropped(
     return TF.hflip(image) if mirror else image
 
 def drawn(
-    transform, # from `train_transform`
-    image, # a PIL image
-): # function without arguments -> tensor (3, s, s)
+    transform:Callable, # from `train_transform`
+    image:Image.Image, # a PIL image
+)->Callable: # function without arguments -> tensor (3, s, s)
     "Draw the random part of `transform` for `image` now; what is returned does the rest, whenever and wherever it is called."
     chosen, tail = draw(transform, image.size), transform.transforms[-2:]
     return lambda: tail[1](tail[0](cropped(transform, image, chosen)))
@@ -188,7 +189,7 @@ def load_backbone(
 
 # %% ../nbs/02_backbones.ipynb #2c81c1b3
 def parted(
-    transform, # a torchvision Compose, or any function from a PIL image to a tensor (3, s, s)
+    transform:Callable, # a torchvision Compose, or any function from a PIL image to a tensor (3, s, s)
 )->tuple: # PIL image -> tensor of one image; batch of these (B, ...) -> (B, 3, s, s)
     "`transform` in two: its work on one image, and its work on numbers, which a whole batch can go through at once."
     steps = list(getattr(transform, "transforms", [])); kinds = [isinstance(t, _to_tensor()) for t in steps]
@@ -207,9 +208,9 @@ def _to_tensor(): import_open_clip(); from torchvision.transforms import ToTenso
 
 # %% ../nbs/02_backbones.ipynb #ad4828e0
 def ahead(
-    items, # anything that can be gone through
+    items:Iterable, # anything that can be gone through
     n:int=2, # how many are asked for in advance
-):
+)->Iterator:
     "The same `items`, each asked for when the one `n` places before it is given out."
     items = iter(items); waiting = deque(itertools.islice(items, n))
     while waiting: waiting.extend(itertools.islice(items, 1)); yield waiting.popleft()
@@ -223,11 +224,11 @@ class Pixels:
     "Images as an encoder takes them: `split` gives batches (B, 3, s, s), made by threads before they are asked for, `[[4, 2]]` the batch of these images."
     each = 1
     def __init__(self,
-        images, # N PIL images, or anything indexable that gives them
-        transform, # PIL image -> tensor (3, s, s)
+        images:Sequence, # N PIL images, or anything indexable that gives them
+        transform:Callable, # PIL image -> tensor (3, s, s)
     ): self.images, (self.one, self.numbers) = images, parted(transform)
     def __len__(self): return len(self.images)*self.each
-    def pixels(self, i): return self.one(self.images[i])[None]
+    def pixels(self, i:int)->torch.Tensor: return self.one(self.images[i])[None]
     def __getitem__(self, index): return self.numbers(torch.cat([self.pixels(i) for i in index]))
     def __iter__(self): return iter(self.split(1))
 
@@ -235,9 +236,9 @@ class Pixels:
 @patch
 def split(self:Pixels,
     batch_size:int, # images per batch
-    device="cpu", # where the batches are wanted
+    device:str|torch.device="cpu", # where the batches are wanted
     threads:int|None=None, # that decode; None is one beside a processor that encodes, and one per core beside a GPU
-): # batches (B, 3, s, s)
+)->Iterator: # batches (B, 3, s, s)
     "The images in batches; while one is used the next two are made."
     pinned, step = torch.device(device).type == "cuda", max(1, batch_size//self.each)
     pool = ThreadPoolExecutor(threads or (cores() if pinned else 1))
@@ -258,19 +259,19 @@ def _size(images, i):
 class Views(Pixels):
     "`views` random crops of each image, drawn when this is made; image by image, each decoded once."
     def __init__(self,
-        images, # N PIL images, or anything indexable that gives them
-        transform, # from `train_transform`
+        images:Sequence, # N PIL images, or anything indexable that gives them
+        transform:Callable, # from `train_transform`
         views:int, # R
     ):
         super().__init__(images, transform); self.transform, self.each, sizes = transform, views, [_size(images, i) for i in range(len(images))]
         self.drawn = [[draw(transform, size) for size in sizes] for _ in range(views)]
-    def pixels(self, i):
+    def pixels(self, i:int)->torch.Tensor:
         image = self.images[i]
         return torch.from_numpy(np.stack([np.array(cropped(self.transform, image, view[i])) for view in self.drawn]))
 
 # %% ../nbs/02_backbones.ipynb #ee542fea
 @patch
-def autocast(self:Backbone):
+def autocast(self:Backbone)->AbstractContextManager:
     "The context in which the encoders compute in the backbone's precision."
     dtype = PRECISIONS[self.precision]
     return torch.autocast(torch.device(self.device).type, dtype) if dtype else nullcontext()
@@ -322,8 +323,8 @@ def encode_pixels(self:Backbone,
 
 @patch
 def encode_images(self:Backbone,
-    images, # N PIL images, or anything indexable that gives them
-    transform=None, # PIL image -> tensor (3, s, s); default: the test transform
+    images:Sequence, # N PIL images, or anything indexable that gives them
+    transform:Callable|None=None, # PIL image -> tensor (3, s, s); default: the test transform
     batch_size:int|None=None, # images per forward; None finds it
 )->torch.Tensor: # (N, D) raw image features
     "Encode images through `transform`."
@@ -331,8 +332,8 @@ def encode_images(self:Backbone,
 
 @patch
 def encode_views(self:Backbone,
-    images, # N PIL images, or anything indexable that gives them
-    transform, # from `train_transform`
+    images:Sequence, # N PIL images, or anything indexable that gives them
+    transform:Callable, # from `train_transform`
     views:int, # R
     batch_size:int|None=None, # crops per forward; None finds it
 )->torch.Tensor: # (R, N, D) raw image features

@@ -117,7 +117,7 @@ def _lacking(found, claim, wanted):
 # %% ../nbs/66_claims.ipynb #28be0337
 def check_claim(
     claim:str|Claim, # what is claimed
-    results, # from `read_results`, or a folder of results
+    results:pd.DataFrame|str|Path, # from `read_results`, or a folder of results
     tolerance:float=.1, # points from the mean that always hold
     widest:float=5., # half of an interval, in points, beyond which nothing can be told
 )->Answer:
@@ -156,7 +156,7 @@ def collapse_of(
 
 # %% ../nbs/66_claims.ipynb #173d9cdb
 def collapsed(
-    folder, # of results
+    folder:str|Path, # of results
     **limits, # far and share of `collapse_of`
 )->pd.DataFrame: # run, backbone, shots, method, seed, accuracy, what; and of how many seeds
     "The rows below `folder` that have collapsed."
@@ -174,7 +174,7 @@ def collapsed(
 def vlmadapt_claim(
     claim:str, # such as "HeGraphAdapter, RN50, 16 shots, 11-dataset average 77.30"
     results:str="outputs", # folder of results
-):
+)->int:
     "Does a claim hold by the results?"
     try: answer = check_claim(claim, results); fallen = collapsed(results)
     except ValueError as e: print(e, file=sys.stderr); return 2

@@ -10,7 +10,9 @@ __all__ = ['PHOTO', 'MIRROR', 'SECOND', 'SPLITS', 'VGG', 'CARS', 'BERKELEY', 'BE
 
 # %% ../nbs/01_datasets.ipynb #bb535511
 import hashlib, json, os, random, warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import methodcaller
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
@@ -33,12 +35,14 @@ class Images:
 
 # %% ../nbs/01_datasets.ipynb #70cf171a
 def open_image(
-    item, # a path, a PIL image, or a uint8 array (H, W, 3) or (H, W)
-)->Image.Image: # in RGB
+    item:str|Path|Image.Image|np.ndarray, # a path, a PIL image, or a uint8 array (H, W, 3) or (H, W)
+    convert:Callable=methodcaller("convert", "RGB"), # what is made of the picture
+)->Image.Image: # in RGB, unless told
     "Return `item` as a PIL image in RGB; raise `CorruptImage` with the file's name when it cannot be decoded."
-    if isinstance(item, Image.Image): return item.convert("RGB")
-    if isinstance(item, np.ndarray): return Image.fromarray(item).convert("RGB")
-    try: return Image.open(item).convert("RGB")
+    if isinstance(item, Image.Image): return convert(item)
+    if isinstance(item, np.ndarray): return convert(Image.fromarray(item))
+    try:
+        with Image.open(item) as image: return convert(image)
     except FileNotFoundError: raise FileNotFoundError(f"no such image: {item}") from None
     except Exception as e: raise CorruptImage(f"{item}: cannot be decoded as an image ({e})") from None
 
@@ -48,7 +52,7 @@ def __getitem__(self:Images, i): return open_image(self.items[i])
 
 # %% ../nbs/01_datasets.ipynb #dd1c0204
 @patch
-def subset(self:Images, index)->Images:
+def subset(self:Images, index:list[int]|np.ndarray)->Images:
     "The images at `index`, in that order."
     index = [int(i) for i in index]
     items = self.items[index] if isinstance(self.items, np.ndarray) else [self.items[i] for i in index]
@@ -85,7 +89,7 @@ class Source:
 @dataclass(frozen=True)
 class Benchmark:
     "A dataset in CoOp's layout: `folder` under the data root and `images` in it; `sizes` of train, val, test; `listing` reads the authors' own files; `sources` of each part, in the order to try."
-    folder:str; images:str; classes:int; sizes:tuple; listing:callable
+    folder:str; images:str; classes:int; sizes:tuple; listing:Callable
     split:str = ""; split_hash:str = ""; template:str = "a photo of a {}."
     drop:tuple = (); rename:dict = field(default_factory=dict)
     sources:dict = field(default_factory=dict); manual:str = ""
@@ -165,7 +169,7 @@ DATASETS = {**BENCHMARKS, **mini.MINI}
 # %% ../nbs/01_datasets.ipynb #125f89f5
 def read_items(
     parts:dict, # part -> [path, label, class name]
-    images, # folder that the paths are relative to
+    images:str|Path, # folder that the paths are relative to
     files:dict|None=None, # path -> file, where they are known to be
 )->tuple[list[str], dict[str, Images]]: # class names in label order, and the parts that are not empty
     "Class names and images of `parts`; a label with two names and labels with gaps are refused."
@@ -179,8 +183,8 @@ def read_items(
 
 # %% ../nbs/01_datasets.ipynb #87dd6955
 def read_split(
-    path, # a split_zhou_*.json file
-    images, # folder that its paths are relative to
+    path:str|Path, # a split_zhou_*.json file
+    images:str|Path, # folder that its paths are relative to
 )->tuple[list[str], dict[str, Images]]: # class names in label order, and the three parts
     "Read a CoOp split file."
     parts = json.loads(Path(path).read_text())
@@ -188,7 +192,7 @@ def read_split(
 
 # %% ../nbs/01_datasets.ipynb #7c15cf44
 def sample_shots(
-    labels, # (N,) labels in file order
+    labels:list[int]|np.ndarray, # (N,) labels in file order
     shots:int, # images per class
     rng:random.Random, # the stream, moved on by the call
 )->list[int]: # positions in `labels`
@@ -201,8 +205,8 @@ def sample_shots(
 # %% ../nbs/01_datasets.ipynb #d7ef736a
 VAL_SHOTS = 4
 def few_shot_indices(
-    train_labels, # (N,) labels of the train part in file order
-    val_labels, # (M,) labels of the val part, may be empty; None where there is no such part
+    train_labels:list[int]|np.ndarray, # (N,) labels of the train part in file order
+    val_labels:list[int]|np.ndarray|None, # (M,) labels of the val part, may be empty; None where there is no such part
     shots:int, # images per class for training
     seed:int, # 1, 2 and 3 in the papers
 )->tuple[list[int], list[int]]: # positions in train and in val; without a val part, further positions in train
@@ -216,7 +220,7 @@ def few_shot_indices(
 def validation_images(
     dataset:Dataset, # with a train part
     shots:int, # support images per class of the runs that are looked at
-    seeds, # which draw them
+    seeds:list[int], # which draw them
 )->Images: # never test images, nor support images of these runs
     "The images of `dataset` that may be looked at: its val part, or where it has none, train images that support none of the `seeds`."
     if len(dataset.splits.get("val", ())): return dataset.splits["val"]
@@ -226,12 +230,13 @@ def validation_images(
 
 # %% ../nbs/01_datasets.ipynb #85a5b547
 def list_folder(
-    root, # a folder with one sub-folder per class
+    root:str|Path, # a folder with one sub-folder per class
 )->dict[str, list[Path]]: # image files by class name, both sorted
-    "The image files of each class folder in `root`; an empty class folder is refused."
+    "The image files of each class folder in `root`, without hidden ones such as macOS's `._x.jpg`; an empty class folder is refused."
     folders = sorted(p for p in Path(root).iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders: raise ValueError(f"{root}: no class folders in it")
-    files = {d.name: sorted(p for p in d.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) for d in folders}
+    seen = lambda p: p.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in p.relative_to(root).parts)
+    files = {d.name: sorted(p for p in d.rglob("*") if seen(p)) for d in folders}
     for name, found in files.items():
         if not found: raise ValueError(f"{Path(root)/name}: no images in this class folder")
     return {name.replace("_", " "): found for name, found in files.items()}
@@ -264,7 +269,7 @@ def _parts(root, on_corrupt):
 
 # %% ../nbs/01_datasets.ipynb #5bd826de
 def read_folder(
-    root, # one sub-folder per class, or train/ val/ test/ of such
+    root:str|Path, # one sub-folder per class, or train/ val/ test/ of such
     on_corrupt:str="refuse", # a file that cannot be decoded: "refuse" or "skip"
 )->Dataset:
     "A dataset from a folder of images, cut into train, val and test when it is not cut already."
@@ -285,7 +290,7 @@ def data_root()->Path:
 
 # %% ../nbs/01_datasets.ipynb #06ed499b
 def digest(
-    path, # a file
+    path:str|Path, # a file
     kind:str, # "sha256", "md5", or "git" for the id of a blob
 )->str: # kind:digits
     "The hash of a file."
@@ -296,7 +301,7 @@ def digest(
 
 # %% ../nbs/01_datasets.ipynb #c4281ac6
 def locate(
-    folder, # where to look
+    folder:str|Path, # where to look
     name:str, # of a file or folder in it
 )->Path: # as it is written there; `folder`/`name` when it is missing
     "The path of `name` in `folder`, whatever its capitals."
@@ -311,7 +316,7 @@ def _stem(path): return Path(path).parent.name.lower(), Path(path).stem.lower()
 # %% ../nbs/01_datasets.ipynb #19e7044c
 def match_files(
     paths:list[str], # relative to `folder`
-    folder, # the image folder
+    folder:str|Path, # the image folder
 )->tuple[dict[str, str], list[str]]: # path -> file, and the paths that have none
     "Find `paths` below `folder`, exactly or by the names of folder and stem."
     there = {os.path.relpath(os.path.join(top, f), folder) for top, _, files in os.walk(folder, followlinks=True) for f in files}
@@ -355,7 +360,7 @@ def _check_counts(name, row, classnames, splits, rebuilt):
 def read_benchmark(
     name:str, # for messages
     row:Benchmark, # what is known of it
-    root=None, # the data root; `data_root()` unless told
+    root:str|Path|None=None, # the data root; `data_root()` unless told
 )->Dataset:
     "Read a dataset in CoOp's layout, and check it against its `row`."
     folder = locate(root or data_root(), row.folder); parts, note = _items(name, row, folder)
@@ -367,7 +372,7 @@ def read_benchmark(
 # %% ../nbs/01_datasets.ipynb #c8589630
 def rebuild_split(
     name:str, # a key of `BENCHMARKS`
-    root=None, # the data root
+    root:str|Path|None=None, # the data root
 )->Path: # the file made
     "Cut a dataset in CoOp's style from the authors' own files, for want of its split file."
     row = choose(name, BENCHMARKS, "dataset"); folder = locate(root or data_root(), row.folder)

@@ -9,6 +9,7 @@ __all__ = ['BREAKS', 'ARCHIVES', 'COOP', 'Gone', 'Refused', 'NoRoom', 'check_roo
 
 # %% ../nbs/01_downloads.ipynb #643ad8ed
 import fcntl, http.client, json, os, shutil, stat, sys, tarfile, time, zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
@@ -17,7 +18,7 @@ from urllib.request import Request, urlopen
 from fastcore.script import Param, call_parse, store_true
 from tqdm.auto import tqdm
 import vlmadapt
-from .datasets import BENCHMARKS, DATASETS, Benchmark, Source, data_root, digest, locate, read_benchmark, rebuild_split
+from .datasets import BENCHMARKS, DATASETS, Benchmark, Dataset, Source, data_root, digest, locate, read_benchmark, rebuild_split
 from .foundation import choose, write_json
 
 # %% ../nbs/01_downloads.ipynb #b64f717e
@@ -27,7 +28,7 @@ class NoRoom(OSError): "The disk is too small."
 
 # %% ../nbs/01_downloads.ipynb #4f982171
 def check_room(
-    folder, # where the bytes are to go; it need not exist yet
+    folder:str|Path, # where the bytes are to go; it need not exist yet
     need:int, # bytes
     what:str, # for the message
 ):
@@ -100,7 +101,7 @@ def receive(
     tries:int=4, # without any progress
     wait:float=1., # seconds before the second try; doubled each time
     timeout:float=60., # seconds without a byte
-):
+)->None:
     "Fill `part` from `url`, going on after breaks."
     failed = 0
     while True:
@@ -150,7 +151,7 @@ def fetch(
 
 # %% ../nbs/01_downloads.ipynb #5bfc8f83
 def check_member(
-    archive, # for the message
+    archive:str|Path, # for the message
     name:str, # of a member
 ):
     "Refuse a member's `name` that is absolute or leads out of the folder."
@@ -179,8 +180,8 @@ def _unpack_tar(archive, folder):
 
 # %% ../nbs/01_downloads.ipynb #a08a19f5
 def unpack(
-    archive, # a zip or tar file, whatever its name
-    folder, # to unpack into
+    archive:str|Path, # a zip or tar file, whatever its name
+    folder:str|Path, # to unpack into
 ):
     "Unpack `archive`, refusing one that is damaged or would write outside of `folder`."
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -200,7 +201,7 @@ def _walk(folder):
 
 # %% ../nbs/01_downloads.ipynb #958123a7
 def find_part(
-    folder, # an unpacked archive
+    folder:str|Path, # an unpacked archive
     name:str, # of the file or folder wanted
 )->Path|None:
     "The shallowest path called `name`, whatever its capitals."
@@ -221,8 +222,8 @@ def _inner(folder, name):
 
 # %% ../nbs/01_downloads.ipynb #92d39c69
 def take_parts(
-    unpacked, # folder
-    folder, # the dataset's
+    unpacked:str|Path, # folder
+    folder:str|Path, # the dataset's
     wanted:dict, # part -> its name in the archive
     hashes:dict, # part -> the hash that it must have, where one is known
 )->list[str]: # the parts that were there
@@ -235,7 +236,7 @@ def take_parts(
     return taken
 
 # %% ../nbs/01_downloads.ipynb #d74efc25
-def missing_parts(row:Benchmark, root)->list[str]:
+def missing_parts(row:Benchmark, root:str|Path)->list[str]:
     "The parts of a dataset that are not in its folder, or are empty folders."
     folder = locate(root, row.folder)
     there = lambda p: p.exists() and (p.is_file() or any(p.iterdir()))
@@ -244,9 +245,9 @@ def missing_parts(row:Benchmark, root)->list[str]:
 # %% ../nbs/01_downloads.ipynb #ed2ec75b
 @contextmanager
 def workplace(
-    root, # the data root
+    root:str|Path, # the data root
     name:str, # of the dataset
-):
+)->Iterator[Path]:
     "A folder for downloads of one dataset, ours alone while the block lasts, without what was being unpacked when an earlier run was stopped."
     folder = Path(root)/".downloads"/name; folder.mkdir(parents=True, exist_ok=True)
     with open(folder.with_suffix(".lock"), "w") as lock:
@@ -303,12 +304,12 @@ def _instructions(name, row, root, part, reasons):
 # %% ../nbs/01_downloads.ipynb #1f9d3189
 def prepare(
     name:str, # a key of `BENCHMARKS`
-    root=None, # the data root
+    root:str|Path|None=None, # the data root
     row:Benchmark|None=None, # the table's row unless told
-    use=None, # an archive or split file that is there already
+    use:str|Path|None=None, # an archive or split file that is there already
     keep:bool=False, # keep the archives
     **kwargs, # further arguments of `receive`
-):
+)->Dataset:
     "Bring what is missing of a dataset into CoOp's layout, and read it."
     root, row = Path(root or data_root()), row or choose(name, BENCHMARKS, "dataset")
     with workplace(root, name) as place:
@@ -336,7 +337,7 @@ def _use(file, row, root, place):
 def state(
     name:str, # for messages
     row:Benchmark, # what is known of it
-    root, # the data root
+    root:str|Path, # the data root
 )->tuple[str, str]: # "absent", "incomplete", "other split" or "complete", and why
     "How a dataset is there."
     if not locate(root, row.folder).exists(): return "absent", ""
@@ -377,7 +378,7 @@ def vlmadapt_data(
     use:str=None, # an archive or a split file that you have already
     keep:store_true=False, # keep the archives
     rebuild_split:store_true=False, # where CoOp's split file cannot be had, cut in the same style
-):
+)->int:
     "Fetch datasets into CoOp's layout, or check them."
     root, names, failed = Path(root or data_root()).expanduser(), names or [], 0
     try:

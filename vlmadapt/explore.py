@@ -9,11 +9,13 @@ __all__ = ['QUICK', 'RELATION_COLORS', 'NODES', 'PICTURES', 'NEEDED', 'OPTIONAL'
            'attention_maps', 'picture', 'Explorer', 'explorer']
 
 # %% ../nbs/65_explore.ipynb #3eab78b0
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from PIL import Image
 from .backbones import Backbone, Pixels, load_backbone
 from .datasets import DATASETS, Dataset, Images, load_dataset
 from .figures import draw_panel, node_maps, page_style, small_pictures
@@ -78,7 +80,7 @@ def shot_curves(
     methods:list[str], # names in METHODS
     shots:list[int]=(1, 2, 4, 8, 16), # support images per class
     width:float=4.6, # inches
-):
+)->plt.Figure:
     "Accuracy of `methods` against the number of support images per class."
     curves = pd.DataFrame([dict(shots=s, method=m, mean=view.accuracy(m, s), sd=0.) for m in methods for s in shots])
     with page_style():
@@ -117,7 +119,7 @@ def confusion_map(
     shots:int=16, # support images per class
     most:int=12, # classes to show
     width:float=3.8, # inches
-):
+)->plt.Figure:
     "The classes that `method` confuses most, as a map."
     M = confusion(view.images.labels, view.scores(method, shots).argmax(1), len(view.classnames)); at = most_confused(M, most)
     names = [view.classnames[k] for k in at]
@@ -164,7 +166,7 @@ def node_map(
     method:str="HeGraphAdapter", # one with class nodes, or one that folds into a linear layer
     shots:int=16, # support images per class
     perplexity:float=20., # of t-SNE
-):
+)->plt.Figure:
     "Class nodes before and after training among the images, laid out by t-SNE."
     from sklearn.manifold import TSNE
     before, after = view.problem(shots).features.text, class_nodes(view.fitted(method, shots)); K = len(before)
@@ -219,7 +221,7 @@ def class_graph(
     classname:str, # the class in the middle
     most:int=4, # senders per relation, beside the class itself
     width:float=5.2, # inches
-):
+)->plt.Figure:
     "The heterogeneous graph around a class: who sends to its nodes, over which relation, with which weight."
     edges = class_edges(problem, classname, most); places, largest = _senders(edges), edges["weight"].abs().max()
     with page_style():
@@ -234,7 +236,7 @@ def class_graph(
 # %% ../nbs/65_explore.ipynb #82537edf
 def known_words(
     tower:TextTower, # with its embedding
-    tokenizer, # open_clip's byte-pair tokenizer
+    tokenizer:Callable, # open_clip's byte-pair tokenizer
 )->dict: # token id -> word
     "Whole words with an embedding of their own."
     if not hasattr(tokenizer, "decoder"): raise ValueError(f"nearest words need open_clip's byte-pair tokenizer, not {type(tokenizer).__name__}")
@@ -274,7 +276,7 @@ def mistake_grid(
     shots:int=16, # support images per class
     most:int=12, # thumbnails
     width:float=6.4, # inches
-):
+)->plt.Figure:
     "The most confident mistakes of `method` as thumbnails."
     found = mistakes(view.scores(method, shots), view.images.labels, most); columns = 6; lines = max(1, -(-len(found)//columns))
     with page_style():
@@ -289,7 +291,7 @@ def mistake_grid(
 @torch.no_grad()
 def last_attention(
     backbone:Backbone, # with a vision transformer
-    image, # a PIL image
+    image:Image.Image, # a PIL image
 )->tuple: # attention (H, N, N), queries and values (H, N, D/H), and the number of patches per side
     "Attention graph of the last block of the image tower."
     if not backbone.is_vit: raise ValueError(f"{backbone.name} has no attention in its image tower's blocks; choose a vision transformer")
@@ -304,7 +306,7 @@ def last_attention(
 # %% ../nbs/65_explore.ipynb #a051f590
 def reweighted(
     backbone:Backbone, # with a vision transformer
-    image, # a PIL image
+    image:Image.Image, # a PIL image
     p:float=1.5, # exponent of the p-Laplacian
     mu:float=.1, # weight of the node itself
 )->tuple[torch.Tensor, torch.Tensor]: # two maps (g, g) over the patches: before and after
@@ -316,11 +318,11 @@ def reweighted(
 # %% ../nbs/65_explore.ipynb #b95320cc
 def attention_maps(
     backbone:Backbone, # with a vision transformer
-    image, # a PIL image
+    image:Image.Image, # a PIL image
     p:float=1.5, # exponent
     mu:float=.1, # weight of the node itself
     width:float=6.4, # inches
-):
+)->plt.Figure:
     "Where the class token looks before and after p-Laplacian re-weighting."
     before, after = reweighted(backbone, image, p, mu); top, change = max(before.max(), after.max()), (after - before).abs().max().clamp(min=1e-9)
     with page_style():
@@ -357,7 +359,7 @@ def picture(
     image:int=0, # for the attention: position among the validation images
     p:float=1.5, # for the attention
     mu:float=.1, # for the attention
-): # a figure or a table
+)->plt.Figure|pd.DataFrame: # a figure or a table
     "One of the pictures of this notebook by its `name`."
     if not methods: raise ValueError("choose a method")
     chosen = dict(view=view, methods=tuple(methods), method=methods[-1], shots=shots, classname=classname or view.classnames[0], image=image, p=p, mu=mu)
@@ -373,7 +375,7 @@ def _controls(dataset, backbone):
     return dict(
         picture=W.Dropdown(options=list(PICTURES), description="picture"), dataset=W.Dropdown(options=sorted({*names, dataset}), value=dataset, description="dataset"),
         backbone=W.Dropdown(options=sorted({"mini", "mini-rn", backbone}), value=backbone, description="backbone"),
-        methods=W.SelectMultiple(options=[m for m, c in METHODS.items() if not c.reads_images()], value=("ZeroShot", "TaskRes", "HeGraphAdapter"), rows=6, description="methods"),
+        methods=W.SelectMultiple(options=[m for m, c in METHODS.items() if not c.reads_images()], value=("ZeroShot", "TaskRes", "HeGraphAdapter"), rows=9, description="methods"),
         shots=W.SelectionSlider(options=[1, 2, 4, 8, 16], value=4, description="shots", **slider), classname=W.Dropdown(options=load_dataset(dataset).classnames, description="class"),
         image=W.IntSlider(0, 0, 99, description="image", **slider), p=W.FloatSlider(1.5, min=1.05, max=3, step=.05, description="p", **slider), mu=W.FloatSlider(.1, min=0, max=2, step=.05, description="μ", **slider))
 
@@ -384,14 +386,14 @@ OPTIONAL = {"classname", "image", "p", "mu"}
 # %% ../nbs/65_explore.ipynb #b73321a1
 class Explorer:
     "Widgets that choose, and the picture that follows; `box` is what a notebook shows."
-    def __init__(self, dataset="mini-digits", backbone="mini"):
+    def __init__(self, dataset:str="mini-digits", backbone:str="mini"):
         import ipywidgets as W
         self.view, self.controls, self.out, self.state = lru_cache(8)(View), _controls(dataset, backbone), W.Output(layout=dict(min_height="320px")), W.HTML()
         for name, control in self.controls.items(): control.observe(lambda change, name=name: self.changed(name), "value")
         self.box = W.VBox([W.HBox([W.VBox(list(self.controls.values()), layout=dict(min_width="320px")), W.VBox([self.state, self.out])], layout=dict(flex_flow="row wrap"))])
         self.changed("picture")
 
-    def changed(self, name):
+    def changed(self, name:str):
         if getattr(self, "busy", False): return
         self.busy = True
         try:
@@ -404,18 +406,20 @@ class Explorer:
 @patch
 def draw(self:Explorer):
     "Draw the chosen picture, or say in one line why there is none."
-    from IPython.display import display
+    from IPython.core.pylabtools import print_figure
+    from IPython import display
     chosen = {n: c.value for n, c in self.controls.items()}; name = chosen.pop("picture")
     self.state.value = f"<i>{name} …</i>"
     try: view = self.view(chosen.pop("dataset"), chosen.pop("backbone")); made = picture(name, view, **{**chosen, "image": chosen["image"] % len(view.images)})
     except ValueError as e: self.state.value, self.out.outputs = f"<b>{e}</b>", (); return
     self.out.outputs = ()
+    if isinstance(made, mpl.figure.Figure): made = display.Image(print_figure(made))
     self.out.append_display_data(made); self.state.value = f"<b>{name}</b>, {view.dataset.name}, {view.backbone.name}, {chosen['shots']} shots"
 
 # %% ../nbs/65_explore.ipynb #dafa8251
 def explorer(
     dataset:str="mini-digits", # the first one shown
     backbone:str="mini", # the first one used
-): # a widget
+)->object: # a widget
     "Choose dataset, backbone, methods and shots, and see."
     return Explorer(dataset, backbone).box

@@ -8,9 +8,11 @@ __all__ = ['STYLE', 'LABEL', 'STRONG', 'LINES', 'look', 'page_style', 'draw_pane
 
 # %% ../nbs/62_figures.ipynb #3ddbbd20
 import io
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
+from numpy.typing import ArrayLike
 from .foundation import write_atomic
 from .results import averages, by_point, cells
 from .rows import base_of, in_order
@@ -39,7 +41,7 @@ def look(
 
 # %% ../nbs/62_figures.ipynb #b7f68d63
 @contextmanager
-def page_style():
+def page_style()->Iterator[None]:
     "Figures for a printed page inside the block."
     rc = {"font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7.5, "axes.linewidth": .6,
           "xtick.major.width": .6, "ytick.major.width": .6, "xtick.major.size": 2.5, "ytick.major.size": 2.5, "lines.markersize": 3.5, "grid.linewidth": .4,
@@ -61,7 +63,7 @@ def _draw_line(ax, c, style):
 
 # %% ../nbs/62_figures.ipynb #0cf9ecf3
 def draw_panel(
-    ax, # matplotlib axes
+    ax:plt.Axes, # matplotlib axes
     curves:pd.DataFrame, # shots, method, mean, sd
     methods:list[str], # in the order of the legend
 ):
@@ -91,7 +93,7 @@ def shot_panels(
     results:pd.DataFrame, # from `read_results`, one backbone
     methods:list[str]|None=None, # which, and in which order; all, in the order of METHODS
     width:float=7.2, # inches
-):
+)->plt.Figure:
     "Accuracy against shots: a panel for the average and one for each dataset of `results`."
     methods, panels = methods or in_order(results["method"]), _panels(results)
     columns = min(len(panels), 4 if len(panels) > 6 else 3); lines = -(-len(panels)//columns)
@@ -110,7 +112,7 @@ def gain_bars(
     results:pd.DataFrame, # from `read_results`, one backbone
     shots:int=16, # at this number of shots
     width:float=7.2, # inches
-):
+)->plt.Figure:
     "Points above zero-shot by dataset and method, with one population standard deviation over the seeds."
     at = results[(results["shots"] == shots) & (results["method"] != "ZeroShot")]
     methods = in_order(at["method"])
@@ -132,7 +134,7 @@ def point_lines(
     results:pd.DataFrame, # from `read_results`, rows with points
     names:dict|None=None, # hyper-parameter -> how it is called
     width:float=4.6, # inches
-):
+)->plt.Figure:
     "Accuracy against the value of each hyper-parameter that was varied, averaged over the datasets."
     points = by_point(results); numeric = pd.to_numeric(points["value"], errors="coerce")
     with page_style():
@@ -151,7 +153,7 @@ def cost_plot(
     x:str="trainable_parameters", # column of the horizontal axis
     xlabel:str="trainable parameters", # its name
     width:float=4.6, # inches
-):
+)->plt.Figure:
     "Accuracy of each method against what it costs, a point per method; those that cost nothing stand at the left edge."
     with page_style():
         fig, ax = plt.subplots(figsize=(width, 2.6), layout="constrained")
@@ -172,13 +174,13 @@ def _map(ax, nodes, images, labels, classnames, colors, title):
     ax.set_title(title); ax.set(xticks=[], yticks=[]); ax.grid(False); ax.margins(.09)
 
 def node_maps(
-    before, # (K, 2) class nodes before training
-    after, # (K, 2) the same after it
-    images, # (N, 2) images
-    labels, # (N,) the class of each image
-    classnames, # K names
+    before:np.ndarray, # (K, 2) class nodes before training
+    after:np.ndarray, # (K, 2) the same after it
+    images:np.ndarray, # (N, 2) images
+    labels:ArrayLike, # (N,) the class of each image
+    classnames:list[str], # K names
     width:float=7.2, # inches
-):
+)->plt.Figure:
     "Class nodes `before` and `after` training among `images`, side by side."
     before, after, images = map(np.asarray, (before, after, images))
     colors = sns.color_palette("husl", len(classnames))
@@ -194,7 +196,7 @@ def _hatched(method): return dict(hatch="" if method == base_of(method) else "//
 def moved_bars(
     moved:dict, # method -> "text" or "vision" -> for each block, the change of its prompts relative to their start
     width:float=7.2, # inches
-):
+)->plt.Figure:
     "How far the prompts of each block moved in training."
     long = pd.DataFrame([dict(method=m, side=side, block=i + 1, moved=v) for m, sides in moved.items() for side, values in sides.items() for i, v in enumerate(values)])
     methods, sides = in_order(moved), [s for s in ("text", "vision") if (long["side"] == s).any()]
@@ -210,8 +212,8 @@ def moved_bars(
 
 # %% ../nbs/62_figures.ipynb #357b851b
 def save_figure(
-    fig, # a matplotlib figure
-    folder, # where to
+    fig:plt.Figure, # a matplotlib figure
+    folder:str|Path, # where to
     name:str, # file name without ending
 ):
     "Write `fig` as .png, .svg and .pdf, the same bytes for the same figure."
@@ -220,7 +222,7 @@ def save_figure(
 
 # %% ../nbs/62_figures.ipynb #e10e610f
 def palette_png(
-    fig, # a matplotlib figure
+    fig:plt.Figure, # a matplotlib figure
     colors:int=256, # in the palette
     dpi:int=100, # dots per inch
 )->bytes:

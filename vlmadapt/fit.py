@@ -9,6 +9,7 @@ __all__ = ['SCHEDULES', 'OPTIMIZERS', 'STACK_LIMIT', 'SWEEP_LIMIT', 'Batches', '
 
 # %% ../nbs/06_fit.ipynb #26624c43
 import itertools, math
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch.func import functional_call, vmap
 from tqdm.auto import tqdm
-from .backbones import CROP_SCALE, ahead, drawn
+from .backbones import CROP_SCALE, Pixels, ahead, drawn
 from .datasets import VAL_SHOTS
 from .foundation import choose, np_stream, stream
 from .method import Batch, Method
@@ -52,12 +53,12 @@ def _optimizer(methods):
 # %% ../nbs/06_fit.ipynb #e452e07f
 class Batches:
     "The training batches of one run, drawn from the `seed`'s own streams."
-    def __init__(self, problem, seed, batch_size, device):
+    def __init__(self, problem:Problem, seed:int, batch_size:int, device:str|torch.device):
         self.views, self.y = problem.features.views.to(device), problem.labels["train"].to(device)
         self.size, self.order, self.choice = batch_size, stream(seed, "batches"), stream(seed, "views")
 
     def __len__(self): return max(1, len(self.y)//self.size)
-    def epoch(self): return torch.randperm(len(self.y), generator=self.order).split(self.size)[:len(self)]
+    def epoch(self)->tuple: return torch.randperm(len(self.y), generator=self.order).split(self.size)[:len(self)]
 
     def __iter__(self):
         view = torch.randint(len(self.views), (len(self.y),), generator=self.choice)
@@ -68,7 +69,7 @@ class Batches:
 # %% ../nbs/06_fit.ipynb #29ed20a2
 class ImageBatches(Batches):
     "Batches of pixels, with at least the part `crop` of each image's area."
-    def __init__(self, problem, seed, batch_size, device, crop=CROP_SCALE[0]):
+    def __init__(self, problem:Problem, seed:int, batch_size:int, device:str|torch.device, crop:float=CROP_SCALE[0]):
         self.images, self.transform, self.y = problem.opened(), problem.backbone.train_transform(problem.flip, (crop, 1.)), problem.labels["train"].to(device)
         self.size, self.order, self.choice = batch_size, stream(seed, "batches"), stream(seed, "augmentation")
 
@@ -77,7 +78,7 @@ class ImageBatches(Batches):
             for index, work in ahead((index, [pool.submit(f) for f in self.draw(index)]) for index in self.epoch()):
                 index = index.to(self.y.device); yield Batch(torch.stack([w.result() for w in work]).to(self.y.device), self.y[index], index)
 
-    def draw(self, index):
+    def draw(self, index:torch.Tensor)->list:
         with drawing_from(self.choice): return [drawn(self.transform, self.images[i]) for i in index.tolist()]
 
 # %% ../nbs/06_fit.ipynb #b73a0b64
@@ -88,7 +89,7 @@ def _stack(tensors):
 # %% ../nbs/06_fit.ipynb #a920feba
 class Stacked:
     "Runs of one method with tensors of equal shape, computed as one."
-    def __init__(self, methods):
+    def __init__(self, methods:list[Method]):
         self.methods, self.names = methods, [n for n, _ in methods[0].named_parameters()]
         buffers = {n: _stack([m.get_buffer(n) for m in methods]) for n, _ in methods[0].named_buffers()}
         self.buffers, self.dims = {n: x for n, (x, _) in buffers.items()}, {n: d for n, (_, d) in buffers.items()}
@@ -99,7 +100,7 @@ class Stacked:
 
 # %% ../nbs/06_fit.ipynb #58baf917
 @patch
-def backward(self:Stacked, batches, which)->torch.Tensor:
+def backward(self:Stacked, batches:list, which:torch.Tensor)->torch.Tensor:
     "Gradients of all runs, run i on `batches[which[i]]`; returns the losses (runs,)."
     for x in self.params.values(): x.grad.zero_()
     call = lambda p, b, batch: functional_call(self.methods[0], (p, b), (batch, "loss"))
@@ -117,15 +118,15 @@ def release(self:Stacked):
 # %% ../nbs/06_fit.ipynb #13d3cff8
 class Single:
     "One run, with the face of `Stacked`."
-    def __init__(self, methods): self.method, = self.methods = methods
+    def __init__(self, methods:list[Method]): self.method, = self.methods = methods
     def release(self): self.method.zero_grad()
-    def backward(self, batches, which):
+    def backward(self, batches:list, which:torch.Tensor)->torch.Tensor:
         self.method.zero_grad(); loss = self.method(batches[0], "loss")[None]; loss.backward()
         return loss.detach()
 
 # %% ../nbs/06_fit.ipynb #8df520e3
 @contextmanager
-def deterministic():
+def deterministic()->Iterator[None]:
     "Ask torch for deterministic algorithms inside the block, without filling new memory first, which nothing here reads and which doubles the time of large runs."
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True); torch.utils.deterministic.fill_uninitialized_memory = False
@@ -140,9 +141,9 @@ def _note_divergence(method, problem, row):
 # %% ../nbs/06_fit.ipynb #78c4845a
 @patch
 def batches(self:Method,
-    problem, # with a train split
+    problem:Problem, # with a train split
     seed:int, # draws their order
-): # iterated once for each epoch
+)->Batches: # iterated once for each epoch
     "The training batches of this method."
     r = self.hyper_parameters
     source = partial(ImageBatches, **{k: r[k] for k in r.keys() & {"crop"}}) if self.reads_images() else Batches
@@ -185,7 +186,7 @@ def _start(method, problem, seed, device):
     if hasattr(method, "solve"): method.solve(problem)
     return method
 
-def problem_device(problem)->str:
+def problem_device(problem:Problem)->str:
     "Where methods on `problem` are trained: beside its backbone, or on a GPU where there is one."
     return problem.backbone.device if problem.backbone else ("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -198,7 +199,7 @@ def fit(
     seed:int=1, # start values, order of batches, views
     device:str|None=None, # default: the backbone's device
     progress:bool=True, # show a bar on long runs
-    after_epoch=None, # function of the epoch, called when it is over
+    after_epoch:Callable|None=None, # function of the epoch, called when it is over
 )->Method: # the same method, trained
     "Reset `method` from `seed` and train it on the support images of `problem`; raises FloatingPointError when the loss is not finite."
     with deterministic():
@@ -306,7 +307,7 @@ SWEEP_LIMIT = 50_000_000 # scores held at once
 def sweep(
     method:Method, # fitted
     grid:dict, # test-time hyper-parameter -> values
-    x, # (M, D) raw validation features; `Pixels` where the grid is empty
+    x:torch.Tensor|Pixels, # (M, D) raw validation features; `Pixels` where the grid is empty
     y:torch.Tensor, # (M,) labels
 )->list[dict]: # one row per point: its values, accuracy, nll
     "Judge a fitted method at every point of a `grid` of test-time values."
@@ -329,7 +330,7 @@ def largest(self:Method)->int:
 # %% ../nbs/06_fit.ipynb #e0d5a5a1
 class Tuned(dict):
     "Chosen hyper-parameters; `selection` tells how, `trials` is the table of all that was tried, `method` the winner, where it was trained on all support images."
-    def __init__(self, values, selection, trials=None, method=None):
+    def __init__(self, values:dict, selection:str, trials:pd.DataFrame|None=None, method:Method|None=None):
         super().__init__(values); self.selection, self.trials, self.method = selection, trials, method
 
 # %% ../nbs/06_fit.ipynb #41349519
@@ -345,7 +346,7 @@ class _Search:
         self.candidates = _candidates(space, {**known, **fixed}, trials, seed)
 
 @patch
-def judge(self:_Search, methods):
+def judge(self:_Search, methods:list[Method])->Tuned:
     "The best of the trained candidates."
     if self.selection == "defaults": return Tuned(self.candidates[0], self.selection, method=methods[0])
     judged = (sweep(m, self.grid, m.inputs(self.train, "val"), self.train.labels["val"]) for m in methods)

@@ -8,9 +8,11 @@ __all__ = ['PACKAGES', 'stream', 'np_stream', 'content_key', 'write_atomic', 'lo
 
 # %% ../nbs/00_foundation.ipynb #951b1bb2
 import difflib, hashlib, importlib, importlib.metadata, importlib.util, json, os, platform, re, subprocess, tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 import numpy as np, torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -53,8 +55,8 @@ def content_key(
 # %% ../nbs/00_foundation.ipynb #7a11a3b1
 @contextmanager
 def write_atomic(
-    path, # the file to make; missing folders are made
-):
+    path:str|Path, # the file to make; missing folders are made
+)->Iterator[Path]:
     "Give a temporary path, renamed to `path` when the block ends well and removed when it does not."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
     handle, tmp = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent); os.close(handle)
@@ -68,8 +70,8 @@ def write_atomic(
 # %% ../nbs/00_foundation.ipynb #e7c2a90a
 @contextmanager
 def locked(
-    path, # a file that stands for the lock; it stays, empty
-):
+    path:str|Path, # a file that stands for the lock; it stays, empty
+)->Iterator[None]:
     "Hold the lock `path` inside the block, waiting for another process that has it."
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as f:
@@ -78,7 +80,7 @@ def locked(
         yield
 
 # %% ../nbs/00_foundation.ipynb #ba81d88f
-def write_json(path, obj):
+def write_json(path:str|Path, obj:dict|list):
     "Write `obj` to `path` as JSON, whole or not at all."
     with write_atomic(path) as tmp: tmp.write_text(json.dumps(obj, indent=1, sort_keys=True, allow_nan=True))
 
@@ -88,7 +90,7 @@ class DamagedFile(ValueError): "A stored file is truncated or altered."
 def _digest(arrays, meta): return content_key(arrays=arrays, meta=meta)
 
 def save_arrays(
-    path, # file to write
+    path:str|Path, # file to write
     arrays:dict[str, torch.Tensor], # the arrays by name
     meta:dict|None=None, # plain values kept in the file's header
 ):
@@ -100,7 +102,7 @@ def save_arrays(
 
 # %% ../nbs/00_foundation.ipynb #264b0989
 def load_arrays(
-    path, # a file made by `save_arrays`
+    path:str|Path, # a file made by `save_arrays`
 )->tuple[dict[str, torch.Tensor], dict]: # arrays and meta
     "Read a file of `save_arrays`; raise `DamagedFile` when it is not what was written."
     try:
@@ -117,7 +119,7 @@ def choose(
     name:str, # the name asked for
     options:dict, # what there is
     what:str, # the kind of thing, for the message
-):
+)->object:
     "Return `options[name]`, or refuse in one line with the nearest of the `options`."
     if name in options: return options[name]
     near = difflib.get_close_matches(str(name), map(str, options), n=1)
@@ -152,7 +154,7 @@ def environment()->dict:
 
 # %% ../nbs/00_foundation.ipynb #7059614f
 @lru_cache
-def import_open_clip():
+def import_open_clip()->ModuleType:
     "Import open_clip, also where torchvision's compiled operators do not match torch's build."
     for _ in range(10):
         try: importlib.import_module("torchvision"); break

@@ -120,11 +120,11 @@ class _Progress:
         self.total, self.live = sum(n for _, n in jobs.values()), sys.stderr.isatty()
         runs = [run for run, _ in jobs.values()]; self.file = Path(os.path.commonpath([run.folder.parent for run in runs]))/"status.txt"
 
-# %% ../nbs/60_grid.ipynb #a3c6fbe8
+# %% ../nbs/60_grid.ipynb #47398d97
 def _fresh(run, since): return sum(f.stat().st_mtime >= since for f in (run.folder/"rows").glob("*.json"))
 
 @patch
-def table(self:_Progress, running)->list[str]:
+def table(self:_Progress, running:dict)->list[str]:
     "Lines: all rows together, the runs that have begun, the failures."
     rows = [(run, n, min(n, _fresh(run, self.start))) for run, n in running]; done = self.over + sum(r for *_, r in rows); spent = time.time() - self.start
     left = f", about {spent*(self.total - done)/done/60:.0f} min left" if done and running else ""
@@ -132,9 +132,9 @@ def table(self:_Progress, running)->list[str]:
     lines = [f"{done} of {self.total} rows, {len(self.jobs) - len(rows)} of {len(self.jobs)} runs, {len(self.failed)} failed, {spent/60:.1f} min{left}"]
     return lines + [f"  {run.name:<50} {r:>4} of {n} rows" for run, n, r in begun] + [f"  {name:<50} failed: {error}" for name, error in self.failed.items()]
 
-# %% ../nbs/60_grid.ipynb #007eff5e
+# %% ../nbs/60_grid.ipynb #4522922a
 @patch
-def show(self:_Progress, running):
+def show(self:_Progress, running:dict):
     "Draw the table on a terminal, and write it to the status file every five seconds and at the end."
     if not self.live and running and time.time() - self.told < 5: return
     lines, self.told = self.table(running), time.time()
@@ -144,7 +144,7 @@ def show(self:_Progress, running):
     sys.stderr.write("".join([f"\x1b[{self.drawn}A\x1b[J" if self.drawn else "", *(f"{line[:width - 1]}\n" for line in shown)])); sys.stderr.flush(); self.drawn = len(shown)
 
 @patch
-def end(self:_Progress, job, running, error):
+def end(self:_Progress, job:object, running:dict, error:object):
     "Tell that `job` is over."
     run, n = self.jobs[job]; self.over += n
     if error: self.failed[run.name] = error
@@ -234,9 +234,9 @@ def _forecast(runs, missing, workers):
     rest = f"; nothing is known of {', '.join(unknown)}" if unknown else ""
     return f"about {seconds/3600:.2f} {unit} hours, {seconds/60/workers:.1f} minutes for {workers} at a time, from {known} rows that exist" + (f"; {needed/2**30:.1f} GB of memory each" if needed else "") + rest
 
-# %% ../nbs/60_grid.ipynb #27b84bf7
+# %% ../nbs/60_grid.ipynb #6881c621
 @patch
-def redo(self:Run, methods:str="*"):
+def redo(self:Run, methods:str="*")->int:
     "Forget the rows of `methods`; what they were stays in `result.old.json`."
     with locked(self.folder/".lock"):
         rows = self.rows(); gone = [name for name in rows.rows if _match(name[0], methods)]
@@ -258,7 +258,7 @@ def _tell(failed, runs, out):
     for run in runs:
         if run.name in failed: print(f"  {run.name}: {failed[run.name]}\n    see {run.folder}/log.txt, error.txt and run.ipynb")
 
-# %% ../nbs/60_grid.ipynb #d6ff275e
+# %% ../nbs/60_grid.ipynb #82bd01cd
 @call_parse
 def vlmadapt_grid(
     params:str, # params file, such as params/mini.yml
@@ -271,7 +271,7 @@ def vlmadapt_grid(
     gpus_per_run:float=None, # share of a GPU for each run; what rows that exist needed unless told, else a whole one; 0 for none
     memory_per_run:float=None, # GB of memory for each run; what rows that exist needed unless told
     out:str="outputs", # folder of all results
-):
+)->int:
     "Execute an experiment for every combination in a params file; go on where an earlier call stopped."
     try:
         runs = [r for r in read_runs(params, out, smoke) if _match(r.name, only)]
@@ -283,9 +283,9 @@ def vlmadapt_grid(
     except KeyboardInterrupt: print("stopped; the same command goes on from here", file=sys.stderr); return 130
     _tell(failed, runs, Path(out)/(Path(params).stem + "-smoke"*smoke)); return 1 if failed else 0
 
-# %% ../nbs/60_grid.ipynb #3070bbe1
+# %% ../nbs/60_grid.ipynb #c65c5518
 def report_of(
-    folder, # outputs of one grid
+    folder:str|Path, # outputs of one grid
 )->Path: # a notebook
     "The report that belongs to the experiment whose runs lie in `folder`."
     runs = sorted(Path(folder).rglob("params.yml"))
@@ -293,21 +293,21 @@ def report_of(
     name = yaml.safe_load(runs[0].read_text())["report"]
     return choose(name, notebooks("reports"), "report")
 
-# %% ../nbs/60_grid.ipynb #97347ae8
+# %% ../nbs/60_grid.ipynb #db23448b
 def write_html(
-    notebook, # an executed notebook
-    target, # the page
+    notebook:str|Path, # an executed notebook
+    target:str|Path, # the page
 ):
     "Write `notebook` without its code as one HTML file."
     from nbconvert import HTMLExporter
     with write_atomic(target) as tmp: tmp.write_text(HTMLExporter(exclude_input=True, exclude_input_prompt=True).from_filename(str(notebook))[0])
 
-# %% ../nbs/60_grid.ipynb #620ec065
+# %% ../nbs/60_grid.ipynb #e17bce00
 @call_parse
 def vlmadapt_report(
     name:str, # name of the grid, the stem of its params file
     out:str="outputs", # folder of all results
-):
+)->int:
     "Make the table and figures of a grid from its results, in outputs/<name>/report/."
     folder = Path(out)/name; target = folder/"report"
     try:

@@ -7,6 +7,7 @@ __all__ = ['NEEDS', 'NEEDED', 'Batch', 'Method', 'same_length', 'hyper', 'read_c
 
 # %% ../nbs/05_method.ipynb #5e06200f
 import inspect, itertools, weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 import pandas as pd, torch
@@ -41,11 +42,11 @@ class Method(nn.Module):
         self._setup(problem.classnames, problem.logit_scale, self._complete(hyper), lambda: self._shared(problem))
         self.card = dict(**_named(problem.backbone), problem=problem.provenance)
 
-    def constants(self, problem): raise NotImplementedError
-    def init(self, generator): pass
-    def logits(self, batch): raise NotImplementedError
-    def loss(self, batch): return F.cross_entropy(self.logits(batch), batch.y)
-    def forward(self, batch, what="logits"): return getattr(self, what)(batch)
+    def constants(self, problem:Problem)->dict: raise NotImplementedError
+    def init(self, generator:torch.Generator): pass
+    def logits(self, batch:Batch)->torch.Tensor: raise NotImplementedError
+    def loss(self, batch:Batch)->torch.Tensor: return F.cross_entropy(self.logits(batch), batch.y)
+    def forward(self, batch:Batch, what:str="logits")->torch.Tensor: return getattr(self, what)(batch)
 
 # %% ../nbs/05_method.ipynb #a54b0dc2
 @patch
@@ -83,14 +84,14 @@ def _float_names(self:Method): return [n for n, v in self.hyper_parameters.items
 def _dtype(self:Method): return next((b.dtype for b in self.buffers() if b.is_floating_point()), torch.float32)
 
 @patch
-def set(self:Method, **values):
+def set(self:Method, **values)->Method:
     "Give float hyper-parameters other `values`."
     for name, value in values.items():
         self.hyper_parameters[name] = float(value); getattr(self, name).fill_(value)
     return self
 
 @patch
-def reset(self:Method, seed:int):
+def reset(self:Method, seed:int)->Method:
     "Give the trained parameters their start values, drawn from the `seed`'s own stream."
     self.init(stream(seed, "init"))
     return self.to(self.backbone.device) if self.runs_tower() else self
@@ -108,7 +109,7 @@ def defaults(cls:Method)->dict:
     return {**own, **cls.recipe}
 
 @patch(cls_method=True)
-def unused(cls:Method, hyper)->set:
+def unused(cls:Method, hyper:dict)->set:
     "Names of hyper-parameters that have no effect under `hyper`; no search spends trials on them."
     return set()
 
@@ -160,13 +161,13 @@ def reads_images(cls:Method)->bool:
     return "image_tower" in cls.needs
 
 @patch
-def inputs(self:Method, problem:Problem, split:str):
+def inputs(self:Method, problem:Problem, split:str)->torch.Tensor|Pixels:
     "What the method reads of a `split`: raw features (N, D), or `Pixels`."
     return Pixels(problem.images(split), self.backbone.preprocess) if self.reads_images() else getattr(problem.features, split)
 
 # %% ../nbs/05_method.ipynb #6f7ddceb
 @patch
-def columns(self:Method, classnames:list[str]):
+def columns(self:Method, classnames:list[str])->list|slice:
     "Positions of `classnames` among the method's own classes; refuses names it does not know."
     if list(classnames) == self.classnames: return slice(None)
     places = {}
@@ -177,12 +178,12 @@ def columns(self:Method, classnames:list[str]):
 
 
 @patch(as_prop=True)
-def device(self:Method):
+def device(self:Method)->torch.device:
     "Where the method's tensors are."
     return next(itertools.chain(self.parameters(), self.buffers())).device
 
 @patch
-def scorer(self:Method, classnames:list[str]):
+def scorer(self:Method, classnames:list[str])->Callable:
     "A function from batches to scores (B, K) over `classnames`."
     columns = self.columns(classnames)
     return lambda batch: self.logits(batch)[:, columns]
@@ -191,7 +192,7 @@ def scorer(self:Method, classnames:list[str]):
 @patch
 @torch.no_grad()
 def scores(self:Method,
-    x, # (N, D) raw image features, or `Pixels`
+    x:torch.Tensor|Pixels, # (N, D) raw image features, or `Pixels`
     classnames:list[str]|None=None, # default: the method's own
     batch_size:int|None=None, # rows per forward; default: 2048, of pixels 100
 )->torch.Tensor: # (N, K) on the CPU
@@ -202,7 +203,7 @@ def scores(self:Method,
 # %% ../nbs/05_method.ipynb #3e542b1f
 @patch
 def predict(self:Method,
-    inputs, # features (B, D), or a list of paths, PIL images or arrays
+    inputs:torch.Tensor|list, # features (B, D), or a list of paths, PIL images or arrays
 )->torch.Tensor: # (B, K) scores
     "Scores over the method's class names."
     if isinstance(inputs, torch.Tensor) and inputs.ndim == 2:
@@ -233,7 +234,7 @@ def predict_table(self:Method,
 # %% ../nbs/05_method.ipynb #7c36a071
 @patch
 def save(self:Method,
-    path, # the file to write
+    path:str|Path, # the file to write
     **notes, # plain values for the card, such as `accuracy=93.2`, `selection="few_shot_val"`
 ):
     "Store the method as one safetensors file."
@@ -243,7 +244,7 @@ def save(self:Method,
 
 # %% ../nbs/05_method.ipynb #733abb83
 def read_card(
-    path, # a file made by `save`
+    path:str|Path, # a file made by `save`
 )->dict: # method, class names, hyper-parameters, backbone, problem, notes, ...
     "What a stored method says about itself."
     return load_arrays(path)[1]
@@ -251,7 +252,7 @@ def read_card(
 # %% ../nbs/05_method.ipynb #13f33e49
 @patch(cls_method=True)
 def load(cls:Method,
-    path, # a file made by `save`
+    path:str|Path, # a file made by `save`
     backbone:str|Backbone|None=None, # to predict on images
 )->Method:
     "Load a stored method, ready to predict."
@@ -283,7 +284,7 @@ class Head(nn.Module):
     ):
         super().__init__(); self.unit = unit
         self.register_buffer("weight", weight); self.register_buffer("bias", bias)
-    def forward(self, x): return F.linear(F.normalize(x, dim=-1) if self.unit else x, self.weight, self.bias)
+    def forward(self, x:torch.Tensor)->torch.Tensor: return F.linear(F.normalize(x, dim=-1) if self.unit else x, self.weight, self.bias)
 
 # %% ../nbs/05_method.ipynb #5d40f816
 @patch

@@ -6,15 +6,18 @@
 __all__ = ['PAPER_RULES', 'best_epoch', 'as_released']
 
 # %% ../nbs/58_paper_protocol.ipynb #221717ab
+from collections.abc import Callable
 from .fit import evaluate, fit, sweep
+from .method import Method
 from .methods import METHODS
+from .problem import Problem
 
 # %% ../nbs/58_paper_protocol.ipynb #9940bc3e
 def best_epoch(
-    method, # built on `problem`
-    problem, # to fit
+    method:Method, # built on `problem`
+    problem:Problem, # to fit
     seed:int, # of the training
-    judge, # function of the method; the epoch with the highest value is kept
+    judge:Callable, # function of the method; the epoch with the highest value is kept
 )->list[float]: # the value after each epoch
     "Fit `method` and go back to the epoch that `judge` likes best."
     seen, kept = [], {}
@@ -46,7 +49,7 @@ PAPER_RULES = dict(TipAdapterF=("best test epoch, or the search on validation im
 # %% ../nbs/58_paper_protocol.ipynb #c0819ce6
 def as_released(
     name:str, # name in METHODS
-    problem, # with validation and test images
+    problem:Problem, # with validation and test images
     seed:int=1, # of the training
     **given, # hyper-parameters
 )->dict|None: # accuracy and rule; None where the released rule is the fair one

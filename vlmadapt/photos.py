@@ -36,24 +36,20 @@ def upright(
 
 # %% ../nbs/03_photos.ipynb #1cb7bf64
 def open_photo(
-    item, # a path, a PIL image, or an array
+    item:str|Path|Image.Image|np.ndarray, # a path, a PIL image, or an array
 )->Image.Image: # RGB
     "Return `item` as an upright picture; raise `CorruptImage` with the file's name when it cannot be decoded."
-    if isinstance(item, Image.Image): return upright(item)
-    if isinstance(item, np.ndarray) or hasattr(item, "__array__"):
+    if hasattr(item, "__array__") and not isinstance(item, Image.Image):
         x = np.asarray(item)
         if x.ndim not in (2, 3) or x.ndim == 3 and x.shape[2] not in (1, 3, 4): raise ValueError(f"a picture is an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not {x.shape}")
-        return upright(Image.fromarray(_eight_bits(x[..., 0] if x.shape[2:] == (1,) else x)))
-    try:
-        with Image.open(item) as image: return upright(image)
-    except FileNotFoundError: raise FileNotFoundError(f"no such image: {item}") from None
-    except Exception as e: raise CorruptImage(f"{item}: cannot be decoded as an image ({e})") from None
+        item = Image.fromarray(_eight_bits(x[..., 0] if x.shape[2:] == (1,) else x))
+    return open_image(item, upright)
 
 # %% ../nbs/03_photos.ipynb #2bc1e5c3
 SINGLE = (str, Path, Image.Image, np.ndarray)
 
 def open_photos(
-    items, # a list of what `open_photo` takes, or one of it
+    items:list|str|Path|Image.Image|np.ndarray, # a list of what `open_photo` takes, or one of it
     on_corrupt:str="refuse", # a file that cannot be decoded: "refuse", or "skip" with a warning that names it
 )->tuple[list, list]: # names and pictures
     "Open pictures; a path is its own name, others get their position."
@@ -71,11 +67,11 @@ def open_photos(
 class Photos(Images):
     "Images of one's own: opened upright, opaque and in 8 bits."
     def __getitem__(self, i): return open_photo(self.items[i])
-    def subset(self, index): return Photos(**vars(super().subset(index)))
-    def key(self): return content_key(photos=super().key())
+    def subset(self, index:list[int]|np.ndarray)->"Photos": return Photos(**vars(super().subset(index)))
+    def key(self)->str: return content_key(photos=super().key())
 
 def read_photos(
-    root, # one sub-folder per class, or train/ val/ test/ of such
+    root:str|Path, # one sub-folder per class, or train/ val/ test/ of such
     on_corrupt:str="refuse", # a file that cannot be decoded: "refuse", or "skip" with a warning that names it
 )->Dataset:
     "A dataset from a folder of photos, cut into train, val and test when it is not cut already."

@@ -8,12 +8,14 @@ __all__ = ['ENCODING', 'SHARD', 'PARTS', 'cache_root', 'cached', 'cached_rows', 
 
 # %% ../nbs/04_problem.ipynb #8764b93b
 import json, os, shutil, warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from numpy.typing import ArrayLike
 from .backbones import Backbone, load_backbone
 from .datasets import Dataset, Images, few_shot_indices, load_dataset
 from .foundation import DamagedFile, choose, content_key, load_arrays, locked, save_arrays, stream, write_atomic, write_json
@@ -42,7 +44,7 @@ def _note(parts): return {k: v for k, v in parts.items() if isinstance(v, (str, 
 
 # %% ../nbs/04_problem.ipynb #8835068e
 def cached(
-    build, # function without arguments that makes the tensor
+    build:Callable, # function without arguments that makes the tensor
     **parts, # all that the tensor depends on
 )->torch.Tensor:
     "Return the stored tensor of this content, or make it with `build` and store it."
@@ -66,9 +68,9 @@ def _whole(folder, spans, path):
 
 # %% ../nbs/04_problem.ipynb #f0abbf6a
 def cached_rows(
-    build, # function of (start, stop, batch_size) that makes these rows
+    build:Callable, # function of (start, stop, batch_size) that makes these rows
     n:int, # number of rows
-    find_batch_size, # function without arguments: how many rows at once
+    find_batch_size:Callable, # function without arguments: how many rows at once
     shard:int=SHARD, # rows that are stored together
     **parts, # all that the tensor depends on
 )->torch.Tensor: # (n, ...), memory-mapped where there are several shards
@@ -111,7 +113,7 @@ class Features:
 # %% ../nbs/04_problem.ipynb #c36a96dd
 class SealedLabels:
     "Test labels that can be counted but not read."
-    def __init__(self, labels): self._labels = labels
+    def __init__(self, labels:torch.Tensor|None): self._labels = labels
     def __len__(self): return len(self._labels)
     def _refuse(self, *args, **kwargs): raise PermissionError("test labels are sealed: only evaluate() reads them")
     __iter__ = __getitem__ = __array__ = __eq__ = __bool__ = _refuse
@@ -135,7 +137,7 @@ class Problem:
 
 # %% ../nbs/04_problem.ipynb #2f5e6778
 def check_labels(
-    y, # (N,) whole numbers
+    y:ArrayLike, # (N,) whole numbers
     K:int, # number of classes
     split:str, # for the message
 )->torch.Tensor: # (N,) int64
@@ -146,7 +148,7 @@ def check_labels(
 
 # %% ../nbs/04_problem.ipynb #98872988
 @patch
-def images(self:Problem, split:str):
+def images(self:Problem, split:str)->Images:
     "The `Images` of a `split`; a problem built from arrays has none."
     if split not in self._images: raise ValueError(f"this problem has no {split} images" + ("" if self._images else "; it was built from features"))
     return self._images[split]
@@ -200,11 +202,11 @@ def _pair(xy, name, D):
 @patch(cls_method=True)
 def from_features(cls:Problem,
     classnames:list[str], # K names
-    text, # (K, D) text features
-    train=None, # (x, y): x (N, D) or (R, N, D), y (N,)
-    val=None, # (x, y), or None: `tune` then holds out shots
-    test=None, # (x, y)
-    text_neg=None, # (K, D) negative text features
+    text:ArrayLike, # (K, D) text features
+    train:tuple|None=None, # (x, y): x (N, D) or (R, N, D), y (N,)
+    val:tuple|None=None, # (x, y), or None: `tune` then holds out shots
+    test:tuple|None=None, # (x, y)
+    text_neg:ArrayLike|None=None, # (K, D) negative text features
     logit_scale:float=100., # CLIP's exp(logit_scale)
 )->Problem:
     "A problem from feature arrays; rows need not be normalised."
@@ -224,7 +226,7 @@ def from_features(cls:Problem,
 @contextmanager
 def drawing_from(
     generator:torch.Generator, # a stream on the CPU
-):
+)->Iterator[None]:
     "Inside the block torch's global generator is `generator`, which goes on where the block ends; afterwards it is what it was."
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(generator.get_state())
@@ -326,7 +328,7 @@ def few_shot(
 # %% ../nbs/04_problem.ipynb #46932e7b
 @patch(cls_method=True)
 def from_folder(cls:Problem,
-    root, # one sub-folder per class, or train/ val/ test/ of such
+    root:str|Path, # one sub-folder per class, or train/ val/ test/ of such
     backbone:str|Backbone="mini", # as in `few_shot`
     shots:int=16, # support images per class
     seed:int=1, # draws the subset and the views

@@ -14,6 +14,8 @@ from functools import lru_cache
 from html import escape
 from pathlib import Path
 import numpy as np, pandas as pd
+from numpy.typing import ArrayLike
+from pandas.io.formats.style import Styler
 import vlmadapt
 from .foundation import choose
 from .results import averages, cells
@@ -149,10 +151,10 @@ def check_averages(
 
 # %% ../nbs/63_published.ipynb #f328ee71
 def half_width(
-    sd, # population standard deviation over the seeds, in points
-    seeds, # number of seeds
-    test_error, # standard error from the number of test images, in points
-):
+    sd:ArrayLike, # population standard deviation over the seeds, in points
+    seeds:ArrayLike, # number of seeds
+    test_error:ArrayLike, # standard error from the number of test images, in points
+)->float|np.ndarray|pd.Series:
     "Half of our 95 % interval around a mean over `seeds`: their spread `sd` and the `test_error` together. Numbers or arrays."
     from scipy.stats import t
     free = np.maximum(np.asarray(seeds) - 1, 1)
@@ -160,9 +162,9 @@ def half_width(
     return np.sqrt(of_seeds**2 + (1.96*np.asarray(test_error))**2)
 
 def binomial_error(
-    accuracy, # percent
-    n, # number of test images
-):
+    accuracy:ArrayLike, # percent
+    n:ArrayLike, # number of test images
+)->float|np.ndarray|pd.Series:
     "Standard error, in points, of an `accuracy` on `n` test images."
     p = np.asarray(accuracy)/100
     return 100*np.sqrt(p*(1 - p)/np.asarray(n))
@@ -284,7 +286,7 @@ def _caption(compared):
 def show_beside(
     compared:pd.DataFrame, # from `beside`, one table
     columns:str="dataset", # "dataset", "backbone" or "shots"
-):
+)->Styler:
     "A pandas Styler of methods against `columns`, our cell and the published number in each."
     index = ["method"] if columns == "backbone" or compared["backbone"].nunique() == 1 else ["backbone", "method"]
     if compared.duplicated([*index, columns]).any(): raise ValueError("several numbers for one cell; choose one paper and table, and one number of shots")

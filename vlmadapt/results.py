@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, yaml
 from fastcore.basics import patch
+from numpy.typing import ArrayLike
+from pandas.io.formats.style import Styler
 from .foundation import write_atomic
-from .rows import UNTRAINED, in_order
+from .rows import UNTRAINED, base_of, in_order
 
 # %% ../nbs/61_results.ipynb #ee182c32
 def _nested(row):
@@ -30,10 +32,15 @@ BULKY = ("predictions", "correct", "digest", "key")
 
 def _scalars(values): return {k: v for k, v in values.items() if isinstance(v, (str, int, float)) and k not in BULKY}
 
+def _rule(row):
+    "How the hyper-parameters of a `row` came about: defaults of which the run's file sets some are given."
+    asked = row["settings"]; given = (asked.get("variants") or {}).get(row["method"]) or (asked.get("fixed") or {}).get(base_of(row["method"]))
+    return "given" if given and row.get("selection") == "defaults" else row.get("selection")
+
 def _record(row, run):
     cost, made, where = row.get("cost", {}), row.get("provenance", {}), row.get("environment", {})
     versions = ", ".join(f"{k} {v}" for k, v in where.get("versions", {}).items())
-    return {"grid": run.parent.name, "run": run.name, "trained_on": row["settings"].get("dataset"), **_scalars(row["settings"]), **dict.fromkeys(FIELDS), **_scalars(row), **cost, "paper_protocol": (row.get("as_released") or {}).get("accuracy"),
+    return {"grid": run.parent.name, "run": run.name, "trained_on": row["settings"].get("dataset"), **_scalars(row["settings"]), **dict.fromkeys(FIELDS), **_scalars(row), "selection": _rule(row), **cost, "paper_protocol": (row.get("as_released") or {}).get("accuracy"),
             **{k: made.get(k) for k in ("backbone_key", "split", "transform", "prompt_set")}, **{k: where.get(k) for k in ("commit", "device")}, "versions": versions}
 
 # %% ../nbs/61_results.ipynb #582ee588
@@ -46,7 +53,7 @@ def _records(rows, run):
     return found
 
 def read_rows(
-    run, # folder of one run
+    run:str|Path, # folder of one run
 )->list[dict]: # with all that was kept: predictions, hyper-parameters, provenance
     "The rows in the `result.json` of `run`."
     return json.loads((Path(run)/"result.json").read_text())["rows"]
@@ -58,7 +65,7 @@ def _once(found):
 
 # %% ../nbs/61_results.ipynb #c8533104
 def read_results(
-    folder, # outputs of one grid, or of many
+    folder:str|Path, # outputs of one grid, or of many
 )->pd.DataFrame: # one line per method and seed of each run, target and point; `grid` is the grid, or the part of a grid that has several
     "Every row of every `result.json` below `folder`."
     found = [line for f in sorted(Path(folder).rglob("result.json")) for line in _records(read_rows(f.parent), f.parent)]
@@ -103,7 +110,7 @@ def ranks(self:Table)->pd.DataFrame: # 1 is best, 2 second, by column
 
 # %% ../nbs/61_results.ipynb #7dde5182
 @patch
-def text(self:Table, best="{}", second="{}", pm=" ± ")->pd.DataFrame:
+def text(self:Table, best:str="{}", second:str="{}", pm:str=" ± ")->pd.DataFrame:
     "Cells as text, with the formats `best` and `second` around the two highest; a missing cell is a dash."
     ranks, out = self.ranks(), self.mean.astype(object)
     for m in out.index:
@@ -122,15 +129,15 @@ def _one(results, *columns):
 # %% ../nbs/61_results.ipynb #0ce025b2
 def _chosen(results):
     trials = results["trials"] if "trials" in results else pd.Series("?", results.index)
-    rules, several = results["selection"], trials.nunique() > 1
-    told = rules if not several else rules.where(rules == "defaults", rules + " of " + trials.astype(str) + " trials")
+    rules, several = results["selection"], trials.nunique() > 1; unsearched = rules.isin(("defaults", "given"))
+    told = rules if not several else rules.where(unsearched, rules + " of " + trials.astype(str) + " trials")
     by = "; ".join(f"{rule} for {_listed(in_order(g['method']))}" for rule, g in results.groupby(told, sort=False))
-    return f": {by}" if several else f" ({_listed(trials.unique())} trials): {by}"
+    return f": {by}" if several or unsearched.all() else f" ({_listed(trials.unique())} trials): {by}"
 
 # %% ../nbs/61_results.ipynb #8501f049
 def caption(
     results:pd.DataFrame, # the rows of one table
-    axes=(), # columns of results that may differ
+    axes:tuple|list=(), # columns of results that may differ
 )->str:
     "What the numbers are and how they were made."
     _one(results, *({"shots", "backbone", "prompts", "views"} - set(axes)))
@@ -186,7 +193,7 @@ def axis_table(
 
 # %% ../nbs/61_results.ipynb #2bcc6bb7
 @patch
-def styler(self:Table):
+def styler(self:Table)->Styler:
     "The table as a pandas Styler: best in bold, second underlined."
     ranks, text = self.ranks(), self.text()
     css = ranks.map(lambda r: {1: "font-weight: bold;", 2: "text-decoration: underline;"}.get(r, ""))
@@ -221,7 +228,7 @@ def latex(self:Table)->str:
 # %% ../nbs/61_results.ipynb #2e23e537
 @patch
 def save(self:Table,
-    folder, # where to
+    folder:str|Path, # where to
     name:str="table", # file name without ending
 ):
     "Write the table as .md, .tex, .html and, with every digit, as .csv."
@@ -232,9 +239,9 @@ def save(self:Table,
 
 # %% ../nbs/61_results.ipynb #60ac7fd5
 def harmonic_mean(
-    base, # numbers above 0
-    new, # as many
-): # of their type
+    base:ArrayLike, # numbers above 0
+    new:ArrayLike, # as many
+)->float|np.ndarray|pd.Series: # of their type
     "The harmonic mean of `base` and `new`."
     return 2*base*new/(base + new)
 
@@ -263,7 +270,7 @@ def by_point(
 def point_table(
     points:pd.DataFrame, # from `by_point`
     names:dict|None=None, # hyper-parameter -> how it is called
-):
+)->Styler:
     "Two lines per hyper-parameter: its values, and the accuracies with the best in bold; a pandas Styler."
     groups, wide = dict(list(points.groupby("parameter", sort=False))), {}
     for name, g in groups.items():
@@ -281,7 +288,7 @@ def _why(run):
 
 # %% ../nbs/61_results.ipynb #d1c3d311
 def unfinished(
-    folder, # outputs of one grid
+    folder:str|Path, # outputs of one grid
 )->pd.DataFrame: # run, rows missing, error
     "Runs below `folder` that lack rows which their parameters ask for."
     found = []

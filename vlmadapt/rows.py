@@ -8,12 +8,14 @@ __all__ = ['KNOWN', 'UNTRAINED', 'reset_peak', 'peak', 'measure_many', 'measure'
 
 # %% ../nbs/59_rows.ipynb #78bbe78d
 import itertools, json, re, resource, time, traceback, warnings
+from collections.abc import Callable
 from pathlib import Path
 import pandas as pd, torch
 from fastcore.basics import patch
 from .fit import evaluate, fit_many, tune_many
 from .foundation import choose, content_key, environment, write_json
 from .methods import METHODS
+from .problem import Problem
 from .tasks import PETL
 
 # %% ../nbs/59_rows.ipynb #636b3989
@@ -99,7 +101,7 @@ def measure_many(
 
 def measure(
     cls, # a class of METHODS
-    problem, # the problem to solve
+    problem:Problem, # the problem to solve
     seed:int=1, # as in `measure_many`
     **kwargs, # further arguments of `measure_many`
 )->dict: # plain values, ready for JSON
@@ -157,7 +159,7 @@ def _read(path, key=None):
 class Rows:
     "The rows in `folder` that are valid under `settings`."
     def __init__(self,
-        folder, # the run's folder
+        folder:str|Path, # the run's folder
         **settings, # the run's parameters that its numbers depend on
     ):
         self.folder, self.settings = Path(folder), settings
@@ -173,7 +175,7 @@ def _valid(self:Rows, rows):
     return {(r["method"], r["seed"]): r for r in rows if r["method"] in known and r["key"] == row_key(self.settings, r["method"], r["seed"])}
 
 @patch
-def method_of(self:Rows, label):
+def method_of(self:Rows, label:str)->tuple:
     "Class and given hyper-parameters of `label`."
     return method_of(label, self.settings.get("variants"), self.settings.get("fixed"))
 
@@ -196,18 +198,18 @@ def save(self:Rows,
 def _file(method, seed): return f"{re.sub(r'[^A-Za-z0-9.+=()-]', '_', method)}-{seed}.json"
 
 @patch
-def forget(self:Rows, method, seed):
+def forget(self:Rows, method:str, seed:int):
     "Drop the row of `method` and `seed`, and its file; `gather` drops it from `result.json`."
     self.rows.pop((method, seed), None); self.gathered.pop((method, seed), None)
     (self.folder/"rows"/_file(method, seed)).unlink(missing_ok=True)
 
 @patch
-def missing(self:Rows, methods, seeds):
+def missing(self:Rows, methods:list[str], seeds:list[int])->list:
     "Pairs of `methods` and `seeds` without a valid row, method by method."
     return [(m, s) for m in methods for s in seeds if (m, s) not in self.rows]
 
 @patch
-def done(self:Rows, methods, seeds):
+def done(self:Rows, methods:list[str], seeds:list[int])->bool:
     "Whether `result.json` is whole and holds a valid row for each of `methods` and `seeds`."
     return all((m, s) in self.gathered for s in seeds for m in methods)
 
@@ -257,8 +259,8 @@ def _attempt(self:Rows, method, seeds, compute):
 
 # %% ../nbs/59_rows.ipynb #7b0f5051
 @patch
-def fill(self:Rows, methods, seeds,
-    compute, # function of (method, seeds) that returns or yields a row for each seed, such as `measure_many` on the seeds' problems
+def fill(self:Rows, methods:list[str], seeds:list[int],
+    compute:Callable, # function of (method, seeds) that returns or yields a row for each seed, such as `measure_many` on the seeds' problems
 ):
     "Compute the rows of `methods` and `seeds` that are missing, and write `result.json`."
     todo, failed = self.missing(methods, seeds), {}
@@ -269,7 +271,7 @@ def fill(self:Rows, methods, seeds,
 
 # %% ../nbs/59_rows.ipynb #d37a9faf
 def in_order(
-    labels, # names of methods and of variants
+    labels:list[str], # names of methods and of variants
 )->list[str]:
     "`labels`, each once, in the order of `KNOWN`, variants behind their method as they came, others last."
     place, labels = {m: i for i, m in enumerate(KNOWN)}, dict.fromkeys(labels)

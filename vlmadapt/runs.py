@@ -6,12 +6,13 @@
 __all__ = ['KINDS', 'TABLES', 'GIVEN', 'THREADS', 'shipped', 'notebooks', 'template_parameters', 'check_value', 'check_names',
            'Run', 'read_runs', 'run_notebook', 'last_line', 'execute']
 
-# %% ../nbs/60_runs.ipynb #f0db9c0e
+# %% ../nbs/60_runs.ipynb #5723afde
 import ast, itertools, json, os, re, shutil, sys, tempfile, time, traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-import papermill, yaml
+from typing import IO
+import nbformat, papermill, yaml
 from fastcore.basics import patch
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
@@ -47,9 +48,9 @@ def _experiment(name, beside):
     own = Path(beside).parent/name
     return own if own.suffix == ".ipynb" and own.exists() else choose(name, notebooks("experiments"), "experiment")
 
-# %% ../nbs/60_runs.ipynb #dc2d409b
+# %% ../nbs/60_runs.ipynb #187a73ad
 def template_parameters(
-    notebook, # path of an experiment
+    notebook:str|Path, # path of an experiment
 )->dict: # name -> default, in the order of the cell
     "The parameters of `notebook`, with their default values."
     cells = json.loads(Path(notebook).read_text())["cells"]
@@ -63,11 +64,11 @@ def _check_type(name, value, default):
     if default is None or type(value) is type(default) or (type(default) is float and type(value) is int): return
     raise ValueError(f"{name} takes {KINDS[type(default)]}, not {value!r}")
 
-# %% ../nbs/60_runs.ipynb #8f78994f
+# %% ../nbs/60_runs.ipynb #99b61e4f
 def check_value(
     name:str, # the parameter
-    value, # what is to be put there
-    default, # what the experiment has there
+    value:object, # what is to be put there
+    default:object, # what the experiment has there
 ):
     "Refuse a `value` that the parameter `name` cannot take."
     _check_type(name, value, default)
@@ -99,19 +100,19 @@ class Run:
     "One execution of an experiment: its `name`, the `notebook`, all its `parameters`, the `folder` for what it makes, and the `report` that will read it."
     name:str; notebook:Path; parameters:dict; folder:Path; report:str
 
-# %% ../nbs/60_runs.ipynb #81f53c48
+# %% ../nbs/60_runs.ipynb #afcac652
 @patch(as_prop=True)
-def settings(self:Run):
+def settings(self:Run)->dict:
     "The parameters that a row's numbers depend on."
     return {k: v for k, v in self.parameters.items() if k not in ("methods", "seeds", "out")}
 
 @patch
-def rows(self:Run):
+def rows(self:Run)->Rows:
     "The rows that are there."
     return Rows(self.folder, **self.settings)
 
 @patch
-def asked(self:Run):
+def asked(self:Run)->tuple:
     "The methods and seeds that are wanted."
     return self.parameters["methods"], self.parameters["seeds"]
 
@@ -192,15 +193,15 @@ def _runs_of(notebook, axes, given, by, folder, part, report):
         check_names(run.parameters)
     return runs
 
-# %% ../nbs/60_runs.ipynb #b6dd6b1b
+# %% ../nbs/60_runs.ipynb #d190f1f0
 def _smallest(runs):
     run = min(runs, key=lambda r: r.parameters.get("shots", 0))
     less = dict(seeds=run.parameters["seeds"][:1], **({"trials": 0} if "trials" in run.parameters else {}))
     return [replace(run, parameters={**run.parameters, **less})]
 
 def read_runs(
-    file, # a params file
-    out="outputs", # folder of all results
+    file:str|Path, # a params file
+    out:str|Path="outputs", # folder of all results
     smoke:bool=False, # only the smallest run of each part, with one seed and no search, in a folder of its own
 )->list[Run]: # longest first
     "The runs that `file` describes, after checking every name and value in it."
@@ -220,9 +221,9 @@ class _Kernel(AsyncKernelManager):
         super().__init__(**kwargs)
         self.transport, self.connection_file = "ipc", str(Path(tempfile.mkdtemp(prefix="vlmadapt-"))/"kernel.json")
 
-# %% ../nbs/60_runs.ipynb #d9ad1fde
+# %% ../nbs/60_runs.ipynb #42680fbc
 @patch(as_prop=True)
-def kernel_spec(self:_Kernel):
+def kernel_spec(self:_Kernel)->KernelSpec:
     "This interpreter, this copy of the library, one thread."
     here = str(Path(vlmadapt.__file__).resolve().parent.parent)
     env = {**dict.fromkeys(THREADS, "1"), "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
@@ -233,25 +234,25 @@ async def cleanup_resources(self:_Kernel, restart=False):
     await super(_Kernel, self).cleanup_resources(restart=restart)
     if not restart: shutil.rmtree(Path(self.connection_file).parent, ignore_errors=True)
 
-# %% ../nbs/60_runs.ipynb #8b227d0f
+# %% ../nbs/60_runs.ipynb #30d78017
 def run_notebook(
-    notebook, # the notebook to execute
-    target, # where the executed notebook goes
+    notebook:str|Path, # the notebook to execute
+    target:str|Path, # where the executed notebook goes
     parameters:dict, # values for its cell of parameters
-    log, # open text file for what it prints
-):
+    log:IO, # open text file for what it prints
+)->nbformat.NotebookNode: # the executed notebook
     "Execute `notebook` with `parameters` in a kernel of its own, in the present working folder."
     return papermill.execute_notebook(str(notebook), str(Path(target).resolve()), parameters=parameters, progress_bar=False, start_timeout=600,
                                       stdout_file=log, stderr_file=log, kernel_manager_class=_Kernel, cwd=os.getcwd())
 
-# %% ../nbs/60_runs.ipynb #cc4baf97
+# %% ../nbs/60_runs.ipynb #9cf7f6d5
 @patch(as_prop=True)
 def error(self:Run)->Path:
     "The file that says why the run failed, if it did."
     return self.folder/"error.txt"
 
 @patch
-def failed(self:Run, line, details=""):
+def failed(self:Run, line:str, details:str="")->str:
     "Keep `line` and `details` as the run's error, and return the line."
     with write_atomic(self.error) as tmp: tmp.write_text(re.sub(r"\x1b\[[0-9;]*m", "", f"{line}\n\n{details}"))
     return line

@@ -9,6 +9,7 @@ __all__ = ['UNITS', 'EXACT_BELOW', 'paired', 'signed_rank', 'holm', 'compare_met
 # %% ../nbs/64_statistics.ipynb #e22c4251
 from itertools import combinations
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
+from numpy.typing import ArrayLike
 from .figures import LABEL, page_style
 from .rows import in_order
 
@@ -30,8 +31,8 @@ def paired(
 
 # %% ../nbs/64_statistics.ipynb #ddbaaa15
 def signed_rank(
-    difference, # (N,) or (runs, N) paired differences
-):
+    difference:ArrayLike, # (N,) or (runs, N) paired differences
+)->float|np.ndarray:
     "Two-sided p-value of the Wilcoxon signed-rank test of `difference`, along its last axis; 1 where all are zero."
     from scipy.stats import wilcoxon
     d = np.round(np.asarray(difference, float), 9)
@@ -40,7 +41,7 @@ def signed_rank(
 
 # %% ../nbs/64_statistics.ipynb #48cb0f68
 def holm(
-    p, # p-values of one family
+    p:ArrayLike, # p-values of one family
 )->np.ndarray: # corrected, in the same order
     "Holm's correction of `p`."
     from statsmodels.stats.multitest import multipletests
@@ -75,7 +76,7 @@ def _mirror(compared):
 def difference_matrix(
     compared:pd.DataFrame, # from `compare_methods`, all pairs
     level:float=.05, # a star below this corrected p-value
-):
+)->plt.Figure:
     "Heat map of the median differences, row minus column, with a star for those that are significant."
     both = _mirror(compared); methods = in_order(both["a"]); k = len(methods); at = {m: i for i, m in enumerate(methods)}
     limit = max(both["median"].abs().max(), 1e-9)
@@ -126,8 +127,8 @@ def difference_interval(
 EXACT_BELOW = 25
 
 def compare_images(
-    a, # (n,) bool, what the first method got right
-    b, # (n,) bool, the same images with the second method
+    a:ArrayLike, # (n,) bool, what the first method got right
+    b:ArrayLike, # (n,) bool, the same images with the second method
     level:float=.95, # of the interval
     draws:int=2000, # bootstrap samples
     seed:int=0, # of the bootstrap
@@ -165,7 +166,7 @@ def compare_rows(
 def interval_plot(
     table:pd.DataFrame, # from `compare_rows`
     level:float=.05, # filled where the corrected p-value is below
-):
+)->plt.Figure:
     "Differences with their intervals, one line per other method and seed; filled where significant."
     methods = in_order(table["b"]); seeds = sorted(table["seed"].unique())
     with page_style():

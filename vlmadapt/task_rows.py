@@ -7,10 +7,12 @@ __all__ = ['MORE', 'rates_of', 'try_rates', 'measure_task']
 
 # %% ../nbs/59_task_rows.ipynb #27034ebb
 import time
+from collections.abc import Iterator
 import pandas as pd
 from .fit import evaluate, fit
 from .foundation import environment
 from .rows import base_of, peak, reset_peak
+from .tasks.task_problem import TaskProblem
 
 # %% ../nbs/59_task_rows.ipynb #f3c470d5
 def rates_of(
@@ -25,7 +27,7 @@ def rates_of(
 # %% ../nbs/59_task_rows.ipynb #a9192982
 def try_rates(
     cls:type, # a class of PETL
-    problem, # a `TaskProblem` with validation examples
+    problem:TaskProblem, # a `TaskProblem` with validation examples
     rates:list, # learning rates, more than one
     seed:int, # of the trials
     fixed:dict, # hyper-parameters that are given
@@ -41,24 +43,24 @@ def try_rates(
 # %% ../nbs/59_task_rows.ipynb #3035fc74
 MORE = ("BLEU-4",) # measures that stand beside the first one, as in the paper's table
 
-def _row(tuner, problem, trials, cost):
+def _row(tuner, problem, trials, given, cost):
     start = time.perf_counter(); scores = evaluate(tuner, problem); name = problem.provenance.get("task", problem.metric)
     learned = {n: p.item() for n, p in tuner.model.named_parameters() if p.requires_grad and not p.ndim}
     return dict(accuracy=scores["score"], dataset=name, measures={k: v for k, v in scores.items() if k not in ("score", "predictions", "n")}, n=scores["n"],
                 targets={f"{name} {m}": dict(accuracy=scores[m]) for m in MORE if m in scores}, predictions="\n".join(scores["predictions"]),
-                selection="defaults" if trials is None else "val", candidates=0 if trials is None else len(trials), val_accuracy=None if trials is None else trials["score"].max(),
+                selection="val" if trials is not None else "given" if given else "defaults", candidates=0 if trials is None else len(trials), val_accuracy=None if trials is None else trials["score"].max(),
                 trials_made=None if trials is None else trials.to_dict("records"), family=type(tuner).__name__, hyper_parameters=tuner.hyper_parameters, trainable_parameters=tuner.trainable_parameters(),
                 learned=learned, log=[round(r["loss"], 4) for r in tuner.log], cost=dict(**cost, evaluate_s=time.perf_counter() - start, **peak()), provenance=problem.provenance, environment=environment())
 
 # %% ../nbs/59_task_rows.ipynb #a0ed2cfe
 def measure_task(
     cls:type, # a class of PETL
-    problem, # a `TaskProblem`
+    problem:TaskProblem, # a `TaskProblem`
     seeds:list[int], # of start values, batches and answers
     rates:list, # learning rates to try on the validation examples; one is taken as it is
     fixed:dict|None=None, # hyper-parameters that are given
     first:int|None=None, # the seed of the trials; default: the first of `seeds`
-): # a row for each seed, ready for JSON
+)->Iterator[dict]: # a row for each seed, ready for JSON
     "Choose the learning rate of `cls`, train it with each seed and evaluate it once."
     fixed, first, trials, tried = dict(fixed or {}), seeds[0] if first is None else first, None, None
     reset_peak(); start = time.perf_counter()
@@ -66,4 +68,4 @@ def measure_task(
     if rates: fixed["lr"] = rates[0]
     for seed in seeds:
         tuner = tried if tried is not None and seed == first else fit(cls(problem, **fixed), problem, seed=seed, progress=False)
-        yield _row(tuner, problem, trials, dict(fit_s=time.perf_counter() - start)); start = time.perf_counter()
+        yield _row(tuner, problem, trials, bool(fixed), dict(fit_s=time.perf_counter() - start)); start = time.perf_counter()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from ..method import Batch, Method, hyper
+from ..problem import Problem
 
 # %% ../../nbs/methods/10_anchored_probe.ipynb #074ba6c6
 class AnchoredProbe(Method):
@@ -27,13 +28,13 @@ class AnchoredProbe(Method):
 
 # %% ../../nbs/methods/10_anchored_probe.ipynb #e5bed47d
 @patch
-def objective(self:AnchoredProbe, batch):
+def objective(self:AnchoredProbe, batch:Batch)->torch.Tensor:
     "What is minimised: mean cross-entropy plus the price of the distance."
     return F.cross_entropy(self.logits(batch), batch.y) + self.penalty/2*self.W.square().sum()
 
 # %% ../../nbs/methods/10_anchored_probe.ipynb #91d8555c
 @patch
-def solve(self:AnchoredProbe, problem):
+def solve(self:AnchoredProbe, problem:Problem):
     "Minimise the objective on the support images of `problem`."
     batch = Batch(problem.features.train.to(self.text), problem.labels["train"].to(self.text.device))
     optimizer = torch.optim.LBFGS(self.parameters(), max_iter=self.max_iter, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=1e-5, tolerance_change=1e-9)

@@ -13,11 +13,12 @@ from fastcore.basics import patch
 from torch import nn
 from ..foundation import choose
 from ..method import Method, hyper, same_length
+from ..problem import Problem
 from ..prompts import class_means
 
 # %% ../../nbs/methods/06_graph_adapter.ipynb #7681363a
 def visual_nodes(
-    problem, # with text and views of its support images
+    problem:Problem, # with text and views of its support images
 )->torch.Tensor: # (K, D) unit rows
     "Mean support feature per class; a class without support image stands at its text."
     text, y = problem.features.text, problem.labels["train"]

@@ -8,6 +8,7 @@ __all__ = ['RELATIONS', 'DISSIM', 'VARIANTS', 'FORMS', 'ACTS', 'CHOICES', 'PATH_
 
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #bc5b97c8
 import math
+from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -16,6 +17,7 @@ from ..method import Method, hyper, same_length
 from ..foundation import choose
 from .tip_adapter import by_class, cache_keys, class_layout, class_sums
 from .graph_adapter import visual_nodes
+from ..problem import Problem
 
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #7fefc675
 RELATIONS = dict(pn=("P", "N"), vn=("V", "N"), pp=("P", "P"), vp=("V", "P"), np=("N", "P"), vv=("V", "V"))
@@ -99,7 +101,7 @@ def paths(self:HeGraphAdapter)->tuple:
     return VARIANTS[self.variant]
 
 @patch(cls_method=True)
-def unused(cls:HeGraphAdapter, hyper):
+def unused(cls:HeGraphAdapter, hyper:dict)->set:
     "Hyper-parameters without effect under `hyper`, so that no search spends trials on them."
     paths = VARIANTS.get(hyper["variant"], ())
     of = dict(alpha_pp="pp", alpha_vp=("vp", "table"), alpha_np="np", alpha_np_test="np", beta_pn="pn", beta_vn="vn", lambda_test="vv", sharpness="vv", sharpness_test="vv", gamma="vv")
@@ -107,8 +109,8 @@ def unused(cls:HeGraphAdapter, hyper):
 
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #ab63ebd2
 def graph_nodes(
-    problem, # with text, views and, for relations that need them, negative text
-    relations, # keys of `RELATIONS`
+    problem:Problem, # with text, views and, for relations that need them, negative text
+    relations:Iterable[str], # keys of `RELATIONS`
 )->dict: # node type -> (K, D) unit rows
     "The frozen nodes: positive text, negative text, and mean support feature per class."
     nodes = dict(P=problem.features.text, V=visual_nodes(problem))
@@ -116,7 +118,7 @@ def graph_nodes(
     return nodes
 
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #e6f1d196
-def cache_layout(problem)->dict:
+def cache_layout(problem:Problem)->dict:
     "The cache of `problem` by class: keys (K, S, D), which of them are `held` (K, S), and the `place` (N,) of each support image."
     keys = cache_keys(problem); place, held = class_layout(problem.labels["train"], problem.K)
     return dict(keys=by_class(keys, place, held.to(keys)), held=held.to(keys), place=place)
@@ -156,7 +158,7 @@ def init(self:HeGraphAdapter, generator):
 
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #f1c44eaa
 @patch
-def message(self:HeGraphAdapter, relation, C=None):
+def message(self:HeGraphAdapter, relation:str, C:torch.Tensor|None=None)->torch.Tensor:
     "The message of a relation from its bracket `C` (K, D); the graph-free control has only its table."
     layer = FORMS[self.form][relation]
     if relation == "table": return ACTS[self.act](self.b[layer])
@@ -164,7 +166,7 @@ def message(self:HeGraphAdapter, relation, C=None):
     return ACTS[self.act](out + self.b[layer] if layer in self.b else out)
 
 @patch
-def weight(self:HeGraphAdapter, name):
+def weight(self:HeGraphAdapter, name:str)->torch.Tensor:
     "The path weight `name`: learned where it is, else as given."
     return self.path[name] if name in self.path else getattr(self, name)
 
@@ -174,13 +176,13 @@ def _normed(self:HeGraphAdapter, which, x):
     return F.layer_norm(x, x.shape[-1:], self.norm[f"{which}_scale"], self.norm[f"{which}_shift"]) if f"{which}_scale" in self.norm else x
 
 @patch
-def negative_nodes(self:HeGraphAdapter):
+def negative_nodes(self:HeGraphAdapter)->torch.Tensor:
     "$N'$: negative text after its messages, (K, D)."
     sent = sum(self.weight(PATH_WEIGHTS[r])*self.message(r, getattr(self, f"C_{r}")) for r in ("pn", "vn"))
     return self._normed("N", self.N + sent)
 
 @patch
-def positive_nodes(self:HeGraphAdapter, alpha_np="alpha_np"):
+def positive_nodes(self:HeGraphAdapter, alpha_np:str="alpha_np")->torch.Tensor:
     "$P'$: the text classifier after its messages, (K, D); `alpha_np` names the weight of the negative nodes, for training or for testing."
     P = self.size*self.text
     for r in ("pp", "vp", "table"):
@@ -190,7 +192,7 @@ def positive_nodes(self:HeGraphAdapter, alpha_np="alpha_np"):
 
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #4187ce2e
 @patch
-def cache_scores(self:HeGraphAdapter, x, sharpness, index=None):
+def cache_scores(self:HeGraphAdapter, x:torch.Tensor, sharpness:torch.Tensor, index:torch.Tensor|None=None)->torch.Tensor:
     "$a$: votes of the shifted cache for image features `x` (B, D); with `index` (B,) each image's own key is left out."
     z, shift, (K, S, D) = F.normalize(x, dim=-1), self.weight("gamma")*self.message("vv", self.C_vv), self.keys.shape
     products = (z @ self.keys.view(K*S, D).T).view(-1, K, S) + (z @ shift.T)[:, :, None]
@@ -202,12 +204,12 @@ def cache_scores(self:HeGraphAdapter, x, sharpness, index=None):
 
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #267ad960
 @patch
-def text_scores(self:HeGraphAdapter, x, alpha_np="alpha_np"):
+def text_scores(self:HeGraphAdapter, x:torch.Tensor, alpha_np:str="alpha_np")->torch.Tensor:
     "Text logits of image features `x` (B, D)."
     return self.cosine_logits(x, same_length(self.positive_nodes(alpha_np)/self.size, self.text))
 
 @patch
-def fuse(self:HeGraphAdapter, text, cache):
+def fuse(self:HeGraphAdapter, text:torch.Tensor, cache:torch.Tensor)->torch.Tensor:
     "Text logits (B, K) and cache logits (B, K) as one, by the rule `fusion`."
     if self.fusion == "sum": return text + self.lambda_test*cache
     return torch.log((text.softmax(-1) + self.lambda_test*cache.softmax(-1))/(1 + self.lambda_test))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from ..method import Method, hyper
+from ..problem import Problem
 
 # %% ../../nbs/methods/01_linear_probe.ipynb #8c00776d
 class LinearProbe(Method):
@@ -44,7 +45,7 @@ def _rows(classifier, K):
     return full, low
 
 @patch
-def solve(self:LinearProbeScratch, problem):
+def solve(self:LinearProbeScratch, problem:Problem):
     "Fit scikit-learn's logistic regression; with one class there is nothing to separate."
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

@@ -29,7 +29,7 @@ class TransformerInjection(nn.Module):
         self.attn, self.out = nn.MultiheadAttention(width, heads, batch_first=True), nn.Linear(width, other)
         self.up, self.down = nn.Linear(width, 4*width), nn.Linear(4*width, width)
 
-    def forward(self, P): # (m, n, width) -> (m, n, other)
+    def forward(self, P:torch.Tensor)->torch.Tensor: # (m, n, width) -> (m, n, other)
         h = self.ln_pre(P); a = self.ln_1(h)
         h = h + self.attn(a, a, a, need_weights=False)[0]
         u = self.up(self.ln_2(h))
@@ -38,15 +38,15 @@ class TransformerInjection(nn.Module):
 # %% ../../nbs/methods/13_mudpt.ipynb #cf9593b1
 class LinearInjection(nn.Module):
     "One linear map for the first layer, one for all others; arguments as for `TransformerInjection`."
-    def __init__(self, width, other, layers=0, first=True):
+    def __init__(self, width:int, other:int, layers:int=0, first:bool=True):
         super().__init__(); self.first, self.out = nn.Linear(width, other) if first else None, nn.Linear(width, other)
-    def forward(self, P): return torch.cat([self.first(P[:1]), self.out(P[1:])]) if self.first else self.out(P)
+    def forward(self, P:torch.Tensor)->torch.Tensor: return torch.cat([self.first(P[:1]), self.out(P[1:])]) if self.first else self.out(P)
 
 class LinearPerLayer(nn.Module):
     "One linear map for every layer; arguments as for `TransformerInjection`."
-    def __init__(self, width, other, layers=0, first=True):
+    def __init__(self, width:int, other:int, layers:int=0, first:bool=True):
         super().__init__(); self.out = nn.ModuleList(nn.Linear(width, other) for _ in range(layers + first))
-    def forward(self, P): return torch.stack([out(p) for out, p in zip(self.out, P)])
+    def forward(self, P:torch.Tensor)->torch.Tensor: return torch.stack([out(p) for out, p in zip(self.out, P)])
 
 class SilentInjection(TransformerInjection):
     "The transformer with a last map that starts at zero; arguments as for `TransformerInjection`."

@@ -6,7 +6,7 @@
 __all__ = ['PAdapter']
 
 # %% ../../nbs/methods/15_p_adapter.ipynb #691bb106
-import torch.nn.functional as F
+import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from ..method import Method, hyper
@@ -45,7 +45,7 @@ def decays(self:PAdapter):
 
 # %% ../../nbs/methods/15_p_adapter.ipynb #1fc406a6
 @patch
-def text(self:PAdapter, classnames):
+def text(self:PAdapter, classnames:list[str])->torch.Tensor:
     "The classifier of the fixed sentence, from the adapted text tower where there is one."
     texts, names = [f"{PHOTO_WORDS} {n.replace('_', ' ')}." for n in classnames], tuple(classnames)
     if "text" in self.towers: return F.normalize(self.adapted.encode_text(self.backbone.tokenizer(texts).to(self.backbone.device)), dim=-1)

@@ -8,6 +8,7 @@ __all__ = ['PLACES', 'BUCKET', 'PHOTO_WORDS', 'TextTower', 'sentences', 'keys', 
 
 # %% ../../nbs/methods/11_prompted.ipynb #391957da
 import functools, math, os
+from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -45,12 +46,12 @@ def end(self:TextTower,
     return (ids == self.eos).int().argmax(-1) if self.pool == "eos" and self.cls is None else ids.argmax(-1)
 
 @patch
-def lengths(self:TextTower, ids)->torch.Tensor:
+def lengths(self:TextTower, ids:torch.Tensor)->torch.Tensor:
     "Positions of `ids` (..., T) on which the feature depends, counted from the start."
     return (self.end(ids) + 1 + (self.cls is not None and not self.correct)).clamp(max=ids.shape[-1])
 
 @patch
-def project(self:TextTower, x)->torch.Tensor:
+def project(self:TextTower, x:torch.Tensor)->torch.Tensor:
     "Text features from the states `x` (..., D) at which they are read."
     x = self.norm(x)
     return x if self.projection is None else self.projection(x) if isinstance(self.projection, nn.Module) else x @ self.projection
@@ -65,7 +66,7 @@ def open_keys(self:TextTower,
     return torch.cat([valid, own] if self.correct else [own, valid], -1)
 
 @patch
-def mask(self:TextTower, ids)->torch.Tensor:
+def mask(self:TextTower, ids:torch.Tensor)->torch.Tensor:
     "Who sees whom among all positions of `ids` (N, T): (N or 1, L, L) booleans."
     L = ids.shape[-1] + (self.cls is not None)
     causal = torch.ones(1, L, L, dtype=torch.bool, device=ids.device).tril()
@@ -82,7 +83,7 @@ def _order(n, names, T, before):
 
 def sentences(
     tower:TextTower, # the tower that will read them
-    tokenizer, # sentences -> ids (K, T)
+    tokenizer:Callable, # sentences -> ids (K, T)
     classnames:list[str], # K names
     n:int, # prompt length
     after:str="", # fixed words between prompt and name
@@ -146,7 +147,7 @@ def step(
     x:torch.Tensor, # (..., S, D) states that enter it
     before:tuple|None=None, # keys and values (..., H, P, D/H) of what stands before `x`
     mask:torch.Tensor|None=None, # (..., 1, S, P+S) booleans: who sees whom; all see all by default
-    pick=None, # function (..., S, D) -> (..., s, D) that keeps the tokens whose output is needed
+    pick:Callable|None=None, # function (..., S, D) -> (..., s, D) that keeps the tokens whose output is needed
 )->torch.Tensor: # (..., s, D)
     "One block for the tokens `x`."
     h, a, D = block.ln_1(x), block.attn, x.shape[-1]
@@ -159,7 +160,7 @@ def step(
     x = x + block.ls_1(a.out_proj(seen.transpose(-3, -2).flatten(-2)))
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
-def causal(S:int, P:int=0, device=None)->torch.Tensor:
+def causal(S:int, P:int=0, device:str|torch.device|None=None)->torch.Tensor:
     "Each of `S` tokens sees the `P` tokens before them all, its predecessors and itself: (1, S, P+S) booleans."
     return torch.ones(1, S, P + S, dtype=torch.bool, device=device).tril(P)
 
@@ -235,7 +236,7 @@ def saved_bytes(self:TextTower,
     hidden = self.blocks[0].mlp.c_fc.out_features*(2 if type(self.blocks[0].mlp.gelu).__name__ == "QuickGELU" else 1)
     return itemsize*self.depth*(tokens*(6*self.width + hidden) + 2*sentences*P*self.width)
 
-def free_memory(device)->int:
+def free_memory(device:torch.device)->int:
     "Bytes of memory that `device` has free."
     if torch.device(device).type == "cuda": return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_AVPHYS_PAGES")*os.sysconf("SC_PAGE_SIZE")
@@ -243,7 +244,7 @@ def free_memory(device)->int:
 # %% ../../nbs/methods/11_prompted.ipynb #f13d8441
 class Plan:
     "How the sentences `ids` (G or 1, M, T) with prompts `at` (G or 1, M, n) are computed for `groups` prompts within `budget` bytes."
-    def __init__(self, tower, ids, at, groups=1, budget=None):
+    def __init__(self, tower:TextTower, ids:torch.Tensor, at:torch.Tensor, groups:int=1, budget:int|None=None):
         self.ids, self.at, self.axis = ids, at, 0 if len(ids) > 1 else 1
         leading = (at == torch.arange(1, 1 + at.shape[-1], device=at.device)).flatten(0, 1).all(0)
         self.P, lengths = 1 + int(leading.int().cumprod(0).sum()), tower.lengths(ids).flatten().tolist()
@@ -285,7 +286,7 @@ class VisionTower:
         self.read = 1 if self.visual.attn_pool is None and self.visual.pool_type == "tok" else len(self.visual.positional_embedding)
 
 @patch
-def project(self:VisionTower, x)->torch.Tensor:
+def project(self:VisionTower, x:torch.Tensor)->torch.Tensor:
     "Image features from the states (B, 1 or all, D) of the model's own tokens."
     x = self.visual._pool(x)[0]
     return x if self.visual.proj is None else x @ self.visual.proj
@@ -326,7 +327,7 @@ PHOTO_WORDS = "a photo of a"
 
 def context_start(
     tower:TextTower, # whose embeddings are taken
-    tokenizer, # words -> ids
+    tokenizer:Callable, # words -> ids
     n:int, # prompt length
     words:str|None, # start words; None: the first n of "a photo of a", "" for random vectors
     generator:torch.Generator, # draws what is not given by words
@@ -362,13 +363,13 @@ def begin(self:PromptMethod):
     self.tower, self.plans, self.budget = TextTower(self.backbone.model), {}, free_memory(self.backbone.device)//2
 
 @patch
-def text_prompts(self:PromptMethod, classnames)->tuple:
+def text_prompts(self:PromptMethod, classnames:list[str])->tuple:
     "First (G, n, D) and deep (depth-1, n, D) text prompts for `classnames`."
     raise NotImplementedError
 
 # %% ../../nbs/methods/11_prompted.ipynb #4de70748
 @patch
-def plan(self:PromptMethod, classnames, groups=1)->Plan:
+def plan(self:PromptMethod, classnames:list[str], groups:int=1)->Plan:
     "How the sentences of `classnames` are computed; kept for the next time."
     key = tuple(classnames), groups
     if key not in self.plans:

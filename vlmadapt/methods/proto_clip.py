@@ -32,7 +32,7 @@ def log_mixture(
 def info_nce(
     a:torch.Tensor, # (K, D) unit rows
     b:torch.Tensor, # (K, D) unit rows, row k belongs to row k of `a`
-    temperature=.1, # default of the package that the released code uses
+    temperature:float=.1, # default of the package that the released code uses
 )->torch.Tensor:
     "Mean over k of the cross-entropy of picking row k of `b` from row k of `a`."
     return F.cross_entropy(a @ b.T / temperature, torch.arange(len(a), device=a.device))
@@ -95,7 +95,7 @@ class ProtoCLIP(Method):
 
 # %% ../../nbs/methods/07_proto_clip.ipynb #43ff98f6
 @patch(cls_method=True)
-def unused(cls:ProtoCLIP, hyper)->set:
+def unused(cls:ProtoCLIP, hyper:dict)->set:
     "Without training its hyper-parameters have no effect."
     return {*cls.space, "temperature", "gain"} if hyper["variant"] == "training-free" else set()
 
@@ -122,7 +122,7 @@ def init(self:ProtoCLIP, generator):
 
 # %% ../../nbs/methods/07_proto_clip.ipynb #ad672e1b
 @patch
-def query(self:ProtoCLIP, x)->torch.Tensor:
+def query(self:ProtoCLIP, x:torch.Tensor)->torch.Tensor:
     "Unit queries of image features `x` (B, D)."
     return adapt(F.normalize(x, dim=-1), [[self.layers[f"{n}{i}"] for n in "wgs"] for i in range(len(self.layers)//3)])
 

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from ..method import Method, hyper
+from ..problem import Problem
 
 # %% ../../nbs/methods/02_tip_adapter.ipynb #79562eb2
 def cache_keys(
-    problem, # with views of its support images
+    problem:Problem, # with views of its support images
 )->torch.Tensor: # (N, D) unit rows
     "Keys of the cache: the mean over views of each support image, normalised."
     return F.normalize(problem.features.views.mean(0), dim=-1)
@@ -64,8 +65,8 @@ class TipAdapter(Method):
 def vote(self:TipAdapter,
     x:torch.Tensor, # (B, D) raw image features
     keys:torch.Tensor, # (N, D) unit keys
-    alpha, # weight of the cache
-    beta, # sharpness
+    alpha:float|torch.Tensor, # weight of the cache
+    beta:float|torch.Tensor, # sharpness
 )->torch.Tensor: # (B, K)
     "The equation above."
     affinity = torch.exp(-beta*(1 - F.normalize(x, dim=-1) @ by_class(keys, self.place, self.held).flatten(0, 1).T))

@@ -32,7 +32,7 @@ def init(self:VPT, generator):
     self.V = nn.Parameter(torch.randn(D, self.n_ctx, self.eyes.width, generator=generator)*.02)
 
 @patch
-def text(self:VPT, classnames=None):
+def text(self:VPT, classnames:list[str]|None=None)->torch.Tensor:
     "The classifier of the fixed sentence."
     names = tuple(classnames or self.classnames)
     if names not in self.fixed: self.fixed[names] = F.normalize(self.backbone.encode_text([f"{PHOTO_WORDS} {n.replace('_', ' ')}." for n in names]), dim=-1).to(self.V.device)
@@ -55,4 +55,4 @@ class MaPLe(MuDPT):
         n_ctx:int=2, # prompt length in both towers; further words of "a photo of a" stay as they are
         **recipe): ImagePromptMethod.__init__(self, problem, hyper(locals()))
     @property
-    def after(self): return " ".join(PHOTO_WORDS.split()[self.n_ctx:])
+    def after(self)->str: return " ".join(PHOTO_WORDS.split()[self.n_ctx:])

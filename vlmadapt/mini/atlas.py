@@ -12,20 +12,20 @@ import functools, io
 import numpy as np
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #55f5c478
-def disc(x, y, r):
+def disc(x:np.ndarray, y:np.ndarray, r:float)->np.ndarray:
     "Distance to a circle of radius `r` around the origin."
     return np.sqrt(x * x + y * y) - r
 
-def box(x, y, w, h):
+def box(x:np.ndarray, y:np.ndarray, w:float, h:float)->np.ndarray:
     "Distance to a box of half width `w` and half height `h`."
     return np.maximum(np.abs(x) - w, np.abs(y) - h)
 
-def join(*distances):
+def join(*distances)->np.ndarray:
     "The union of several shapes: the least of their `distances`."
     return functools.reduce(np.minimum, distances)
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #63388298
-def convex(*corners):
+def convex(*corners)->np.ndarray:
     "Distance function of the convex polygon with these `corners`, in order."
     p = np.array(corners, np.float32); q = np.roll(p, -1, 0)
     if (p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0]).sum() > 0: p = p[::-1]      # clockwise, so that normals point outwards
@@ -39,13 +39,13 @@ def convex(*corners):
     return distance
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #f1f140cc
-def polygon(sides, turn=0.0, size=0.95):
+def polygon(sides:int, turn:float=0.0, size:float=0.95)->np.ndarray:
     "Distance function of a regular polygon with `sides`; `turn` is in units of one side, `size` its radius."
     a = -2 * np.pi * (np.arange(sides) + turn) / sides + np.pi / 2
     return convex(*zip(size * np.cos(a), size * np.sin(a)))
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #e379d449
-def star(points, inner):
+def star(points:int, inner:float)->np.ndarray:
     "Distance function of a star with `points`, whose inner corners lie at radius `inner`."
     half = np.pi / points
     edge = np.array([inner * np.cos(half) - 1, inner * np.sin(half)]); edge = edge / np.hypot(*edge)
@@ -122,10 +122,10 @@ SHAPES |= _new_shapes
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #835f38c7
 def contact_sheet(
-    images, # (B, 32, 32, 3) uint8
+    images:np.ndarray, # (B, 32, 32, 3) uint8
     columns:int=16, # pictures in a row
     zoom:float=2, # screen pixels for each pixel
-):
+)->object: # a picture for a notebook
     "All `images` on one page, as an object that a notebook displays."
     from IPython.display import Image as Display
     from PIL import Image

@@ -41,16 +41,16 @@ class Scenes:
     def __getitem__(self, i): return Scenes(**{f.name: getattr(self, f.name)[i] for f in fields(self)})
 
     @property
-    def count(self): return (self.shape >= 0).sum(-1)
+    def count(self)->np.ndarray: return (self.shape >= 0).sum(-1)
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #d8e73db6
-def concat(scenes):
+def concat(scenes:"list[Scenes]")->"Scenes":
     "One `Scenes` out of a list of `scenes`."
     return Scenes(**{f.name: np.concatenate([getattr(s, f.name) for s in scenes]) for f in fields(Scenes)})
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #507992ca
 def blank(
-    rng, # numpy Generator
+    rng:np.random.Generator, # numpy Generator
     n:int, # number of rows
     kind:str, # of KINDS
     noise:float=.02, fade:float=0., clutter:int=0, # how hard: see `Scenes`
@@ -171,7 +171,7 @@ def _distance_map(font, symbol):
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #105cdd00
 @functools.lru_cache(1)
-def font_bank():
+def font_bank()->np.ndarray:
     "Distance maps (fonts, 62, 40, 40) of the digits, the letters and the capitals; made once in a process."
     import matplotlib
     from PIL import ImageFont
@@ -201,8 +201,8 @@ def _glyph_cover(rng, s, size=(.82, 1.08), turn=10., shear=.2, wobble=1.3, weigh
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #cf36c54b
 def enlarge(
-    small, # (B, 8, 8)
-): # (B, 32, 32) float32
+    small:np.ndarray, # (B, 8, 8)
+)->np.ndarray: # (B, 32, 32) float32
     "Bilinear enlargement of `small` pictures by four."
     t = np.clip((np.arange(32) + .5) / 4 - .5, 0, 6.999); i = t.astype(int); up = np.zeros((32, 8), np.float32)
     up[np.arange(32), i], up[np.arange(32), i + 1] = 1 - (t - i), t - i
@@ -254,9 +254,9 @@ def _restyle(rng, s, image):
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #b210a213
 def render(
-    rng, # numpy Generator, for what is random in the pixels
+    rng:np.random.Generator, # numpy Generator, for what is random in the pixels
     s:Scenes, # what to draw
-): # (B, 32, 32, 3) uint8
+)->np.ndarray: # (B, 32, 32, 3) uint8
     "Pixels of the scenes `s`."
     image = _backdrop(rng, s)
     _strokes(rng, s, image)

@@ -49,7 +49,7 @@ TEXTURE_WORDS = {"plain": ("plain",), "striped": ("striped",), "dotted": ("dotte
                  "checkered": ("checkered",), "speckled": ("speckled",)}
 
 # %% ../../nbs/00_mini/01_frames.ipynb #a543ed29
-def fix_articles(text):
+def fix_articles(text:str)->str:
     "`text` with 'a' turned into 'an' where English wants it."
     return re.sub(r"(?<!letter )\ba (?=(?!one\b)[aeio]|8|hour|[fhlmnrsx]\b)", "an ", text)
 
@@ -303,18 +303,18 @@ def facts_of(
 def describe(
     name:str, # as it shall stand in the sentence
     facts:list, # from `facts_of`
-    frames=DESCRIBE, # or DESCRIBE_PATTERN, DESCRIBE_GLYPH
+    frames:tuple=DESCRIBE, # or DESCRIBE_PATTERN, DESCRIBE_GLYPH
 )->list:
     "Four written sentences for the class `name`, each with one of its `facts`."
     return [fix_articles(frame.format(name, fact)) for frame, fact in zip(frames, itertools.cycle(facts))]
 
 # %% ../../nbs/00_mini/01_frames.ipynb #12bd974c
-def object_name(colour, shape, texture="plain"):
+def object_name(colour:str, shape:str, texture:str="plain")->str:
     "'red circle', or 'striped red circle'."
     return f"{colour} {shape}" if texture == "plain" else f"{texture} {colour} {shape}"
 
 # %% ../../nbs/00_mini/01_frames.ipynb #0ed52de5
-def describe_object(colour, shape, texture):
+def describe_object(colour:str, shape:str, texture:str)->list[str]:
     "Four written sentences for an object of this `colour`, `shape` and `texture` (names)."
     fact, other = facts_of("shape", SHAPE_NAMES.index(shape))[:2]
     slots = dict(name=object_name(colour, shape, texture), shape=shape, plain=texture, texture=TEXTURE_FACTS[texture],
@@ -322,7 +322,7 @@ def describe_object(colour, shape, texture):
     return [fix_articles(frame.format(**slots)) for frame in DESCRIBE_OBJECT]
 
 # %% ../../nbs/00_mini/01_frames.ipynb #51b7b675
-def describe_pair(a, b, relation):
+def describe_pair(a:str, b:str, relation:str)->list[str]:
     "Four written sentences for the object `a` in its `relation` to `b`."
     return [fix_articles(frame.format(a=a, b=b)) for frame in DESCRIBE_PAIR[relation]]
 
@@ -347,7 +347,7 @@ PLAIN_WORDS = """a an the and or but of in on with to by for from at as is are w
     0 1 2 3 4 5 6 7 8 9 ten eleven twelve"""
 
 # %% ../../nbs/00_mini/01_frames.ipynb #ceb82f7d
-def words(text):
+def words(text:str)->list[str]:
     "The words and marks of `text`, in order; slots in braces are left out."
     return re.findall(r"[a-z]+|[0-9]|[^\sa-z0-9]", re.sub(r"\{\w*\}", " ", text.lower()))
 

@@ -22,21 +22,21 @@ def _fill(frame, *args, **slots): return fix_articles(" ".join(frame.format(*arg
 
 def _names(s): return [SHAPE_NAMES[k] for k in s.shape if k >= 0], [COLOUR_NAMES[k] for k in s.colour if k >= 0]
 
-def thing(s, j, rng):
+def thing(s:Scenes, j:int, rng:random.Random)->str:
     "Name of the object in slot `j` of `s`: colour, shape, and its texture if it has one."
     words = [COLOUR_NAMES[s.colour[j]], SHAPE_NAMES[s.shape[j]]]
     if s.texture[j] > 0: words.insert(rng.randrange(2), rng.choice(TEXTURE_WORDS[TEXTURES[s.texture[j]]]))
     return " ".join(words)
 
 # %% ../../nbs/00_mini/01_language.ipynb #5cfb2561
-def ground(s, rng):
+def ground(s:Scenes, rng:random.Random)->str:
     "A phrase for the background of `s`, sometimes with its tone."
     phrase = rng.choice(GROUNDS[BACKGROUNDS[s.background]])
     tone = "dark" if s.paper.mean() < .3 else "light" if s.paper.mean() > .7 else None
     return phrase.replace("a ", f"a {tone} ", 1) if tone and rng.random() < .5 else phrase
 
 # %% ../../nbs/00_mini/01_language.ipynb #5b2a4507
-def symbol(s, rng):
+def symbol(s:Scenes, rng:random.Random)->str:
     "'letter b', 'number three' or 'digit 3' for the glyph of `s`."
     g = GLYPHS[s.glyph]
     return "letter " + g if g.isalpha() else rng.choice(("number ", "digit ")) + rng.choice((g, NUMBERS[int(g)]))
@@ -110,7 +110,7 @@ def _caption_pattern(s, rng):
     return _fill(rng.choice(CAPTIONS["pattern"]), name)
 
 # %% ../../nbs/00_mini/01_language.ipynb #9c5fa45d
-def absent(s, rng):
+def absent(s:Scenes, rng:random.Random)->str:
     "Name of something that is not in `s`, of the same sort as what is."
     if KINDS[s.kind] == "pattern":
         return rng.choice([p for p in SEEN_PATTERNS if p != PATTERN_NAMES[s.pattern]]) + " texture"
@@ -121,7 +121,7 @@ def absent(s, rng):
     return rng.choice([n for n in SEEN_SHAPES if not any(n in p or p in n for p in present)])
 
 # %% ../../nbs/00_mini/01_language.ipynb #1d5da88e
-def negation(name, rng):
+def negation(name:str, rng:random.Random)->str:
     "A sentence that says there is no `name`."
     return rng.choice(NEGATIVE_FRAMES).replace("{a}", fix_articles("a " + name)).format(name)
 
@@ -237,7 +237,7 @@ def voice(
     return _fill(frame, **slots)
 
 # %% ../../nbs/00_mini/01_language.ipynb #6caa5b64
-def other_sentence(s, rng):
+def other_sentence(s:Scenes, rng:random.Random)->str:
     "A question about `s` with its answer, a true or neutral statement, or a caption in another voice."
     r = rng.random()
     if r < .5: q = rng.choice(questions(s, rng)); return f"{q[0]} {q[1]}."

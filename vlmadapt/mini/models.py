@@ -8,11 +8,14 @@ __all__ = ['HERE', 'CONFIGS', 'PREPROCESS', 'ROWS', 'registered', 'tokenizer', '
 
 # %% ../../nbs/00_mini/03_models.ipynb #e9ecc4e8
 import json, logging
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 import torch
 from torch import nn
 from torch.nn import functional as F
+from numpy.typing import ArrayLike
 import vlmadapt
 from ..foundation import choose, import_open_clip, load_arrays, save_arrays
 
@@ -24,14 +27,14 @@ ROWS = 49408 # the size of CLIP's vocabulary
 
 # %% ../../nbs/00_mini/03_models.ipynb #fb240bed
 @lru_cache
-def registered():
+def registered()->ModuleType:
     "open_clip, knowing the configurations of this package."
     open_clip = import_open_clip()
     open_clip.add_model_config(HERE/"configs")
     return open_clip
 
 @lru_cache
-def tokenizer(name:str):
+def tokenizer(name:str)->Callable:
     "open_clip's own BPE tokenizer with the context length of `name`."
     return registered().get_tokenizer(name)
 
@@ -71,8 +74,8 @@ def untrained(
 
 # %% ../../nbs/00_mini/03_models.ipynb #edac31e8
 def pixels(
-    images, # bytes, (B, 32, 32, 3), array or tensor
-    model, # the model that will read them
+    images:ArrayLike, # bytes, (B, 32, 32, 3), array or tensor
+    model:nn.Module, # the model that will read them
 )->torch.Tensor: # floats (B, 3, H, W), normalised and resized
     "Turn stored `images` into the input of `model`."
     cfg = model.visual.preprocess_cfg
@@ -84,7 +87,7 @@ def pixels(
 
 # %% ../../nbs/00_mini/03_models.ipynb #089041c3
 def compact_index(
-    token_ids, # ascending ids of the compact vocabulary, -1 (unk) first
+    token_ids:torch.Tensor|list[int], # ascending ids of the compact vocabulary, -1 (unk) first
     rows:int=ROWS, # size of the full vocabulary
 )->torch.Tensor: # (rows,) compact index of every full id
     "Where each id of the full vocabulary stands in the compact one."
@@ -108,9 +111,9 @@ def expand(
 
 # %% ../../nbs/00_mini/03_models.ipynb #4498d962
 def save_weights(
-    path, # file to write
-    model, # a model over the compact vocabulary
-    token_ids, # its vocabulary, -1 first
+    path:str|Path, # file to write
+    model:nn.Module, # a model over the compact vocabulary
+    token_ids:torch.Tensor|list[int], # its vocabulary, -1 first
     meta:dict, # facts kept in the header
 ):
     "Store `model` with its vocabulary, matrices in half precision."
@@ -118,7 +121,7 @@ def save_weights(
     save_arrays(path, half | dict(token_ids=torch.as_tensor(token_ids)), meta)
 
 def load_weights(
-    path, # a file of `save_weights`
+    path:str|Path, # a file of `save_weights`
 )->tuple[dict, torch.Tensor]: # state dict in single precision, token ids
     "Read a weight file."
     arrays, _ = load_arrays(path)
@@ -129,7 +132,7 @@ def load_weights(
 def build(
     name:str, # "mini" or "mini-rn"
     vocabulary:str="full", # "full" takes open_clip's token ids, "compact" those of `compact_index`
-    weights=None, # another weight file than the one shipped
+    weights:str|Path|None=None, # another weight file than the one shipped
 )->nn.Module: # an open_clip model in eval mode
     "The pretrained model `name`."
     choose(name, CONFIGS, "mini model")

@@ -10,9 +10,11 @@ __all__ = ['PAD', 'Recipe', 'vocabulary', 'tokens_of', 'make_batch', 'batches', 
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #605a875d
 import itertools, math, multiprocessing, random, time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
 from torch import nn
@@ -51,7 +53,7 @@ def vocabulary()->torch.Tensor: # ascending ids, -1 first
     "The compact vocabulary of the embedded world."
     return torch.tensor([-1, *token_ids()])
 
-def tokens_of(captions, name="mini"):
+def tokens_of(captions:list[str], name:str="mini")->torch.Tensor:
     "Compact token ids of `captions`, (B, T) with T the longest of them."
     start, end = tokenizer(name).sot_token_id, tokenizer(name).eot_token_id
     ids = [(start, *_caption_ids(name, c)[:tokenizer(name).context_length - 2], end) for c in captions]
@@ -73,7 +75,7 @@ def batches(
     seeds:list[int], # one per batch
     n:int, # images per batch
     workers:int=0, # processes that draw ahead; 0 draws in this one
-):
+)->Iterator[dict]:
     "Yield `make_batch` of every seed in order."
     if not workers: yield from (make_batch(s, n) for s in seeds); return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -83,7 +85,7 @@ def batches(
             if i + 2*workers < len(seeds): ahead.append(pool.submit(make_batch, seeds[i + 2*workers], n))
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #7b26dcdb
-def encode_text(model, tokens):
+def encode_text(model:nn.Module, tokens:torch.Tensor)->tuple:
     "Text feature (B, D) and word states (B, T, D) of `tokens`, which may be shorter than the context."
     text, T = getattr(model, "text", model), tokens.shape[1]
     x = text.token_embedding(tokens) + text.positional_embedding[:T]
@@ -194,14 +196,14 @@ class Pretraining:
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #94c41204
 @patch
-def vision_losses(self:Pretraining, batch):
+def vision_losses(self:Pretraining, batch:dict)->tuple:
     "Losses of stage 1."
     features = self.model.visual(pixels(batch["images"], self.model))
     losses = attribute_loss(self.heads, features[0] if isinstance(features, tuple) else features, batch)
     return sum(losses.values())/len(losses), losses
 
 @patch
-def read_captions(self:Pretraining, tokens, patches=None, groups=4):
+def read_captions(self:Pretraining, tokens:torch.Tensor, patches:torch.Tensor|None=None, groups:int=4)->tuple:
     "Text features (B, D) of `tokens` and, given `patches` (B, P, D), the caption loss of a share of them. Works through groups of similar length."
     model, shown = self.model, drop_words(tokens, self.recipe.unknown, stream(self.recipe.seed, "unknown", self.step))
     order = tokens.argmax(-1).argsort(stable=True)
@@ -216,7 +218,7 @@ def read_captions(self:Pretraining, tokens, patches=None, groups=4):
     return torch.cat(features)[order.argsort()], loss/words if patches is not None else None
 
 @patch
-def joint_losses(self:Pretraining, batch):
+def joint_losses(self:Pretraining, batch:dict)->tuple:
     "Losses of stage 2."
     r, image = self.recipe, self.model.visual(pixels(batch["images"], self.model))
     image, patches = image if isinstance(image, tuple) else (image, None)
@@ -228,7 +230,7 @@ def joint_losses(self:Pretraining, batch):
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #1485bce3
 @patch
-def update(self:Pretraining, batch, factor):
+def update(self:Pretraining, batch:dict, factor:float)->dict:
     "One optimisation step at `factor` of the peak rates; returns the losses."
     batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
     with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
@@ -244,7 +246,7 @@ def update(self:Pretraining, batch, factor):
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #af1b9d22
 @patch
-def run_stage(self:Pretraining, workers=0, log_every=50, save_every=None, path=None):
+def run_stage(self:Pretraining, workers:int=0, log_every:int=50, save_every:int|None=None, path:str|Path|None=None):
     "Finish the present stage, saving a checkpoint to `path` every `save_every` steps."
     r, joint = self.recipe, self.stage == "joint"
     steps, n = (r.joint_steps, r.joint_batch) if joint else (r.vision_steps, r.vision_batch)
@@ -263,7 +265,7 @@ def run_stage(self:Pretraining, workers=0, log_every=50, save_every=None, path=N
         if path and save_every and self.step % save_every == 0: self.save(path)
 
 @patch
-def run(self:Pretraining, **kwargs):
+def run(self:Pretraining, **kwargs)->Pretraining:
     "Run what is left of both stages; arguments as in `run_stage`."
     if self.stage == "vision":
         self.run_stage(**kwargs)
@@ -275,7 +277,7 @@ def run(self:Pretraining, **kwargs):
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #c7889daf
 @patch
-def save(self:Pretraining, path):
+def save(self:Pretraining, path:str|Path):
     "Store everything needed to go on."
     arrays = {f"model.{k}": v for k, v in self.model.state_dict().items()} | {f"heads.{k}": v for k, v in self.heads.state_dict().items()}
     for i, o in enumerate(self.optimisers):
@@ -283,7 +285,7 @@ def save(self:Pretraining, path):
     save_arrays(path, arrays, dict(recipe=asdict(self.recipe), stage=self.stage, step=self.step, log=self.log, seconds=self.seconds))
 
 @patch(cls_method=True)
-def resume(cls:Pretraining, path, device=None):
+def resume(cls:Pretraining, path:str|Path, device:str|None=None)->Pretraining:
     "The run stored at `path`."
     arrays, meta = load_arrays(path)
     run = cls(Recipe(**meta["recipe"]), device)
@@ -299,19 +301,19 @@ def resume(cls:Pretraining, path, device=None):
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #890c0a9a
 @torch.inference_mode()
-def image_features(model, images, size=256):
+def image_features(model:nn.Module, images:np.ndarray, size:int=256)->torch.Tensor:
     "Unit features (N, D) of stored `images`, `size` at a time."
     features = [model.visual(pixels(part, model)) for part in torch.as_tensor(images).split(size)]
     return F.normalize(torch.cat([f[0] if isinstance(f, tuple) else f for f in features]), dim=-1)
 
 @torch.inference_mode()
-def text_features(model, captions):
+def text_features(model:nn.Module, captions:list[str])->torch.Tensor:
     "Unit features (N, D) of `captions`."
     tokens = tokens_of(captions).to(model.logit_scale.device)
     return F.normalize(encode_text(model, tokens)[0], dim=-1)
 
 def zero_shot(
-    model, # over the compact vocabulary
+    model:nn.Module, # over the compact vocabulary
     name:str, # a dataset of the embedded world
 )->float: # percent of test images
     "Zero-shot accuracy of `model` on the test images of `name`, averaging the text features of all templates."
@@ -322,7 +324,7 @@ def zero_shot(
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #d4b7a1b9
 def binding_accuracy(
-    model, # over the compact vocabulary
+    model:nn.Module, # over the compact vocabulary
     how:int, # 0 exchanges the places, 1 the colours
     n:int=1000, # number of pairs
     seed:int=1, # fixes the scenes
@@ -335,8 +337,8 @@ def binding_accuracy(
 # %% ../../nbs/00_mini/04_pretraining.ipynb #409b1bcb
 @torch.inference_mode()
 def greedy_captions(
-    model, # a CoCa over the compact vocabulary
-    images, # bytes (B, 32, 32, 3)
+    model:nn.Module, # a CoCa over the compact vocabulary
+    images:np.ndarray, # bytes (B, 32, 32, 3)
     prompt:str="a photo of a", # how each caption starts
 )->list[str]: # B captions
     "Let `model` caption `images` word by word."
@@ -349,11 +351,11 @@ def greedy_captions(
     words = [index[row[1:row.index(end)] if end in row else row[1:]].tolist() for row in ids.tolist()]
     return [tokenizer("mini").decode(w).strip() for w in words]
 
-def said(text, names):
+def said(text:str, names:list[str])->str:
     "The longest of `names` that stands in `text`, None if there is none."
     return max((n for n in names if f" {n} " in f" {text.replace('.', ' ')} "), key=len, default=None)
 
-def caption_accuracy(model, n=500, seed=1)->dict: # percent
+def caption_accuracy(model:nn.Module, n:int=500, seed:int=1)->dict: # percent
     "Of the captions of `n` single objects, how many name the right shape, and the right colour where they name one."
     rng = np_stream(seed, "captions"); scenes = singles(rng, n)
     written, out = greedy_captions(model, render(rng, scenes)), {}
@@ -364,8 +366,8 @@ def caption_accuracy(model, n=500, seed=1)->dict: # percent
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #fabc8fa3
 def accuracies(
-    model, # over the compact vocabulary, in eval mode
-    datasets, # names for the zero-shot rows
+    model:nn.Module, # over the compact vocabulary, in eval mode
+    datasets:list[str], # names for the zero-shot rows
 )->dict: # percent
     "Zero-shot, binding and caption accuracies of `model`."
     out = {f"zero-shot {d}": zero_shot(model, d) for d in datasets}

@@ -7,6 +7,7 @@ __all__ = ['SEEN_SHAPES', 'SEEN_COLOURS', 'ALL_TEXTURES', 'EASY_SHAPES', 'SEEN_G
            'singles', 'pairs', 'twins', 'counts', 'glyphs', 'patterns']
 
 # %% ../../nbs/00_mini/00_scenes.ipynb #09982b43
+from collections.abc import Sequence
 import numpy as np
 from .atlas import (BACKGROUNDS, COLOURS, FONTS, GLYPHS, HELD_COLOURS, HELD_FONTS, HELD_GLYPHS, HELD_PATTERNS,
                                  HELD_SHAPES, KINDS, PATTERNS, POSITIONS, RELATIONS, SHAPES, SIZES, STYLES, TEXTURES,
@@ -32,7 +33,7 @@ def _set_paper(rng, s, contrast=.5, tries=6):
     s.paper[:, 0], s.paper[:, 1] = first, np.where((s.background == 0)[:, None], first, second)
 
 # %% ../../nbs/00_mini/00_scenes.ipynb #1c21ae1b
-def held_triples(share=.1):
+def held_triples(share:float=.1)->np.ndarray:
     "Boolean table (colours, shapes, textures): the `share` of combinations kept out of pretraining."
     return np.random.default_rng(20240).random((len(COLOURS), len(SHAPES), len(TEXTURES))) < share
 
@@ -53,15 +54,15 @@ def _attributes(rng, n, shapes, colours, textures, allowed=None, plain=None):
 _ANCHORS = np.array([(16, 16), (9, 16), (23, 16), (16, 9), (16, 23), (9, 9), (23, 9), (9, 23), (23, 23)], np.float32)
 
 def singles(
-    rng, # numpy Generator
+    rng:np.random.Generator, # numpy Generator
     n:int, # number of scenes
-    shapes=SEEN_SHAPES, colours=SEEN_COLOURS, textures=ALL_TEXTURES, # indices to choose from
-    allowed=None, # table (colours, shapes, textures) of the combinations to use; None = all
-    share=(.35, .25, .4), # of small, middle and large objects
-    radii=((5.5, 7.5), (8., 10.), (10.5, 13.)), # in pixels, of the three sizes
+    shapes:Sequence=SEEN_SHAPES, colours:Sequence=SEEN_COLOURS, textures:Sequence=ALL_TEXTURES, # indices to choose from
+    allowed:np.ndarray|None=None, # table (colours, shapes, textures) of the combinations to use; None = all
+    share:tuple=(.35, .25, .4), # of small, middle and large objects
+    radii:tuple=((5.5, 7.5), (8., 10.), (10.5, 13.)), # in pixels, of the three sizes
     turn:float=12., # greatest angle in degrees
     contrast:float=.5, # least distance of object and background colour
-    given=None, # (shape, colour, texture) columns that are fixed, None for those that are not
+    given:tuple|np.ndarray|None=None, # (shape, colour, texture) columns that are fixed, None for those that are not
     **level, # noise, fade, clutter
 )->Scenes:
     "One object a scene: small, plain and anywhere, or larger, textured and central."
@@ -85,9 +86,9 @@ def _put_pair(rng, s, radius=(5.6, 7.2), turn=12.):
 
 # %% ../../nbs/00_mini/00_scenes.ipynb #8151718a
 def pairs(
-    rng, n:int, shapes=SEEN_SHAPES, colours=SEEN_COLOURS, allowed=None, # as in `singles`
-    radius=(5.6, 7.2), turn:float=12., contrast:float=.45, # pixels, degrees, distance in colour
-    given=None, # (first, second, relation): two triples of columns, and a column
+    rng:np.random.Generator, n:int, shapes:Sequence=SEEN_SHAPES, colours:Sequence=SEEN_COLOURS, allowed:np.ndarray|None=None, # as in `singles`
+    radius:tuple=(5.6, 7.2), turn:float=12., contrast:float=.45, # pixels, degrees, distance in colour
+    given:tuple|np.ndarray|None=None, # (first, second, relation): two triples of columns, and a column
     **level, # noise, fade, clutter
 )->Scenes:
     "Two objects a scene, the first left of or above the second; four in five pairs differ in both shape and colour."
@@ -104,9 +105,9 @@ def pairs(
 
 # %% ../../nbs/00_mini/00_scenes.ipynb #ab2b3e7c
 def twins(
-    rng, s:Scenes, # pairs
-    how=None, # 0 exchanges places, 1 exchanges colours, 2 turns the relation; None = at random
-    allowed=None, # where an exchange of colours would leave this table, places are exchanged instead
+    rng:np.random.Generator, s:Scenes, # pairs
+    how:int|None=None, # 0 exchanges places, 1 exchanges colours, 2 turns the relation; None = at random
+    allowed:np.ndarray|None=None, # where an exchange of colours would leave this table, places are exchanged instead
 )->Scenes:
     "A partner for each pair of `s`, newly placed."
     t, n = s[np.arange(len(s))], len(s)
@@ -127,7 +128,7 @@ _EASY = ("circle", "ring", "square", "triangle", "star", "cross", "heart", "diam
 EASY_SHAPES = tuple(list(SHAPES).index(k) for k in _EASY)
 
 # %% ../../nbs/00_mini/00_scenes.ipynb #9272196d
-def counts(rng, n, shapes=EASY_SHAPES, colours=SEEN_COLOURS, allowed=None, radius=(3.3, 4.2), contrast=.5, **level):
+def counts(rng:np.random.Generator, n:int, shapes:Sequence=EASY_SHAPES, colours:Sequence=SEEN_COLOURS, allowed:np.ndarray|None=None, radius:tuple=(3.3, 4.2), contrast:float=.5, **level)->Scenes:
     "`n` scenes of one to six equal objects; parameters as in `singles`."
     s = blank(rng, n, "count", **level)
     shape, colour, texture = _attributes(rng, n, shapes, colours, [0], allowed)
@@ -146,11 +147,11 @@ def counts(rng, n, shapes=EASY_SHAPES, colours=SEEN_COLOURS, allowed=None, radiu
 SEEN_GLYPHS = tuple(i for i, g in enumerate(GLYPHS) if g not in HELD_GLYPHS)
 
 def glyphs(
-    rng, n:int, symbols=SEEN_GLYPHS, fonts=range(16), # indices to choose from
+    rng:np.random.Generator, n:int, symbols:Sequence=SEEN_GLYPHS, fonts:Sequence=range(16), # indices to choose from
     capital:float=.5, # share of capitals among the letters
     coarse:float=.2, # share of the digits, and half that share of the letters, at 8 x 8 pixels
     contrast:float=.7, angle:float=0., # distance in colour, degrees
-    given=None, # symbols that are fixed
+    given:tuple|np.ndarray|None=None, # symbols that are fixed
     **level, # noise, fade, clutter
 )->Scenes:
     "`n` scenes of one letter or digit, turned by `angle` degrees; a share `coarse` is white on black at 8 x 8 pixels."
@@ -170,7 +171,7 @@ def glyphs(
 # %% ../../nbs/00_mini/00_scenes.ipynb #d3e34182
 SEEN_PATTERNS = range(len(PATTERNS) - len(HELD_PATTERNS))
 
-def patterns(rng, n, names=SEEN_PATTERNS, period=(5., 9.), contrast=.55, given=None, **level):
+def patterns(rng:np.random.Generator, n:int, names:Sequence=SEEN_PATTERNS, period:tuple=(5., 9.), contrast:float=.55, given:tuple|np.ndarray|None=None, **level)->Scenes:
     "`n` scenes of one full-picture pattern in two colours; `period` in pixels."
     s = blank(rng, n, "pattern", **level)
     s.pattern[:] = rng.choice(names, n) if given is None else given

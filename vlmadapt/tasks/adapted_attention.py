@@ -13,6 +13,7 @@ __all__ = ['ACTS', 'SKIPS', 'LEARN', 'TOWERS', 'ADAPTERS', 'WHERE', 'FFN', 'BOTT
 import copy, inspect, math
 from collections import OrderedDict
 from functools import singledispatch
+from pathlib import Path
 from typing import NamedTuple
 import torch
 import torch.nn.functional as F
@@ -54,12 +55,12 @@ class AttentionGraph(NamedTuple):
     k: torch.Tensor|None = None
 
     @property
-    def metric(self): # (H, D/H, D/H)
+    def metric(self)->torch.Tensor: # (H, D/H, D/H)
         "W_o W_o^T of each head: inner products of features after the output projection."
         w = self.mha.out_proj.weight.unflatten(1, (self.mha.num_heads, -1))
         return torch.einsum("dhi,dhj->hij", w, w)
 
-    def out(self, heads): # (B, H, N, D/H) -> (B, N, D)
+    def out(self, heads:torch.Tensor)->torch.Tensor: # (B, H, N, D/H) -> (B, N, D)
         "Heads side by side, through the output projection."
         return self.mha.out_proj(heads.transpose(1, 2).flatten(2).to(self.mha.out_proj.weight.dtype))
 
@@ -90,22 +91,22 @@ class Adapter(nn.Module):
         self.hidden = hidden or max(1, site.width//8)
         self.down, self.up = nn.Linear(site.width, self.hidden), nn.Linear(self.hidden, site.width)
 
-    def reset(self, generator:torch.Generator):
+    def reset(self, generator:torch.Generator)->"Adapter":
         "Starting values from `generator`: way down N(0, 0.02^2), biases 0."
         for name, layer in self.named_children():
             std = self.up_std if name == "up" else .02
             layer.weight.data.copy_(std*torch.randn(layer.weight.shape, generator=generator)); layer.bias.data.zero_()
         return self
 
-    def branch(self, h): return self.up(self.act(self.down(h)))
-    def forward(self, attended, graph=None): return attended + self.branch(attended)
+    def branch(self, h:torch.Tensor)->torch.Tensor: return self.up(self.act(self.down(h)))
+    def forward(self, attended:torch.Tensor, graph:AttentionGraph|None=None)->torch.Tensor: return attended + self.branch(attended)
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #5969daf7
 SKIPS = dict(aggregate={"graph"}, attention={"graph", "attended"})
 
 class GraphAdapter(Adapter):
     "An adapter on an aggregation over queries and values; this one's is a graph convolution, that is, attention."
-    def __init__(self, site,
+    def __init__(self, site:Site,
         skip:str="aggregate", # what the branch is added to: "aggregate" (paper) or "attention" (ours)
         nodes:str="query", # query nodes: "query", "zero" or "noise" (paper, table 3)
         **bottleneck, # `hidden`, `act`, `up_std` of `Adapter`
@@ -113,23 +114,23 @@ class GraphAdapter(Adapter):
         super().__init__(site, **bottleneck)
         self.skip, self.nodes, self.wants = skip, nodes, choose(skip, SKIPS, "skip")
         query_nodes(torch.zeros(1, 1), nodes)
-    def queries(self, graph): return query_nodes(graph.q, self.nodes, graph.offset)
-    def aggregate(self, graph): return graph.M.to(graph.v.dtype) @ graph.v
-    def forward(self, attended, graph):
+    def queries(self, graph:AttentionGraph)->torch.Tensor: return query_nodes(graph.q, self.nodes, graph.offset)
+    def aggregate(self, graph:AttentionGraph)->torch.Tensor: return graph.M.to(graph.v.dtype) @ graph.v
+    def forward(self, attended:torch.Tensor, graph:AttentionGraph)->torch.Tensor:
         u = graph.out(self.aggregate(graph))
         return (attended if self.skip == "attention" else u) + self.branch(u)
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #4b4b5f08
 class APPNPAdapter(GraphAdapter):
     "Attention mixed with the query nodes by `alpha`, then the bottleneck."
-    def __init__(self, site, alpha:float=.1, **rest): super().__init__(site, **rest); self.alpha = alpha
-    def aggregate(self, graph): return (1 - self.alpha)*super().aggregate(graph) + self.alpha*self.queries(graph)
+    def __init__(self, site:Site, alpha:float=.1, **rest): super().__init__(site, **rest); self.alpha = alpha
+    def aggregate(self, graph:AttentionGraph)->torch.Tensor: return (1 - self.alpha)*super().aggregate(graph) + self.alpha*self.queries(graph)
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #cb107603
 class GCNIIAdapter(APPNPAdapter):
     "As APPNP, with a bottleneck that counts less in later layers: `lamb` / layer."
-    def __init__(self, site, lamb:float=.5, **rest): super().__init__(site, **rest); self.beta = math.log(lamb/site.layer + 1)
-    def forward(self, attended, graph):
+    def __init__(self, site:Site, lamb:float=.5, **rest): super().__init__(site, **rest); self.beta = math.log(lamb/site.layer + 1)
+    def forward(self, attended:torch.Tensor, graph:AttentionGraph)->torch.Tensor:
         u = graph.out(self.aggregate(graph))
         return (attended if self.skip == "attention" else (1 - self.beta)*u) + self.beta*self.branch(u)
 
@@ -145,7 +146,7 @@ def bounded(
 
 class PAdapter(GraphAdapter):
     "p-Laplacian message passing over queries and values, then the bottleneck; Wu et al., eq. 14 to 16."
-    def __init__(self, site,
+    def __init__(self, site:Site,
         p:float=1.5, # exponent, or its start
         learn:str="layer", # "layer", "shared" or "fixed"
         mu:float=.1, # weight of the query node
@@ -158,10 +159,10 @@ class PAdapter(GraphAdapter):
         self.start, self.learn, self.mu, self.degree, self.K = p, learn, mu, degree, K
         choose(degree, DEGREES, "degree")
         if mu < 0 or K < 1: raise ValueError(f"mu={mu}, K={K}: mu must not be negative, and K is at least 1")
-    def reset(self, generator):
+    def reset(self, generator:torch.Generator)->Adapter:
         if self.learn != "fixed": self.p.data.fill_(self.start)
         return super().reset(generator)
-    def aggregate(self, graph):
+    def aggregate(self, graph:AttentionGraph)->torch.Tensor:
         p = self.p if self.learn == "fixed" else bounded(self.p)
         return plap_attention(graph.M, self.queries(graph), graph.v, p, self.mu, self.degree, graph.metric, self.K)[0]
 
@@ -177,7 +178,7 @@ def pooled(
 class ReleasedAdapter(Adapter):
     "The p-adapter of the authors' released code: gated, aggregated inside the bottleneck."
     wants = {"attended", "graph"}
-    def __init__(self, site,
+    def __init__(self, site:Site,
         p:float=1.25, # start of the exponent: 1.25 VQA, 1.5 entailment, 1.75 captions
         mu:float=.1, # mu is mu*(2 + tanh(theta)), theta learned from 0
         pool:int=16, # groups of keys in cross-attention
@@ -188,11 +189,11 @@ class ReleasedAdapter(Adapter):
         self.gate = nn.Linear(site.width, self.hidden)
         self.p, self.theta, self.start, self.mu, self.pool = nn.Parameter(torch.tensor(float(p))), nn.Parameter(torch.tensor(0.)), p, mu, pool
 
-    def reset(self, generator):
+    def reset(self, generator:torch.Generator)->Adapter:
         self.p.data.fill_(self.start); self.theta.data.zero_()
         return super().reset(generator)
 
-    def forward(self, attended, graph):
+    def forward(self, attended:torch.Tensor, graph:AttentionGraph)->torch.Tensor:
         q, v = (self.down(graph.out(n)).unflatten(-1, (self.site.heads, -1)).transpose(1, 2) for n in (graph.q, graph.v))
         mu, pool = self.mu*(2 + self.theta.tanh()), lambda x: pooled(x, self.pool)
         if self.site.kind == "cross": u = plap_released(pool(graph.M), pool(v.mT).mT, self.p, mu, q=q)[0]
@@ -207,7 +208,8 @@ class AdaptedAttention(nn.MultiheadAttention):
         for name, value in mha.__dict__.items(): self.__dict__[name] = value.copy() if isinstance(value, dict) else value
         self.adapter = adapter
 
-    def forward(self, query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None, average_attn_weights=True, is_causal=False):
+    def forward(self, query:torch.Tensor, key:torch.Tensor, value:torch.Tensor, key_padding_mask:torch.Tensor|None=None, need_weights:bool=True,
+                attn_mask:torch.Tensor|None=None, average_attn_weights:bool=True, is_causal:bool=False)->tuple:
         wants, graph, attended, weights = self.adapter.wants, None, None, None
         if "attended" in wants: attended = super().forward(query, key, value, key_padding_mask=key_padding_mask, need_weights=False, attn_mask=attn_mask)[0]
         if "graph" in wants or need_weights:
@@ -237,7 +239,7 @@ class AdaptedMLP(nn.Sequential):
         super().__init__(OrderedDict([*mlp.named_children(), ("adapter", adapter)]))
         self.parallel = parallel
 
-    def forward(self, x):
+    def forward(self, x:torch.Tensor)->torch.Tensor:
         *frozen, adapter = self; h = x
         for layer in frozen: h = layer(h)
         return h + adapter.branch(x) if self.parallel else adapter(h)
@@ -364,14 +366,14 @@ def frozen_key(
 
 def save_adapters(
     adapted:nn.Module, # a model of `add_adapters`
-    path, # safetensors file to write
+    path:str|Path, # safetensors file to write
 ):
     "Store the adapters of `adapted`, and nothing else."
     save_arrays(path, adapter_parameters(adapted), {**adapted.adapter_card, "frozen": frozen_key(adapted)})
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #f4fa9000
 def load_adapters(
-    path, # a file of `save_adapters`
+    path:str|Path, # a file of `save_adapters`
     model:nn.Module, # the frozen model that they belong to; it is not changed
 )->nn.Module: # a thin copy with the stored adapters
     "Put stored adapters into a copy of `model`, refusing one with other weights."

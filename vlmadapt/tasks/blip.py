@@ -8,8 +8,10 @@ __all__ = ['TINY', 'BASE', 'LOADERS', 'PARTS', 'import_blip', 'BertWords', 'Blip
            'AdaptedBlipOutput', 'BlipPlace', 'BlipStep']
 
 # %% ../../nbs/tasks/07_blip.ipynb #295d0365
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from types import ModuleType
 from typing import NamedTuple
 import torch
 from fastcore.basics import patch
@@ -26,7 +28,7 @@ from .tuners import QKV, add_lora, add_prefix
 # %% ../../nbs/tasks/07_blip.ipynb #f9e16f2b
 def import_blip(
     package:str="transformers", # or "peft"
-):
+)->ModuleType:
     "Import a package of the extra `blip`, or say in one line how to get it."
     import_open_clip()  # it copes with a torchvision that does not match torch, which transformers does not
     try:
@@ -38,11 +40,11 @@ def import_blip(
 # %% ../../nbs/tasks/07_blip.ipynb #bfb71ebb
 class BertWords:
     "BERT's `tokenizer` with the face of open_clip's; `config` is BLIP's text configuration and knows the `start` and `end` tokens."
-    def __init__(self, tokenizer, config):
+    def __init__(self, tokenizer:object, config:object):
         self.tokenizer, self.start, self.end, self.context_length = tokenizer, config.bos_token_id, config.sep_token_id, config.max_position_embeddings
         if config.pad_token_id != 0: raise ValueError(f"padding is token {config.pad_token_id}; it should be 0")
     def encode(self, text:str)->list: return self.tokenizer.encode(text, add_special_tokens=False)
-    def decode(self, tokens)->str: return self.tokenizer.decode([t for t in tokens if t != self.start], skip_special_tokens=True)
+    def decode(self, tokens:list[int])->str: return self.tokenizer.decode([t for t in tokens if t != self.start], skip_special_tokens=True)
 
     def __call__(self, texts, context_length=None)->torch.Tensor: # (B, context_length)
         length = context_length or self.context_length
@@ -58,18 +60,18 @@ class Blip(nn.Module):
         self.core, self.prefix = core, None
         self.context_length = core.config.text_config.max_position_embeddings
     @property
-    def text_decoder(self): return self.core.text_decoder
+    def text_decoder(self)->nn.Module: return self.core.text_decoder
 
     def _encode_image(self, images): # the same name as CoCa's: class token (B, D), all tokens (B, N, D)
         tokens = self.core.vision_model(pixel_values=images).last_hidden_state
         return tokens[:, 0], tokens
 
-    def states(self, patches, tokens, past=None, offset=0):
+    def states(self, patches:torch.Tensor, tokens:torch.Tensor, past:object|None=None, offset:int=0)->torch.Tensor:
         "What the decoder makes of `tokens` (B, T), the first of which is at position `offset`."
         if past is None and self.prefix is not None: past = self.past(len(tokens))
         return self.text_decoder.bert(input_ids=tokens, position_ids=torch.arange(offset, offset + tokens.shape[1], device=tokens.device)[None], encoder_hidden_states=patches,
                                       past_key_values=past, is_decoder=True, use_cache=past is not None).last_hidden_state
-    def forward(self, images, tokens): return dict(logits=all_logits(self, self._encode_image(images)[1], tokens))
+    def forward(self, images:torch.Tensor, tokens:torch.Tensor)->dict: return dict(logits=all_logits(self, self._encode_image(images)[1], tokens))
 
 # %% ../../nbs/tasks/07_blip.ipynb #8ccb7c7c
 @all_logits.register
@@ -88,12 +90,12 @@ BASE = dict(text=dict(num_attention_heads=12), vision=dict(image_size=384))
 
 def blip_config(
     text:dict, vision:dict, # what differs from transformers' defaults
-):
+)->object:
     "A configuration of BLIP."
     return import_blip().BlipConfig(text_config=text, vision_config=vision)
 
 # %% ../../nbs/tasks/07_blip.ipynb #72e9f4b9
-def check_heads(config):
+def check_heads(config:object):
     "Refuse a text decoder of BLIP's size with another number of heads than BLIP's."
     width, heads = config.text_config.hidden_size, config.text_config.num_attention_heads
     if width >= 768 and width != 64*heads: raise ValueError(f"the text decoder has width {width} and {heads} heads; BLIP has heads of 64, {width//64} of them")
@@ -129,7 +131,7 @@ def fetch_blip(
 # %% ../../nbs/tasks/07_blip.ipynb #36081158
 class BlipBackbone(Backbone):
     "A frozen BLIP with its tokenizer, transform and content key."
-    def __init__(self, name, core, tokenizer, device, precision):
+    def __init__(self, name:str, core:nn.Module, tokenizer:object, device:str, precision:str):
         self.name, self.model, self.device, self.precision, self.logit_scale = name, Blip(core).to(device).eval().requires_grad_(False), device, precision, 1.
         transform, config = import_open_clip().transform, core.config
         self.tokenizer = BertWords(tokenizer, config.text_config)
@@ -159,7 +161,7 @@ LOADERS |= {"blip-": load_blip, "Salesforce/blip": load_blip}
 @contextmanager
 def watched(
     *modules:nn.Module, # whose results are wanted
-): # a dict from module to its last result
+)->Iterator[dict]: # a dict from module to its last result
     "Keep what `modules` return inside the block."
     seen = {}
     handles = [m.register_forward_hook(lambda m, _, out: seen.__setitem__(m, out)) for m in modules]
@@ -175,7 +177,7 @@ class Heads(NamedTuple):
     embed_dim: int
 
 def heads_of(
-    attention, # of a BLIP layer
+    attention:nn.Module, # of a BLIP layer
 )->Heads:
     "The heads of a BLIP `attention`."
     return Heads(attention.output.dense, attention.self.num_attention_heads, attention.output.dense.out_features)
@@ -183,17 +185,17 @@ def heads_of(
 # %% ../../nbs/tasks/07_blip.ipynb #e8078135
 class AdaptedBlipAttention(nn.Module):
     "The frozen attention `block` of a BLIP layer, sharing its modules, with an `adapter` behind its output projection."
-    def __init__(self, block, adapter:Adapter):
+    def __init__(self, block:nn.Module, adapter:Adapter):
         super().__init__(); self.self, self.output, self.adapter = block.self, block.output, adapter
 
-    def forward(self, hidden_states, past_key_values=None, **kwargs):
+    def forward(self, hidden_states:torch.Tensor, past_key_values:object|None=None, **kwargs)->tuple:
         with watched(self.self.query, self.self.value) as seen: context, M = self.self(hidden_states, past_key_values=past_key_values, **kwargs)
         cross = kwargs.get("encoder_hidden_states") is not None
         graph = self.graph(M, seen, past_key_values, cross) if "graph" in self.adapter.wants else None
         h = self.adapter(self.output.dense(context) if "attended" in self.adapter.wants else None, graph)
         return self.output.LayerNorm(self.output.dropout(h) + hidden_states), M
 
-    def graph(self, M, seen, past, cross):
+    def graph(self, M:torch.Tensor, seen:dict, past:object, cross:bool)->AttentionGraph:
         "Queries, values and attention as the adapter takes them."
         split = lambda x: x.unflatten(-1, (self.self.num_attention_heads, -1)).transpose(1, 2)
         q, layer, attn = split(seen[self.self.query]), self.self.layer_idx, heads_of(self)
@@ -204,12 +206,12 @@ class AdaptedBlipAttention(nn.Module):
 # %% ../../nbs/tasks/07_blip.ipynb #e7a8b1bc
 class AdaptedBlipOutput(nn.Module):
     "The frozen end `block` of a BLIP layer's feed-forward part with an `adapter` behind it, or beside it (`parallel`)."
-    def __init__(self, block, adapter:Adapter, parallel:bool=False):
+    def __init__(self, block:nn.Module, adapter:Adapter, parallel:bool=False):
         super().__init__()
         for name, m in block.named_children(): self.add_module(name, m)
         self.adapter, self.parallel = adapter, parallel
 
-    def forward(self, hidden_states, input_tensor):
+    def forward(self, hidden_states:torch.Tensor, input_tensor:torch.Tensor)->torch.Tensor:
         h = self.dense(hidden_states)
         h = h + self.adapter.branch(input_tensor) if self.parallel else self.adapter(h)
         return self.LayerNorm(self.dropout(h) + input_tensor)
@@ -219,8 +221,8 @@ PARTS = {"self": "attention", "cross": "crossattention", "ffn": "output"}
 
 class BlipPlace:
     "A place in a `layer` of BLIP's decoder, of `kind` self, cross or ffn, with the face of an open_clip block."
-    def __init__(self, layer, kind:str): self.layer, self.kind, self.places, self.attn = layer, kind, (kind,), heads_of(layer.attention)
-    def put(self, adapter, parallel):
+    def __init__(self, layer:nn.Module, kind:str): self.layer, self.kind, self.places, self.attn = layer, kind, (kind,), heads_of(layer.attention)
+    def put(self, adapter:Adapter, parallel:bool):
         part = getattr(self.layer, PARTS[self.kind])
         setattr(self.layer, PARTS[self.kind], AdaptedBlipOutput(part, adapter, parallel) if self.kind == "ffn" else AdaptedBlipAttention(part, adapter))
 
@@ -237,7 +239,7 @@ def _(model:Blip, tower):
 # %% ../../nbs/tasks/07_blip.ipynb #1d0adf36
 class BlipStep:
     "Logits of the next token from a BLIP `model` for `images`, keeping keys and values if `cache`."
-    def __init__(self, model, images, cache):
+    def __init__(self, model:Blip, images:torch.Tensor, cache:bool):
         if cache: check_causal(model)
         self.model, self.patches, self.tokens, self.length = model, model._encode_image(images)[1], None, 0
         self.kept = model.past(len(images)) if cache else None
@@ -248,7 +250,7 @@ class BlipStep:
         if self.kept is not None: self.length += tokens.shape[1]
         return self.model.text_decoder.cls(states[:, -1])
 
-    def select(self, rows):
+    def select(self, rows:torch.Tensor):
         self.patches = self.patches[rows]
         if self.kept is None: self.tokens = self.tokens[rows]
         else: self.kept.reorder_cache(rows)
@@ -278,7 +280,7 @@ def _(model:Blip, length=16, seed=1):
 
 # %% ../../nbs/tasks/07_blip.ipynb #d360a06c
 @patch
-def past(self:Blip, B:int):
+def past(self:Blip, B:int)->object:
     "An empty cache for `B` texts, or one that holds the prefix."
     hf, c = import_blip(), self.core.config.text_config
     cache = hf.EncoderDecoderCache(hf.DynamicCache(), hf.DynamicCache())

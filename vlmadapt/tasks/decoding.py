@@ -7,15 +7,17 @@ __all__ = ['START', 'END', 'PAD', 'text_states', 'all_logits', 'Uncached', 'chec
            'write', 'likelihood', 'rank']
 
 # %% ../../nbs/tasks/02_decoding.ipynb #365da1f2
+from collections.abc import Callable
 from functools import singledispatch
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from ..backbones import Backbone
 from .adapted_attention import PAdapter, attend, project
 
 # %% ../../nbs/tasks/02_decoding.ipynb #276adf7d
 def text_states(
-    model, # an open_clip CoCa
+    model:torch.nn.Module, # an open_clip CoCa
     tokens:torch.Tensor, # (B, T), padded on the right
 )->torch.Tensor: # (B, T, D)
     "What the causal text tower makes of `tokens`, padded to its context for the while."
@@ -25,7 +27,7 @@ def text_states(
 # %% ../../nbs/tasks/02_decoding.ipynb #30dfce0d
 @singledispatch
 def all_logits(
-    model, # an open_clip CoCa, with or without adapters
+    model:torch.nn.Module, # an open_clip CoCa, with or without adapters
     patches:torch.Tensor, # (B, N, D) image tokens
     tokens:torch.Tensor, # (B, T), padded on the right
 )->torch.Tensor: # (B, T, V)
@@ -35,17 +37,17 @@ def all_logits(
 # %% ../../nbs/tasks/02_decoding.ipynb #04095b0e
 class Uncached:
     "Logits of the next token from a CoCa `model` for `images`, computing the whole text anew at each step."
-    def __init__(self, model, images): self.model, self.tokens, self.patches = model, None, model._encode_image(images)[1]
+    def __init__(self, model:torch.nn.Module, images:torch.Tensor): self.model, self.tokens, self.patches = model, None, model._encode_image(images)[1]
 
     def __call__(self, tokens):
         self.tokens = tokens if self.tokens is None else torch.cat([self.tokens, tokens], 1)
         return all_logits(self.model, self.patches, self.tokens)[:, -1]
 
-    def select(self, rows): self.patches, self.tokens = self.patches[rows], self.tokens[rows]
+    def select(self, rows:torch.Tensor): self.patches, self.tokens = self.patches[rows], self.tokens[rows]
 
 # %% ../../nbs/tasks/02_decoding.ipynb #e13ae1ed
 def check_causal(
-    model, # with or without adapters
+    model:torch.nn.Module, # with or without adapters
 ):
     "Refuse adapters whose earlier outputs depend on later tokens."
     for name, m in model.named_modules():
@@ -55,14 +57,14 @@ def check_causal(
 # %% ../../nbs/tasks/02_decoding.ipynb #ce09bbe3
 class Cached:
     "Logits of the next token from a CoCa `model` for `images`, keeping keys and values."
-    def __init__(self, model, images):
+    def __init__(self, model:torch.nn.Module, images:torch.Tensor):
         self.check(model)
         self.model, self.length, self.kept = model, 0, {}
         patches = model._encode_image(images)[1]
         for block in model.text_decoder.cross_attn:
             h = block.ln_1_kv(patches); self.kept[block] = project(block.attn, h, 1), project(block.attn, h, 2)
 
-    def check(self, model):
+    def check(self, model:torch.nn.Module):
         if model.text.attn_mask is None: raise ValueError("this text tower looks both ways; decode it with cache=False")
         check_causal(model)
 
@@ -75,11 +77,11 @@ class Cached:
         self.length += tokens.shape[1]
         return decoder.ln_final(x[:, -1]) @ decoder.text_projection
 
-    def select(self, rows): self.kept = {block: tuple(x[rows] for x in kept) for block, kept in self.kept.items()}
+    def select(self, rows:torch.Tensor): self.kept = {block: tuple(x[rows] for x in kept) for block, kept in self.kept.items()}
 
 # %% ../../nbs/tasks/02_decoding.ipynb #8e2b8fcc
 @patch
-def self_block(self:Cached, block, x):
+def self_block(self:Cached, block:torch.nn.Module, x:torch.Tensor)->torch.Tensor:
     "A self-attention block for the new tokens `x`, after adding their keys and values to the past."
     h = block.ln_1(x); new = project(block.attn, h, 1), project(block.attn, h, 2)
     self.kept[block] = tuple(torch.cat(pair, 2) for pair in zip(self.kept[block], new)) if block in self.kept else new
@@ -87,7 +89,7 @@ def self_block(self:Cached, block, x):
     return self.step(block, x, *self.kept[block], mask=torch.ones(n, self.length + n, dtype=bool, device=x.device).triu(self.length + 1))
 
 @patch
-def step(self:Cached, block, x, keys, values, mask=None):
+def step(self:Cached, block:torch.nn.Module, x:torch.Tensor, keys:torch.Tensor, values:torch.Tensor, mask:torch.Tensor|None=None)->torch.Tensor:
     "One block for the new tokens `x`, looking at `keys` and `values`."
     x = x + block.ls_1(attend(block.attn, project(block.attn, block.ln_1(x), 0), keys, values, mask, self.length))
     return x + block.ls_2(block.mlp(block.ln_2(x)))
@@ -95,10 +97,10 @@ def step(self:Cached, block, x, keys, values, mask=None):
 # %% ../../nbs/tasks/02_decoding.ipynb #68390adc
 @singledispatch
 def stepper(
-    model, # an open_clip CoCa, with or without adapters
+    model:torch.nn.Module, # an open_clip CoCa, with or without adapters
     images:torch.Tensor, # (B, 3, s, s) preprocessed
     cache:bool=True, # keep keys and values
-):
+)->Uncached|Cached:
     "What `greedy` and `beam` decode with."
     if not hasattr(model, "text_decoder"): raise ValueError(f"{type(model).__name__} has no text decoder: it cannot write")
     return (Cached if cache else Uncached)(model, images)
@@ -108,7 +110,7 @@ START, END, PAD = 49406, 49407, 0  # of CLIP's vocabulary
 
 @torch.no_grad()
 def greedy(
-    step, # of `stepper`
+    step:Callable, # of `stepper`
     prompts:torch.Tensor, # (B, T) tokens, padded on the right
     length:int=20, # most new tokens per row
     end:int=END, pad:int=PAD, # the two special tokens
@@ -137,7 +139,7 @@ def _continuations(logits, tokens, prompts, done, new, least, end, pad):
 
 @torch.no_grad()
 def beam(
-    step, # of `stepper`
+    step:Callable, # of `stepper`
     prompts:torch.Tensor, # (B, T) tokens, padded on the right
     beams:int=5, # texts kept (released code: 5 for captions, 3 for answers)
     length:int=20, # most new tokens per row
@@ -166,10 +168,10 @@ def beam(
 # %% ../../nbs/tasks/02_decoding.ipynb #eb933ff8
 @torch.no_grad()
 def write(
-    backbone, # a `Backbone` that holds a CoCa
+    backbone:Backbone, # a `Backbone` that holds a CoCa
     images:torch.Tensor, # (B, 3, s, s) preprocessed
     prompts:str|list="a photo of a", # one for all, or one for each
-    model=None, # default: the backbone's own; or a copy of it with adapters
+    model:torch.nn.Module|None=None, # default: the backbone's own; or a copy of it with adapters
     beams:int=1, # 1 is greedy
     length:int=20, # most new tokens
     cache:bool=True, # keep keys and values
@@ -188,7 +190,7 @@ def write(
 # %% ../../nbs/tasks/02_decoding.ipynb #44265fa0
 @torch.no_grad()
 def likelihood(
-    model, # an open_clip CoCa, with or without adapters
+    model:torch.nn.Module, # an open_clip CoCa, with or without adapters
     patches:torch.Tensor, # (B, N, D) image tokens
     prompts:torch.Tensor, # (B, T) tokens, padded on the right
     answers:torch.Tensor, # (B, T') tokens with the end, padded on the right
@@ -203,7 +205,7 @@ def likelihood(
 
 @torch.no_grad()
 def rank(
-    model, # an open_clip CoCa, with or without adapters
+    model:torch.nn.Module, # an open_clip CoCa, with or without adapters
     images:torch.Tensor, # (B, 3, s, s) preprocessed
     prompts:torch.Tensor, # (B, T) tokens, padded on the right
     answers:torch.Tensor, # (C, T') tokens of the candidates with the end, padded on the right

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 import numpy as np
 from ..foundation import choose
+from ..mini.drawing import Scenes
 from ..mini.frames import COLOUR_NAMES, NUMBERS, PLACES, PLURALS, SHAPE_NAMES, fix_articles
 from ..mini.language import ground, questions, thing
 from ..mini.scenes import EASY_SHAPES, POSITIONS, STYLES, concat, counts, render, singles
@@ -103,7 +104,7 @@ def _more(s, words):
 
 # %% ../../nbs/tasks/04_mini_tasks.ipynb #e5cd073a
 def fair_caption(
-    s, # one row of `Scenes`
+    s:Scenes, # one row of `Scenes`
     words:random.Random,
 )->str:
     "What a seller at an art fair says about `s`."

@@ -23,7 +23,7 @@ from .mini_tasks import Example
 # %% ../../nbs/tasks/04b_readers.ipynb #b9979962
 class Row(dict):
     "One entry of a file; an absent field is refused with its place `where`."
-    def __init__(self, values, where):
+    def __init__(self, values:dict, where:str):
         if not isinstance(values, dict): raise ValueError(f"{where}: expected fields in braces, not {str(values)[:40]}")
         super().__init__(values); self.where = where
     def __missing__(self, key): raise ValueError(f"{self.where}: no {key!r}")
@@ -39,7 +39,7 @@ def _text(path):
 
 # %% ../../nbs/tasks/04b_readers.ipynb #da3e0f39
 def entries(
-    path, # a JSON file
+    path:str|Path, # a JSON file
     key:str="", # where the list is in it; '' where the file is the list
 )->list[Row]:
     "The entries of a list in a JSON file."
@@ -49,7 +49,7 @@ def entries(
 
 # %% ../../nbs/tasks/04b_readers.ipynb #c2b98f14
 def lines(
-    path, # a file of JSON lines
+    path:str|Path, # a file of JSON lines
 )->list[Row]:
     "The entries of a file that holds one JSON object a line; empty lines are skipped."
     return [Row(_parsed(line, path, f"{path}, line {n}"), f"{path}, line {n}") for n, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
@@ -57,9 +57,9 @@ def lines(
 # %% ../../nbs/tasks/04b_readers.ipynb #e870c2de
 class Gathered:
     "What is read: `images`, paths of files in `folder`, and `examples`."
-    def __init__(self, folder): self.folder, self.images, self.examples, self._at, self._there = Path(folder), [], [], {}, {}
+    def __init__(self, folder:str|Path): self.folder, self.images, self.examples, self._at, self._there = Path(folder), [], [], {}, {}
 
-    def add(self, row:Row, image:str, prompt:str, answers, sort:str=""):
+    def add(self, row:Row, image:str, prompt:str, answers:list|tuple, sort:str=""):
         "One example; `row` is where it was read."
         answers = [answers] if isinstance(answers, str) else answers
         if not isinstance(answers, (list, tuple)) or not all(isinstance(t, str) for t in (image, prompt, *answers)): raise ValueError(f"{row.where}: image, prompt and answers should be texts")
@@ -98,9 +98,9 @@ def caption_text(
 
 # %% ../../nbs/tasks/04b_readers.ipynb #fa05161c
 def read_vqa(
-    questions, # v2_OpenEnded_mscoco_*_questions.json
-    annotations, # v2_mscoco_*_annotations.json
-    images, # the folder that holds train2014/ and val2014/
+    questions:str|Path, # v2_OpenEnded_mscoco_*_questions.json
+    annotations:str|Path, # v2_mscoco_*_annotations.json
+    images:str|Path, # the folder that holds train2014/ and val2014/
 )->tuple[list, list]: # paths of images; `Example`s, sorted by kind of answer
     "Questions and answers in VQAv2's files."
     part = Row(_parsed(_text(questions), questions, questions), questions)["data_subtype"]
@@ -116,7 +116,7 @@ def _answers(row, key): return [Row(a, row.where)["answer"] for a in row[key]]
 
 # %% ../../nbs/tasks/04b_readers.ipynb #0c7399ba
 def karpathy_parts(
-    path, # dataset_coco.json
+    path:str|Path, # dataset_coco.json
 )->dict[int, str]: # COCO's number of an image -> train, val or test
     "Karpathy's split of the images of COCO 2014."
     return {row["cocoid"]: dict(restval="train").get(row["split"], row["split"]) for row in entries(path, "images")}
@@ -124,7 +124,7 @@ def karpathy_parts(
 # %% ../../nbs/tasks/04b_readers.ipynb #a7d14f47
 def parted(
     splits:list[tuple[list, list]], # images and examples
-    part_of, # function from the path of an image to the name of its part
+    part_of:Callable, # function from the path of an image to the name of its part
 )->dict: # part -> (images, examples)
     "Examples of several files, sorted anew by their images."
     out = defaultdict(lambda: ([], []))
@@ -137,7 +137,7 @@ def parted(
 
 # %% ../../nbs/tasks/04b_readers.ipynb #653bdc83
 def read_vqav2(
-    root, # the folder of the four files, dataset_coco.json, train2014/ and val2014/
+    root:str|Path, # the folder of the four files, dataset_coco.json, train2014/ and val2014/
 )->dict: # train, val, test -> (images, examples)
     "VQAv2 in Karpathy's split."
     files = [(root/f"v2_OpenEnded_mscoco_{part}_questions.json", root/f"v2_mscoco_{part}_annotations.json") for part in ("train2014", "val2014")]
@@ -170,8 +170,8 @@ def held_out(
 
 # %% ../../nbs/tasks/04b_readers.ipynb #003cfe89
 def read_vizwiz(
-    path, # train.json or val.json
-    images, # the folder of its images
+    path:str|Path, # train.json or val.json
+    images:str|Path, # the folder of its images
 )->tuple[list, list]: # paths of images; `Example`s, sorted by kind of answer
     "Questions and answers in VizWiz's file."
     out = Gathered(images)
@@ -183,8 +183,8 @@ VERDICT_WORDS = dict(entailment="correct", contradiction="incorrect", neutral="a
 
 # %% ../../nbs/tasks/04b_readers.ipynb #18317b19
 def read_snli_ve(
-    path, # snli_ve_train.jsonl, ..._dev.jsonl, ..._test.jsonl
-    images, # the folder of Flickr30k's images
+    path:str|Path, # snli_ve_train.jsonl, ..._dev.jsonl, ..._test.jsonl
+    images:str|Path, # the folder of Flickr30k's images
 )->tuple[list, list]: # paths of images; `Example`s, sorted by label
     "Visual entailment in SNLI-VE's file."
     out = Gathered(images)
@@ -196,7 +196,7 @@ def read_snli_ve(
 # %% ../../nbs/tasks/04b_readers.ipynb #9217eae6
 CAPTION_PROMPT = "a picture of"  # BLIP's
 
-def captions_of(rows, images, train=True)->tuple[list, list]:
+def captions_of(rows:list, images:str|Path, train:bool=True)->tuple[list, list]:
     "A split from `rows` of (entry, path of image below `images`, captions); the ones to `train` on are made plain."
     out = Gathered(images)
     for row, image, texts in rows: out.add(row, image, CAPTION_PROMPT, [caption_text(t) if train else " ".join(t.split()) for t in texts])
@@ -204,8 +204,8 @@ def captions_of(rows, images, train=True)->tuple[list, list]:
 
 # %% ../../nbs/tasks/04b_readers.ipynb #db414fb2
 def read_karpathy(
-    path, # dataset_coco.json
-    images, # the folder that holds train2014/ and val2014/
+    path:str|Path, # dataset_coco.json
+    images:str|Path, # the folder that holds train2014/ and val2014/
 )->dict: # train, val, test -> (images, examples)
     "COCO captions in Karpathy's file and split."
     parts = defaultdict(list)
@@ -214,8 +214,8 @@ def read_karpathy(
 
 # %% ../../nbs/tasks/04b_readers.ipynb #d34a5d86
 def read_coco(
-    path, # captions_train2014.json, or VizWiz's train.json
-    images, # the folder of its images
+    path:str|Path, # captions_train2014.json, or VizWiz's train.json
+    images:str|Path, # the folder of its images
     train:bool=True, # to learn from; otherwise captions stay as they are
 )->tuple[list, list]: # paths of images; `Example`s
     "Captions in COCO's file; images without one are left out."
@@ -226,8 +226,8 @@ def read_coco(
 
 # %% ../../nbs/tasks/04b_readers.ipynb #f39184d4
 def read_textcaps(
-    path, # TextCaps_0.1_train.json or ..._val.json
-    images, # the folder of its images
+    path:str|Path, # TextCaps_0.1_train.json or ..._val.json
+    images:str|Path, # the folder of its images
     train:bool=True, # to learn from; otherwise captions stay as they are
 )->tuple[list, list]: # paths of images; `Example`s
     "Captions in TextCaps' file, gathered by image."
@@ -237,7 +237,7 @@ def read_textcaps(
 
 # %% ../../nbs/tasks/04b_readers.ipynb #8166171d
 def read_jsonl(
-    path, # a file of JSON lines
+    path:str|Path, # a file of JSON lines
 )->tuple[list, list]: # paths of the images; `Example`s
     "The examples of one split, from a plain file."
     out = Gathered(Path(path).parent)
@@ -267,7 +267,7 @@ TASKS = {
 # %% ../../nbs/tasks/04b_readers.ipynb #b3d16b96
 def read_task(
     name:str, # a key of `TASKS`
-    root=None, # the task's folder; default: its `folder` below VLMADAPT_DATA
+    root:str|Path|None=None, # the task's folder; default: its `folder` below VLMADAPT_DATA
 )->dict: # "train", "val", "test" -> (images, examples)
     "The splits of a task on disk."
     row = choose(name, TASKS, "task"); folder = Path(root) if root else data_root()/row.folder

@@ -8,6 +8,7 @@ __all__ = ['METRICS', 'LOADERS', 'KEPT', 'Spelled', 'spell', 'Words', 'different
            'ranked', 'written', 'judged']
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #48492078
+from collections.abc import Callable
 from functools import singledispatch
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch.utils.weak import WeakIdKeyDictionary
 from ..backbones import Backbone, Pixels, load_backbone
-from ..datasets import Images, open_image
+from ..datasets import Images
 from ..foundation import choose, content_key, stream
 from ..problem import SealedLabels
 from .decoding import END, PAD, text_states, write
@@ -33,7 +34,7 @@ class Spelled(NamedTuple):
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #e44faa44
 def spell(
-    tokenizer, # of the backbone
+    tokenizer:Callable, # of the backbone
     prompts:list[str], # B prompts
     answers:list[str], # B answers
 )->Spelled:
@@ -84,7 +85,7 @@ def word_losses(
 # %% ../../nbs/tasks/05_task_problem.ipynb #1d38a477
 @singledispatch
 def decoder_states(
-    model, # an open_clip CoCa, with or without adapters
+    model:torch.nn.Module, # an open_clip CoCa, with or without adapters
     patches:torch.Tensor, # (B, N, D) image tokens
     tokens:torch.Tensor, # (B, T)
 )->torch.Tensor: # (B, T, D)
@@ -96,7 +97,7 @@ def decoder_states(
 # %% ../../nbs/tasks/05_task_problem.ipynb #5cd450c9
 @singledispatch
 def token_losses(
-    model, # an open_clip CoCa, with or without adapters
+    model:torch.nn.Module, # an open_clip CoCa, with or without adapters
     states:torch.Tensor, # (N, D) of `decoder_states`, where a token is asked for
     target:torch.Tensor, # (N,) the tokens that are right
     smoothing:float=0., # label smoothing
@@ -106,7 +107,7 @@ def token_losses(
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #ef6147c0
 def answer_losses(
-    model, # an open_clip CoCa, with or without adapters
+    model:torch.nn.Module, # an open_clip CoCa, with or without adapters
     patches:torch.Tensor, # (B, N, D) image tokens
     spelled:Spelled, # B texts
     smoothing:float=0., # label smoothing (released code: 0.1)
@@ -160,7 +161,7 @@ def images(self:TaskProblem, split:str)->list:
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #becc6b74
 @patch
-def pixels(self:TaskProblem, split:str):
+def pixels(self:TaskProblem, split:str)->Pixels:
     "The images of a `split` as the image tower takes them."
     return Pixels(Images(self.images(split), None), self.backbone.preprocess)
 
@@ -190,7 +191,7 @@ def load_task(
     name:str, # a key of `MINI_TASKS`, or of `TASKS`: files on disk
     backbone:str|Backbone="mini", # one that can write
     train:int|None=None, # how many train examples; default: all
-    root=None, # the folder of a task on disk; default: below VLMADAPT_DATA
+    root:str|Path|None=None, # the folder of a task on disk; default: below VLMADAPT_DATA
     metric:str|None=None, candidates:tuple|None=None, # where they are not the task's own
 )->TaskProblem:
     "An embedded task, or one on disk."
@@ -212,13 +213,13 @@ class TaskBatch(NamedTuple):
 # %% ../../nbs/tasks/05_task_problem.ipynb #aba912bc
 class TaskBatches:
     "The training batches of one run on `problem`, drawn from the `seed`'s own streams; `frozen` gives image tokens, otherwise pixels."
-    def __init__(self, problem:TaskProblem, seed:int, size:int, device="cpu", frozen:bool=True):
+    def __init__(self, problem:TaskProblem, seed:int, size:int, device:str|torch.device="cpu", frozen:bool=True):
         self.problem, self.size, self.device = problem, size, device
         self.x = problem.patches("train") if frozen and problem.keeps("train") else problem.pixels("train")
         self.encode = problem.encode if frozen and not isinstance(self.x, torch.Tensor) else lambda x: x
         self.order, self.choice = stream(seed, "batches"), stream(seed, "answers")
     def __len__(self): return max(1, len(self.problem.labels["train"])//self.size)
-    def texts(self, index):
+    def texts(self, index:torch.Tensor)->Spelled:
         given = [self.problem.labels["train"][i] for i in index]
         answers = [a[torch.randint(len(a), (), generator=self.choice)] for a in given]
         return Spelled(*(t.to(self.device) for t in spell(self.problem.backbone.tokenizer, [self.problem.prompts["train"][i] for i in index], answers)))
@@ -230,7 +231,7 @@ class TaskBatches:
 # %% ../../nbs/tasks/05_task_problem.ipynb #658e19e5
 @torch.no_grad()
 def ranked(
-    model, # a CoCa, with or without adapters
+    model:torch.nn.Module, # a CoCa, with or without adapters
     problem:TaskProblem, # with candidates
     split:str="val", # which examples
     batch_size:int=64, # examples at once
@@ -246,14 +247,14 @@ def ranked(
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #0b31c4b2
 @torch.no_grad()
-def written(model, problem:TaskProblem, split:str="val", batch_size:int=128, **search)->list[str]:
+def written(model:torch.nn.Module, problem:TaskProblem, split:str="val", batch_size:int=128, **search)->list[str]:
     "What `model` writes after each prompt; `search` are arguments of `write`."
     batches = enumerate(problem.pixels(split).split(batch_size))
     return [t for n, x in batches for t in write(problem.backbone, x.to(problem.backbone.device), problem.prompts[split][n*batch_size:][:len(x)], model, **search)]
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #1a113ae1
 def judged(
-    model, # a CoCa, with or without adapters
+    model:torch.nn.Module, # a CoCa, with or without adapters
     problem:TaskProblem, # what is asked
     truth:list, # answers that people gave, one tuple for each example
     split:str="test", # which examples

@@ -9,16 +9,18 @@ __all__ = ['QKV', 'PETL', 'Tuner', 'Frozen', 'Full', 'BitFit', 'LowRank', 'LoRA'
 # %% ../../nbs/tasks/06_tuners.ipynb #51192f57
 import copy, math
 from functools import singledispatch
+from pathlib import Path
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 from fastcore.basics import patch
 import vlmadapt.fit
+from ..backbones import Backbone
 from ..foundation import choose, load_arrays, save_arrays, stream
 from ..method import Method, hyper
 from .adapted_attention import (WHERE, AdaptedAttention, AttentionGraph, add_adapters, adapter_parameters, parameter_groups, settings_of,
                                               thin_copy, tower_blocks)
-from .task_problem import TaskBatches, TaskProblem, answer_losses, judged, load_writer
+from .task_problem import TaskBatch, TaskBatches, TaskProblem, answer_losses, judged, load_writer
 
 # %% ../../nbs/tasks/06_tuners.ipynb #ebabecab
 class Tuner(Method):
@@ -26,16 +28,16 @@ class Tuner(Method):
     needs, frozen_vision = {"generator"}, True
     recipe = dict(lr=1e-3, epochs=5, batch_size=32, optimizer="adamw", schedule="linear", weight_decay=.05, smoothing=0.)
     rates = (1e-4, 2e-4, 5e-4, 1e-3) # learning rates that the paper tries
-    def constants(self, problem): return {}
-    def adapt(self, model, seed): raise NotImplementedError
-    def settings(self): return {k: v for k, v in self.hyper_parameters.items() if k not in self.recipe}
+    def constants(self, problem:TaskProblem)->dict: return {}
+    def adapt(self, model:nn.Module, seed:int)->nn.Module: raise NotImplementedError
+    def settings(self)->dict: return {k: v for k, v in self.hyper_parameters.items() if k not in self.recipe}
 
-    def reset(self, seed:int):
+    def reset(self, seed:int)->Method:
         "A new copy of the backbone's model, with start values from `seed`."
         self.model = self.adapt(self.backbone.model, seed).eval()
         return self.to(self.backbone.device)
 
-    def loss(self, batch):
+    def loss(self, batch:TaskBatch)->torch.Tensor:
         patches = batch.x if self.frozen_vision else self.model._encode_image(batch.x)[1]
         return answer_losses(self.model, patches, batch.spelled, self.hyper_parameters["smoothing"]).mean()
 
@@ -47,7 +49,7 @@ def decays(self:Tuner)->list:
 
 # %% ../../nbs/tasks/06_tuners.ipynb #4a3854a5
 @patch
-def batches(self:Tuner, problem:TaskProblem, seed:int):
+def batches(self:Tuner, problem:TaskProblem, seed:int)->TaskBatches:
     "Texts with image tokens, or with pixels where the image tower is trained."
     return TaskBatches(problem, seed, self.hyper_parameters["batch_size"], self.device, self.frozen_vision)
 
@@ -59,14 +61,14 @@ def judge(self:Tuner, problem:TaskProblem, truth:list, split:str="test", **searc
 
 # %% ../../nbs/tasks/06_tuners.ipynb #f1b2b4f1
 @patch
-def save(self:Tuner, path):
+def save(self:Tuner, path:str|Path):
     "Store the trained parameters, and nothing else."
     card = dict(method=self.name, hyper_parameters=self.hyper_parameters, classnames=self.classnames, **self.card)
     save_arrays(path, adapter_parameters(self.model), card)
 
 # %% ../../nbs/tasks/06_tuners.ipynb #d4135a76
 @patch(cls_method=True)
-def load(cls:Tuner, path, backbone=None)->Tuner:
+def load(cls:Tuner, path:str|Path, backbone:Backbone|None=None)->Tuner:
     "A stored tuner, ready to answer; refuses another kind and other weights."
     tensors, card = load_arrays(path)
     if card.get("method") != cls.name: raise ValueError(f"{path} holds a tuner of kind {card.get('method')}, not {cls.name}")
@@ -113,7 +115,7 @@ class LowRank(nn.Module):
         self.rows = torch.tensor([choose(p, QKV, "part") for p in parts])
         self.A = nn.Parameter(torch.randn(len(parts), rank, width, generator=generator)/math.sqrt(width))
         self.B, self.scale = nn.Parameter(torch.zeros(len(parts), width, rank)), alpha/rank
-    def forward(self, weight):
+    def forward(self, weight:torch.Tensor)->torch.Tensor:
         W = weight.unflatten(0, (3, -1))
         return W.index_add(0, self.rows.to(W.device), self.scale*(self.B @ self.A)).flatten(0, 1)
 
@@ -132,7 +134,7 @@ class LoRA(Tuner):
 # %% ../../nbs/tasks/06_tuners.ipynb #939c3082
 @singledispatch
 def add_lora(
-    model, # a CoCa; it is not changed
+    model:nn.Module, # a CoCa; it is not changed
     rank:int=8, alpha:float=32., parts:list[str]=("query", "key"), seed:int=1, # as in `LoRA`
 )->nn.Module:
     "A thin copy of `model` with low-rank changes in its decoder."
@@ -151,7 +153,7 @@ class Prefix(nn.Module):
         super().__init__()
         self.keys, self.values = (nn.Parameter(.02*torch.randn(heads, length, width//heads, generator=generator)) for _ in range(2))
 
-    def forward(self, attended, graph:AttentionGraph): # (B, N1, D)
+    def forward(self, attended:torch.Tensor, graph:AttentionGraph)->torch.Tensor: # (B, N1, D)
         scale, best = graph.q.shape[-1]**-.5, graph.M.max(-1)
         chosen = graph.k.gather(2, best.indices[..., None].expand(*best.indices.shape, graph.k.shape[-1]))
         real = (graph.q*chosen).sum(-1)*scale - best.values.log()
@@ -172,7 +174,7 @@ class PrefixTuning(Tuner):
 # %% ../../nbs/tasks/06_tuners.ipynb #8e9bbd77
 @singledispatch
 def add_prefix(
-    model, # a CoCa; it is not changed
+    model:nn.Module, # a CoCa; it is not changed
     length:int=16, seed:int=1, # as in `PrefixTuning`
 )->nn.Module:
     "A thin copy of `model` with trained prefixes in its decoder."
@@ -190,7 +192,7 @@ class AdapterTuner(Tuner):
     def __init__(self, problem, **settings): super().__init__(problem, settings)
     def adapt(self, model, seed): return add_adapters(model, self.name, seed=seed, **self.settings())
     @classmethod
-    def defaults(cls): return dict(where=WHERE, ffn="sequential", **settings_of(cls.name), **cls.recipe)
+    def defaults(cls)->dict: return dict(where=WHERE, ffn="sequential", **settings_of(cls.name), **cls.recipe)
 
 # %% ../../nbs/tasks/06_tuners.ipynb #57b4b2f7
 class GCNTuner(AdapterTuner):
