@@ -11,7 +11,7 @@ from nbdev.showdoc import BasicMarkdownRenderer
 from sphinx.cmd.build import main as sphinx
 from derived import ROOT, settings, shown
 
-CHAPTERS = {"Results": ["results/*"], "Tutorials": [f"tutorials/{n}.ipynb" for n in ("explore", "own_images", "own_features", "choose_a_method", "add_a_method", "add_a_dataset")], "From datasets to fits": ["00_*.ipynb", "00_mini/*", "0[1-9]_*"], "Methods": ["methods/*"],
+CHAPTERS = {"Results": ["results/*"], "Tutorials": [f"tutorials/{n}.ipynb" for n in ("explore", "own_images", "own_features", "choose_a_method", "add_a_method", "add_a_dataset", "cluster")], "From datasets to fits": ["00_*.ipynb", "00_mini/*", "0[1-9]_*"], "Methods": ["methods/*"],
             "Tasks": ["tasks/*"], "Runs, results, figures": ["[5-9][0-9]_*"], "Experiments": ["experiments/*"], "Reports": ["reports/*"],
             "The project": ["api.md", "CONTRIBUTING.md"]}
 

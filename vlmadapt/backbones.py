@@ -220,7 +220,7 @@ def cores()->int:
 
 # %% ../nbs/02_backbones.ipynb #a25a21bd
 class Pixels:
-    "Images as an encoder takes them: `split` gives batches (B, 3, s, s), made by threads before they are asked for."
+    "Images as an encoder takes them: `split` gives batches (B, 3, s, s), made by threads before they are asked for, `[[4, 2]]` the batch of these images."
     each = 1
     def __init__(self,
         images, # N PIL images, or anything indexable that gives them
@@ -228,6 +228,7 @@ class Pixels:
     ): self.images, (self.one, self.numbers) = images, parted(transform)
     def __len__(self): return len(self.images)*self.each
     def pixels(self, i): return self.one(self.images[i])[None]
+    def __getitem__(self, index): return self.numbers(torch.cat([self.pixels(i) for i in index]))
     def __iter__(self): return iter(self.split(1))
 
 # %% ../nbs/02_backbones.ipynb #ccb565c4

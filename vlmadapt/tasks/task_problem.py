@@ -224,7 +224,7 @@ class TaskBatches:
         return Spelled(*(t.to(self.device) for t in spell(self.problem.backbone.tokenizer, [self.problem.prompts["train"][i] for i in index], answers)))
     def __iter__(self):
         for index in torch.randperm(len(self.problem.labels["train"]), generator=self.order).split(self.size)[:len(self)]:
-            x = self.x[index] if isinstance(self.x, torch.Tensor) else torch.stack([self.x.transform(self.x.images[i]) for i in index])
+            x = self.x[index] if isinstance(self.x, torch.Tensor) else self.x[index.tolist()]
             yield TaskBatch(self.encode(x).to(self.device), self.texts(index.tolist()))
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #658e19e5
