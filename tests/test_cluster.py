@@ -3,7 +3,7 @@ import json, os, signal, socket, subprocess, sys, time
 from contextlib import ExitStack
 import pytest
 from test_grid import TINY, files, numbers, params, wait_for
-from vlmadapt.grid import execute, read_runs
+from vlmadapt.runs import execute, read_runs
 
 CALL = "import sys; from vlmadapt.grid import vlmadapt_grid; sys.exit(vlmadapt_grid(sys.argv[1], out=sys.argv[2], address=sys.argv[3]))"
 AGENTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")

@@ -3,7 +3,8 @@ import json, os, random, signal, subprocess, sys, time
 from pathlib import Path
 import nbformat, psutil, pytest
 import vlmadapt
-from vlmadapt.grid import execute, read_runs, shipped, vlmadapt_grid
+from vlmadapt.grid import vlmadapt_grid
+from vlmadapt.runs import execute, read_runs, shipped
 
 ROOT = Path(vlmadapt.__file__).resolve().parent.parent
 PARAMETERS = """dataset = 'mini-digits'  # name in DATASETS
@@ -111,7 +112,7 @@ def test_failing_run_leaves_the_others(params, tmp_path, capsys):
 
 
 def test_two_at_once_share_the_work(params, tmp_path):
-    call = "import sys; from vlmadapt.grid import execute, read_runs; sys.exit(execute(read_runs(*sys.argv[1:])[0]))"
+    call = "import sys; from vlmadapt.runs import execute, read_runs; sys.exit(execute(read_runs(*sys.argv[1:])[0]))"
     file = params()
     both = [subprocess.Popen([sys.executable, "-c", call, file, tmp_path/"outputs"], env={**os.environ, "PAUSE": "0.1"}) for _ in range(2)]
     assert [p.wait() for p in both] == [0, 0]

@@ -13,7 +13,7 @@ sys.exit(not ok)
 """
 RUN_TEMPLATE = """
 import sys
-from vlmadapt.grid import run_notebook
+from vlmadapt.runs import run_notebook
 run_notebook(sys.argv[1], sys.argv[2], {}, sys.stdout)
 """
 

@@ -7,7 +7,7 @@ __all__ = ['TINY', 'BASE', 'LOADERS', 'PARTS', 'import_blip', 'BertWords', 'Blip
            'fetch_blip', 'BlipBackbone', 'load_blip', 'watched', 'Heads', 'heads_of', 'AdaptedBlipAttention',
            'AdaptedBlipOutput', 'BlipPlace', 'BlipStep']
 
-# %% ../../nbs/tasks/07_blip.ipynb #74551842
+# %% ../../nbs/tasks/07_blip.ipynb #295d0365
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from ..mini.frames import vocabulary
 from .adapted_attention import Adapter, AttentionGraph, thin_copy, tower_blocks
 from .decoding import all_logits, check_causal, stepper
 from .task_problem import LOADERS, decoder_states, token_losses
-from .tuners import PARTS, add_lora, add_prefix
+from .tuners import QKV, add_lora, add_prefix
 
 # %% ../../nbs/tasks/07_blip.ipynb #f9e16f2b
 def import_blip(
@@ -257,11 +257,11 @@ class BlipStep:
 @stepper.register
 def _(model:Blip, images, cache=True): return BlipStep(model, images, cache)
 
-# %% ../../nbs/tasks/07_blip.ipynb #3f204437
+# %% ../../nbs/tasks/07_blip.ipynb #24c3b7d2
 @add_lora.register
 def _(model:Blip, rank=8, alpha=32., parts=("query", "key"), seed=1):
     peft, model = import_blip("peft"), thin_copy(model)
-    for part in parts: choose(part, PARTS, "part")
+    for part in parts: choose(part, QKV, "part")
     peft.inject_adapter_in_model(peft.LoraConfig(r=int(rank), lora_alpha=alpha, target_modules=rf".*attention\.self\.({'|'.join(parts)})"), model.text_decoder)
     for name, p in model.named_parameters():
         if ".lora_A." in name: p.data.copy_(torch.randn(p.shape, generator=stream(seed, "lora", name))/p.shape[1]**.5)
