@@ -7,8 +7,8 @@ __all__ = ['BREAKS', 'ARCHIVES', 'COOP', 'Gone', 'Refused', 'NoRoom', 'check_roo
            'fetch', 'check_member', 'unpack', 'find_part', 'take_parts', 'missing_parts', 'workplace', 'resolve',
            'prepare', 'state', 'vlmadapt_data']
 
-# %% ../nbs/01_downloads.ipynb #643ad8ed
-import fcntl, http.client, json, os, shutil, stat, sys, tarfile, time, zipfile
+# %% ../nbs/01_downloads.ipynb #5dc56189
+import fcntl, http.client, json, logging, os, shutil, socket, stat, sys, tarfile, time, zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -93,7 +93,13 @@ def _settle(error, part, url):
     if error.code in (408, 429) or error.code >= 500: return False
     raise Gone(f"{url}: {error.code} {error.reason}") from None
 
-# %% ../nbs/01_downloads.ipynb #35586162
+# %% ../nbs/01_downloads.ipynb #d7c36b54
+def _plain(error):
+    "What is wrong with a connection, for people."
+    reason = getattr(error, "reason", error)
+    return "no such host, or no network" if isinstance(reason, socket.gaierror) or "Errno -2" in str(reason) or "Errno -3" in str(reason) else str(reason).strip().splitlines()[0]
+
+# %% ../nbs/01_downloads.ipynb #00d3d71e
 def receive(
     url:str, # http or https
     part:Path, # the file to fill
@@ -112,7 +118,7 @@ def receive(
             why = e
         except BREAKS as e: why = e
         failed = 1 if resume_point(part, url)[0] > before else failed + 1
-        if failed >= tries: raise Gone(f"{url}: {getattr(why, 'reason', why)}")
+        if failed >= tries: raise Gone(f"{url}: {_plain(why)}")
         time.sleep(wait*2**(failed - 1))
 
 # %% ../nbs/01_downloads.ipynb #1a7e68e4
@@ -242,15 +248,17 @@ def missing_parts(row:Benchmark, root:str|Path)->list[str]:
     there = lambda p: p.exists() and (p.is_file() or any(p.iterdir()))
     return [part for part in row.sources if not there(locate(folder, part))]
 
-# %% ../nbs/01_downloads.ipynb #ed2ec75b
+# %% ../nbs/01_downloads.ipynb #8eddd2b7
 @contextmanager
 def workplace(
     root:str|Path, # the data root
     name:str, # of the dataset
 )->Iterator[Path]:
     "A folder for downloads of one dataset, ours alone while the block lasts, without what was being unpacked when an earlier run was stopped."
-    folder = Path(root)/".downloads"/name; folder.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_suffix(".lock"), "w") as lock:
+    folder = Path(root)/".downloads"/name
+    try: folder.mkdir(parents=True, exist_ok=True); lock = open(folder.with_suffix(".lock"), "w")
+    except OSError as e: raise Refused(f"nothing can be written into the root {root}: {e.strerror.lower()}; --root or VLMADAPT_DATA names another") from None
+    with lock:
         try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError: raise Refused(f"another process is fetching {name} into {root}") from None
         clear = lambda: [shutil.rmtree(p) for p in folder.glob("unpacked-*")]
@@ -270,14 +278,15 @@ def _move_in(file, source, row, folder, place, wanted):
     if wanted[0] not in taken: raise Refused(f"{file.name}: holds no {wanted[0]!r}, but {', '.join(sorted(os.listdir(unpacked))[:5])}")
     return taken
 
-# %% ../nbs/01_downloads.ipynb #a08f4e18
+# %% ../nbs/01_downloads.ipynb #b56552a5
 def resolve(source:Source)->Source:
     "The `source` itself, or, for an address that is a whole repository of the hub, the one archive in it."
     repo = source.url.removeprefix(_hub()).strip("/").removeprefix("datasets/")
     if not source.url.startswith(_hub()) or repo.count("/") != 1: return source
     from huggingface_hub import HfApi
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tries several times, and tells of each
     try: files = [f for f in HfApi().list_repo_files(repo, repo_type="dataset") if _stem(f)]
-    except Exception as e: raise Gone(f"{source.url}: {str(e).splitlines()[0]}") from None
+    except Exception as e: raise Gone(f"{source.url}: {_plain(e)}") from None
     if len(files) != 1: raise Gone(f"{source.url}: {len(files)} archives there, one expected")
     return Source(f"{source.url}/resolve/main/{files[0]}", inside=source.inside)
 
@@ -301,7 +310,7 @@ def _instructions(name, row, root, part, reasons):
     if part == row.split: told += [f"  CoOp's own copy is linked from {COOP} (Google Drive, by hand). Without it, --rebuild_split cuts the dataset in the same style, with other images."]
     return "\n".join(told)
 
-# %% ../nbs/01_downloads.ipynb #1f9d3189
+# %% ../nbs/01_downloads.ipynb #562f05d2
 def prepare(
     name:str, # a key of `BENCHMARKS`
     root:str|Path|None=None, # the data root
@@ -319,15 +328,21 @@ def prepare(
             for source in row.sources[part]:
                 wanted = [part, *(p for p in missing[1:] if not source.inside)]
                 try: _obtain(source, row, root, place, wanted, keep, kwargs); break
-                except (Gone, Refused) as e: reasons.append(str(e)); print(e, file=sys.stderr)
+                except (Gone, Refused) as e: reasons.append(str(e))
             else: raise Gone(_instructions(name, row, root, part, reasons))
-    return read_benchmark(name, row, root)
+            for reason in reasons: print(f"{reason}; another source had it", file=sys.stderr)
+    try: return read_benchmark(name, row, root)
+    except (FileNotFoundError, ValueError) as e:
+        fetched = [p for p, sources in row.sources.items() if sources and p != row.split]
+        raise Refused(f"{e}; move {locate(locate(root, row.folder), fetched[0])} away, and the same command fetches it anew" if fetched else str(e)) from None
 
-# %% ../nbs/01_downloads.ipynb #ccd9e3dd
+# %% ../nbs/01_downloads.ipynb #d488f803
 def _use(file, row, root, place):
     folder = locate(root, row.folder)
     if not file.exists(): raise Gone(f"{file}: no such file")
-    if file.suffix == ".json" and row.split: folder.mkdir(parents=True, exist_ok=True); return shutil.copy(file, folder/row.split)
+    if file.suffix == ".json" and row.split:
+        if (got := digest(file, row.split_hash.partition(":")[0])) != row.split_hash: raise Refused(f"{file}: its hash is {got}, not {row.split_hash} as of {row.split}")
+        folder.mkdir(parents=True, exist_ok=True); return shutil.copy(file, folder/row.split)
     unpack(file, unpacked := Path(mkdtemp(prefix="unpacked-", dir=place)))
     missing = missing_parts(row, root); others = [s.inside for p in missing for s in row.sources[p] if s.inside]
     taken = take_parts(unpacked, folder, {p: p for p in missing}, {}) or [t for o in others for t in take_parts(unpacked, folder, {missing[0]: o}, {})]
@@ -346,12 +361,13 @@ def state(
     counts = f"{len(dataset.classnames)} classes, " + ", ".join(f"{len(x):,} {s}" for s, x in dataset.splits.items())
     return "other split" if "not CoOp's" in dataset.note else "complete", f"{counts}; {dataset.note}"
 
-# %% ../nbs/01_downloads.ipynb #8f8372b9
-def _check(names, root):
+# %% ../nbs/01_downloads.ipynb #9252f699
+def _check(names, root, wanted):
+    if not root.is_dir(): print(f"{root}: no such folder; --root or VLMADAPT_DATA names another", file=sys.stderr); return 2
     states = {n: state(n, BENCHMARKS[n], root) for n in names}
     for n, (s, why) in states.items(): print(f"{n:<16} {s:<12} {why}")
     print(f"{sum(s == 'complete' for s, _ in states.values())} of {len(states)} complete under {root}")
-    return int(any(s in ("incomplete", "other split") for s, _ in states.values()))
+    return int(any(s in ("incomplete", "other split") or s == "absent" and n in wanted for n, (s, _) in states.items()))
 
 # %% ../nbs/01_downloads.ipynb #62873908
 def _list():
@@ -368,7 +384,7 @@ def _run(name, root, use, keep, rebuild):
         print(f"{rebuild_split(name, root)}: cut from the authors' own files"); d = read_benchmark(name, BENCHMARKS[name], root)
     print(f"{name}: {len(d.classnames)} classes, " + ", ".join(f"{len(x):,} {s}" for s, x in d.splits.items()) + f", in {d.root}; {d.note}")
 
-# %% ../nbs/01_downloads.ipynb #32d76a10
+# %% ../nbs/01_downloads.ipynb #69ae75ff
 @call_parse
 def vlmadapt_data(
     names:Param("datasets, such as dtd, or all", str, opt=False, nargs="*")=None,
@@ -384,9 +400,11 @@ def vlmadapt_data(
     try:
         for n in names: n == "all" or choose(n, DATASETS, "dataset")
         if not (names or check or list): raise ValueError("name a dataset, or all; --list shows what there is")
-        names = [n for n in (BENCHMARKS if "all" in names or not names else names) if n in BENCHMARKS]
-        if list or check: return _list() or 0 if list else _check(names, root)
+        if use and (len(names) != 1 or names[0] == "all"): raise ValueError("--use goes with the name of one dataset")
+        wanted, names = names, [n for n in (BENCHMARKS if "all" in names or not names else names) if n in BENCHMARKS]
+        if list or check: return _list() or 0 if list else _check(names, root, wanted)
     except ValueError as e: print(e, file=sys.stderr); return 2
+    for n in wanted: n not in DATASETS or n in BENCHMARKS or print(f"{n}: embedded in the package, nothing to fetch")
     for n in names:
         try: _run(n, root, use, keep, rebuild_split)
         except (OSError, ValueError) as e: failed += 1; print(e, file=sys.stderr)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'BULKY', 'read_rows', 'read_results', 'cells', 'averages', 'Table', 'caption', 'dataset_table', 'axis_table',
-           'harmonic_mean', 'base_new_table', 'by_point', 'point_table', 'unfinished', 'collapses', 'mixtures',
-           'in_words']
+           'save_frame', 'harmonic_mean', 'base_new_table', 'by_point', 'point_table', 'unfinished', 'collapses',
+           'mixtures', 'in_words']
 
 # %% ../nbs/61_results.ipynb #a850363e
 import json
@@ -236,6 +236,17 @@ def save(self:Table,
     flat.columns = [f"{c} {k}" for c, k in flat.columns]
     for ending, content in (("md", self.markdown()), ("tex", self.latex()), ("html", self._repr_html_()), ("csv", flat.to_csv())):
         with write_atomic(Path(folder)/f"{name}.{ending}") as tmp: tmp.write_text(content)
+
+def save_frame(
+    frame:pd.DataFrame, # any other table of a report
+    folder, # where to; empty writes nothing
+    name:str="table", # file name without ending
+    **markdown, # further arguments of `DataFrame.to_markdown`
+)->pd.DataFrame: # `frame`
+    "Write `frame` as .csv, with every digit, and as .md."
+    for ending, text in (("csv", frame.to_csv()), ("md", frame.to_markdown(**markdown) + "\n")) if folder else ():
+        with write_atomic(Path(folder)/f"{name}.{ending}") as tmp: tmp.write_text(text)
+    return frame
 
 # %% ../nbs/61_results.ipynb #60ac7fd5
 def harmonic_mean(
