@@ -239,7 +239,7 @@ def save(self:Table,
 
 def save_frame(
     frame:pd.DataFrame, # any other table of a report
-    folder, # where to; empty writes nothing
+    folder:str|Path, # where to; empty writes nothing
     name:str="table", # file name without ending
     **markdown, # further arguments of `DataFrame.to_markdown`
 )->pd.DataFrame: # `frame`
