@@ -34,7 +34,8 @@ def _scalars(values): return {k: v for k, v in values.items() if isinstance(v, (
 
 def _rule(row):
     "How the hyper-parameters of a `row` came about: defaults of which the run's file sets some are given."
-    asked = row["settings"]; given = (asked.get("variants") or {}).get(row["method"]) or (asked.get("fixed") or {}).get(base_of(row["method"]))
+    asked, name = row["settings"], base_of(row["method"])
+    given = (asked.get("variants") or {}).get(row["method"]) or (asked.get("fixed") or {}).get(name) or name not in UNTRAINED and asked.get("rates")
     return "given" if given and row.get("selection") == "defaults" else row.get("selection")
 
 def _record(row, run):
