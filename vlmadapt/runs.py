@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'TABLES', 'GIVEN', 'THREADS', 'shipped', 'notebooks', 'template_parameters', 'check_value', 'check_names',
-           'Run', 'read_runs', 'run_notebook', 'last_line', 'execute']
+           'Run', 'read_runs', 'run_notebook', 'last_line', 'execute', 'execute_now']
 
 # %% ../nbs/60_runs.ipynb #5723afde
 import ast, itertools, json, os, re, shutil, sys, tempfile, time, traceback
@@ -281,3 +281,13 @@ def execute(
         except Exception as e:
             traceback.print_exc(file=log); return run.failed(last_line(e), traceback.format_exc())
         if not run.rows().done(*run.asked()): return run.failed(f"{run.notebook.name} ended without the rows asked for: its Rows lack a parameter, or the library has changed meanwhile")
+
+# %% ../nbs/60_runs.ipynb #310212e6
+def execute_now(
+    description:str, # what a params file would hold
+)->Path: # the folder of the results, a temporary one
+    "Execute a small grid here and now; the first failure is raised."
+    folder = Path(tempfile.mkdtemp()); (folder/"small.yml").write_text(description)
+    for run in read_runs(folder/"small.yml", out=folder):
+        if error := execute(run): raise RuntimeError(f"{run.name}: {error}")
+    return folder/"small"
