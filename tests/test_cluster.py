@@ -1,5 +1,5 @@
 "A grid on two Ray nodes: a node is lost, the driver is killed, a run always fails; one command finishes the rest."
-import json, os, signal, socket, subprocess, sys, time
+import os, signal, socket, subprocess, sys, time
 from contextlib import ExitStack
 import pytest
 from test_grid import TINY, files, numbers, params, wait_for

@@ -1,5 +1,5 @@
 "The widgets of the first tutorial in a real JupyterLab with a real browser: choices change the picture."
-import os, re, subprocess, sys, time
+import os, re, secrets, subprocess, sys, time
 from pathlib import Path
 import nbformat, pytest
 from browser import chromium
@@ -21,7 +21,8 @@ def lab(tmp_path):
     assert len(nb.cells) == 2; nbformat.write(nb, tmp_path/"nbs/tutorials/explore.ipynb")
     page = tmp_path/"config/labconfig/page_config.json"; page.parent.mkdir(parents=True); page.write_text('{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}')
     env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | {"PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_CONFIG_DIR": str(tmp_path/"config"), "JUPYTER_DATA_DIR": str(tmp_path/"data"), "IPYTHONDIR": str(tmp_path/"ipython")}
-    command = [sys.executable, "-m", "jupyterlab", f"--notebook-dir={tmp_path}", "--no-browser", "--ip=127.0.0.1", "--port=0", "--allow-root", "--IdentityProvider.token=", "--ServerApp.password=",
+    token = secrets.token_hex()
+    command = [sys.executable, "-m", "jupyterlab", f"--notebook-dir={tmp_path}", "--no-browser", "--ip=127.0.0.1", "--port=0", "--allow-root", f"--IdentityProvider.token={token}", "--ServerApp.password=",
                "--LabApp.expose_app_in_browser=True"]
     with open(tmp_path/"log", "w") as log: server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env, cwd=tmp_path)
     try:
@@ -29,7 +30,7 @@ def lab(tmp_path):
             if found := re.search(r"http://127\.0\.0\.1:(\d+)/lab", (tmp_path/"log").read_text()): break
             assert server.poll() is None, (tmp_path/"log").read_text()[-2000:]
             time.sleep(.1)
-        yield f"http://127.0.0.1:{found[1]}/lab/tree/nbs/tutorials/explore.ipynb?reset"
+        yield f"http://127.0.0.1:{found[1]}/lab/tree/nbs/tutorials/explore.ipynb?reset&token={token}"
     finally: server.terminate(); server.wait(20)
 
 

@@ -7,18 +7,19 @@ __all__ = ['BACKBONES', 'PRECISIONS', 'CROP_SCALE', 'BackboneRow', 'quick_gelu_b
            'default_device', 'default_precision', 'Backbone', 'draw', 'cropped', 'drawn', 'load_backbone', 'parted',
            'ahead', 'cores', 'Pixels', 'Views']
 
-# %% ../nbs/02_backbones.ipynb #ba70ae25
+# %% ../nbs/02_backbones.ipynb #e3789c28
 import itertools, os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 import numpy as np, torch
 from fastcore.basics import patch
 from PIL import Image
 from tqdm.auto import tqdm
+from .datasets import Images
 from .foundation import choose, content_key, import_open_clip
 from .mini import models as mini
 
@@ -248,13 +249,8 @@ def split(self:Pixels,
             yield self.numbers((batch.pin_memory() if pinned else batch).to(device, non_blocking=True))
     finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/02_backbones.ipynb #909895c2
-def _size(images, i):
-    item = images.items[i] if hasattr(images, "items") else None
-    if not isinstance(item, (str, os.PathLike)): return images[i].size
-    try:
-        with Image.open(item) as header: return header.size
-    except Exception: return images[i].size  # says what is wrong
+# %% ../nbs/02_backbones.ipynb #d8710462
+def _size(images, i): return images.size(i) if isinstance(images, Images) else images[i].size
 
 class Views(Pixels):
     "`views` random crops of each image, drawn when this is made; image by image, each decoded once."

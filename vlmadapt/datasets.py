@@ -46,9 +46,22 @@ def open_image(
     except FileNotFoundError: raise FileNotFoundError(f"no such image: {item}") from None
     except Exception as e: raise CorruptImage(f"{item}: cannot be decoded as an image ({e})") from None
 
-# %% ../nbs/01_datasets.ipynb #cc25c7d8
+# %% ../nbs/01_datasets.ipynb #b588f209
 @patch
 def __getitem__(self:Images, i): return open_image(self.items[i])
+
+@patch
+def size_in(self:Images, head:Image.Image)->tuple[int, int]: # width, height
+    "The size of an image when it is open, from the `head` of its file."
+    return head.size
+
+@patch
+def size(self:Images, i:int)->tuple[int, int]: # width, height
+    "The size of image `i`; of a file only the head is read."
+    if not isinstance(self.items[i], (str, os.PathLike)): return self[i].size
+    try:
+        with Image.open(self.items[i]) as head: return self.size_in(head)
+    except Exception: return self[i].size  # says what is wrong
 
 # %% ../nbs/01_datasets.ipynb #dd1c0204
 @patch

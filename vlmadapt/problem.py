@@ -53,10 +53,13 @@ def cached(
         if x is None: x = build(); save_arrays(path, {"x": x}, _note(parts))
     return x
 
-# %% ../nbs/04_problem.ipynb #8d30d802
+# %% ../nbs/04_problem.ipynb #48a8cf5d
 SHARD = 16_384 # rows
 
-def _mapped(path): return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+def _mapped(path):
+    if not path.exists(): return None
+    try: return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+    except ValueError as e: warnings.warn(f"{path}: {e}; encoding again")
 
 def _whole(folder, spans, path):
     with write_atomic(path) as tmp:
@@ -66,7 +69,7 @@ def _whole(folder, spans, path):
             out[a:b] = x
         out.flush(); del out
 
-# %% ../nbs/04_problem.ipynb #f0abbf6a
+# %% ../nbs/04_problem.ipynb #f99d9b12
 def cached_rows(
     build:Callable, # function of (start, stop, batch_size) that makes these rows
     n:int, # number of rows
@@ -76,13 +79,14 @@ def cached_rows(
 )->torch.Tensor: # (n, ...), memory-mapped where there are several shards
     "Like `cached`, for so many rows that they are made and stored in shards."
     if n <= shard: return cached(lambda: build(0, n, find_batch_size()), **parts)
-    with _making(content_key(encoding=ENCODING, **parts)) as path:
+    with _making(content_key(encoding=ENCODING, rows=n, **parts)) as path:
         done, folder, plan, spans = path.with_suffix(".npy"), path.with_suffix(".shards"), path.with_suffix(".shards")/"plan.json", [(a, min(a + shard, n)) for a in range(0, n, shard)]
-        if done.exists(): return _mapped(done)
+        if (x := _mapped(done)) is not None: shutil.rmtree(folder, ignore_errors=True); return x
         found = json.loads(plan.read_text()) if plan.exists() else {}
         if found.get("spans") != [list(s) for s in spans]: shutil.rmtree(folder, ignore_errors=True); found = dict(spans=spans, batch_size=find_batch_size()); write_json(plan, found)
+        size = min(found["batch_size"], find_batch_size())
         for i, (a, b) in enumerate(spans):
-            if _stored(folder/f"{i}.safetensors") is None: save_arrays(folder/f"{i}.safetensors", {"x": build(a, b, found["batch_size"])}, dict(start=a, stop=b))
+            if _stored(folder/f"{i}.safetensors") is None: save_arrays(folder/f"{i}.safetensors", {"x": build(a, b, size)}, dict(start=a, stop=b))
         _whole(folder, spans, done); shutil.rmtree(folder, ignore_errors=True)
     return _mapped(done)
 

@@ -6,8 +6,9 @@
 __all__ = ['KINDS', 'TABLES', 'GIVEN', 'THREADS', 'shipped', 'notebooks', 'template_parameters', 'check_value', 'check_names',
            'Run', 'read_runs', 'run_notebook', 'last_line', 'execute', 'execute_now']
 
-# %% ../nbs/60_runs.ipynb #5723afde
+# %% ../nbs/60_runs.ipynb #a1a67783
 import ast, itertools, json, os, re, shutil, sys, tempfile, time, traceback
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,7 +78,7 @@ def check_value(
     if repeated := [v for i, v in enumerate(value) if v in value[:i]]: raise ValueError(f"{name} repeats {repeated[0]!r}")
     if not value: raise ValueError(f"{name} is empty")
 
-# %% ../nbs/60_runs.ipynb #85d42f0e
+# %% ../nbs/60_runs.ipynb #eca39f02
 TABLES = dict(dataset=("dataset", DATASETS), targets=("dataset", DATASETS), backbone=("backbone", BACKBONES), methods=("method", KNOWN), task=("task", MINI_TASKS | TASKS))
 
 def check_names(
@@ -89,6 +90,8 @@ def check_names(
         given = parameters.get(key, [])
         for name in given if isinstance(given, list) else [given]:
             if key != "backbone" or not (":" in name or name.startswith(tuple(LOADERS))): choose(name, {**table, **variants} if key == "methods" else table, what)
+    for what, given in (("fixed", fixed), ("variants", variants)):
+        for label, values in given.items(): _check_type(f"{what}: {label}", values, {})
     for label, values in [*fixed.items(), *variants.items()]:
         if label in fixed and base_of(label) != label: raise ValueError(f"fixed names methods, not variants: what {label!r} is given stands in variants")
         cls, own = method_of(label, variants)
@@ -133,7 +136,7 @@ def _mapping(loader, node):
     return loader.construct_mapping(node, deep=True)
 _Once.add_constructor("tag:yaml.org,2002:map", _mapping)
 
-# %% ../nbs/60_runs.ipynb #7b200bea
+# %% ../nbs/60_runs.ipynb #82143401
 GIVEN = ("grid", "parameters", "fixed_by")  # what a part may hold beside its experiment
 
 def _entries(found, known):
@@ -144,6 +147,7 @@ def _entries(found, known):
 def _part(found):
     _entries(found, ("experiment", *GIVEN))
     if "experiment" not in found: raise ValueError("names no experiment")
+    _check_type("experiment", found["experiment"], "")
     parts = [found.get(k) or {} for k in GIVEN]
     for name, part in zip(GIVEN, parts): _check_type(name, part, {})
     return found["experiment"], *parts
@@ -152,9 +156,12 @@ def _load(file):
     "The report asked for, and the parts of `file` by name; a file that is one experiment is one part without a name."
     try: found = yaml.load(Path(file).read_text(), Loader=_Once)
     except yaml.MarkedYAMLError as e: raise ValueError(f"line {e.problem_mark.line + 1} is not YAML, {e.problem}") from None
+    except yaml.YAMLError as e: raise ValueError(f"is not YAML, {' '.join(str(e).split())}") from None
     if not isinstance(found, dict) or "parts" not in found: return None, {"": _part(found)}
     _entries(found, ("report", "parts")); _check_type("parts", found["parts"], {})
-    return found.get("report"), {name: _part(part) for name, part in found["parts"].items()}
+    for name in found["parts"]:
+        if not re.fullmatch(r"\w[\w.+-]*", str(name)): raise ValueError(f"a part cannot be called {name!r}: letters, digits and . + - _ only")
+    return found.get("report"), {str(name): _part(part) for name, part in found["parts"].items()}
 
 # %% ../nbs/60_runs.ipynb #e03e2a81
 @contextmanager
@@ -162,11 +169,12 @@ def _blame(file):
     try: yield
     except ValueError as e: raise ValueError(f"{file}: {e}") from None
 
-# %% ../nbs/60_runs.ipynb #15f0a27b
+# %% ../nbs/60_runs.ipynb #c6262f7b
 def _check_fixed_by(by, known, variants):
     if by: choose("fixed", known, "parameter")
     for axis, values in by.items():
-        choose(axis, known, "parameter"); _check_type(f"fixed_by: {axis}", values, {})
+        if isinstance(choose(axis, known, "parameter"), (list, dict)): raise ValueError(f"fixed_by takes parameters with one value, not {axis}")
+        _check_type(f"fixed_by: {axis}", values, {})
         for value, fixed in values.items():
             _check_type(f"fixed_by: {axis}", value, known[axis]); _check_type(f"fixed_by: {axis}: {value}", fixed, {})
             check_names({axis: value, "fixed": fixed, "variants": variants})
@@ -178,7 +186,7 @@ def _fixed(parameters, by):
         fixed |= {method: {**fixed.get(method, {}), **values} for method, values in own.items()}
     return fixed
 
-# %% ../nbs/60_runs.ipynb #5e769b56
+# %% ../nbs/60_runs.ipynb #24dd9bf9
 def _runs_of(notebook, axes, given, by, folder, part, report):
     known = template_parameters(notebook)
     for key in [*axes, *given]: choose(key, {k: None for k in known if k != "out"}, "parameter")
@@ -188,12 +196,13 @@ def _runs_of(notebook, axes, given, by, folder, part, report):
     _check_fixed_by(by, known, given.get("variants"))
     points = _combine(axes, known); folders = [folder/_name(p) for p in points]
     runs = [Run("/".join(filter(None, (part, f.name))), notebook, {**known, **given, **p, "out": str(f)}, f, report or notebook.stem) for p, f in zip(points, folders)]
+    if twice := [name for name, n in Counter(run.name for run in runs).items() if n > 1]: raise ValueError(f"several runs would be called {twice[0]}")
     for run in runs:
         if by: run.parameters["fixed"] = _fixed(run.parameters, by)
         check_names(run.parameters)
     return runs
 
-# %% ../nbs/60_runs.ipynb #d190f1f0
+# %% ../nbs/60_runs.ipynb #3fe573c7
 def _smallest(runs):
     run = min(runs, key=lambda r: r.parameters.get("shots", 0))
     less = dict(seeds=run.parameters["seeds"][:1], **({"trials": 0} if "trials" in run.parameters else {}))
@@ -209,7 +218,7 @@ def read_runs(
     if not file.exists(): file = shipped("params", file.name) or file
     if not file.exists(): raise ValueError(f"{file}: no such file")
     with _blame(file):
-        report, parts = _load(file); folder = Path(out)/(file.stem + "-smoke"*smoke)
+        report, parts = _load(file); report and choose(report, notebooks("reports"), "report"); folder = Path(out)/(file.stem + "-smoke"*smoke)
         groups = [_runs_of(_experiment(experiment, file), *values, folder/name, name, report) for name, (experiment, *values) in parts.items()]
     return [run for runs in groups for run in (_smallest(runs) if smoke else runs)]
 
