@@ -7,7 +7,7 @@ __all__ = ['FIELDS', 'BULKY', 'read_rows', 'read_results', 'cells', 'averages', 
            'save_frame', 'harmonic_mean', 'base_new_table', 'by_point', 'point_table', 'unfinished', 'collapses',
            'mixtures', 'in_words']
 
-# %% ../nbs/61_results.ipynb #a850363e
+# %% ../nbs/61_results.ipynb #da997057
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from pandas.io.formats.style import Styler
 from .foundation import write_atomic
 from .rows import UNTRAINED, base_of, in_order
+from .task_rows import given_rates
 
 # %% ../nbs/61_results.ipynb #ee182c32
 def _nested(row):
@@ -26,7 +27,7 @@ def _nested(row):
     for name, scores in row.get("targets", {}).items(): yield {**own, **scores, "dataset": name}
     for point, scores in row.get("points", {}).items(): yield {**own, **scores, "method": f"{row['method']} {point}", "point": point}
 
-# %% ../nbs/61_results.ipynb #24aedba1
+# %% ../nbs/61_results.ipynb #37fa5c5e
 FIELDS = ("method", "seed", "point", "accuracy", "macro_f1", "n", "above_zero_shot", "selection", "trainable_parameters")
 BULKY = ("predictions", "correct", "digest", "key")
 
@@ -34,15 +35,17 @@ def _scalars(values): return {k: v for k, v in values.items() if isinstance(v, (
 
 def _rule(row):
     "How the hyper-parameters of a `row` came about: defaults of which the run's file sets some are given."
-    asked, name = row["settings"], base_of(row["method"])
-    given = (asked.get("variants") or {}).get(row["method"]) or (asked.get("fixed") or {}).get(name) or name not in UNTRAINED and asked.get("rates")
-    return "given" if given and row.get("selection") == "defaults" else row.get("selection")
+    if row.get("selection") not in ("defaults", "given"): return row.get("selection")
+    asked, label, name = row["settings"], row["method"].removesuffix(f" {row.get('point')}"), base_of(row["method"])
+    own = {**((asked.get("fixed") or {}).get(name) or {}), **((asked.get("variants") or {}).get(label) or {})}
+    rates = None if name in UNTRAINED else given_rates(label, asked.get("rates"))
+    return "given" if own.keys() - {"method"} or rates is not None else "defaults"
 
 def _record(row, run):
     cost, made, where = row.get("cost", {}), row.get("provenance", {}), row.get("environment", {})
     versions = ", ".join(f"{k} {v}" for k, v in where.get("versions", {}).items())
     return {"grid": run.parent.name, "run": run.name, "trained_on": row["settings"].get("dataset"), **_scalars(row["settings"]), **dict.fromkeys(FIELDS), **_scalars(row), "selection": _rule(row), **cost, "paper_protocol": (row.get("as_released") or {}).get("accuracy"),
-            **{k: made.get(k) for k in ("backbone_key", "split", "transform", "prompt_set")}, **{k: where.get(k) for k in ("commit", "device")}, "versions": versions}
+            **{k: made.get(k) for k in ("backbone_key", "split", "transform", "prompt_set", "part")}, **{k: where.get(k) for k in ("commit", "device")}, "versions": versions}
 
 # %% ../nbs/61_results.ipynb #582ee588
 def _records(rows, run):
@@ -321,13 +324,15 @@ def collapses(
     below = results[results["above_zero_shot"] < 0]
     return below.sort_values("above_zero_shot")[["dataset", "shots", "backbone", "method", "seed", "accuracy", "above_zero_shot"]].reset_index(drop=True)
 
-# %% ../nbs/61_results.ipynb #9e92fd6c
+# %% ../nbs/61_results.ipynb #6a8c1a72
 def mixtures(
     results:pd.DataFrame, # from `read_results`
 )->list[str]: # one line each
-    "Where rows that stand side by side were made from different weights, images, transforms or code."
+    "Where rows that stand side by side were made from different weights, images, transforms, sentences or code."
     keys = ["backbone_key", "split", "transform"]
     lines = [f"{d} with {b}: {g[k].nunique()} different values of {k}" for (d, b), g in results.groupby(["dataset", "backbone"]) for k in keys if g[k].nunique() > 1]
+    sets = results[["dataset", "backbone", "prompts"]].assign(known=results["prompt_set"].fillna("untold")).groupby(["dataset", "backbone", "prompts"])["known"].unique() if "prompts" in results else {}
+    lines += [f"{d} with {b}, prompts {p}: {len(s)} different values of prompt_set" + (", one is untold" if "untold" in s else "") for (d, b, p), s in sets.items() if len(s) > 1]
     return lines + [f"rows made by {results[k].nunique()} different values of {k}" for k in ("commit", "device", "versions") if results[k].nunique() > 1]
 
 # %% ../nbs/61_results.ipynb #290047d2

@@ -127,7 +127,7 @@ def greedy(
 
 def _no_pad(logits, pad): return logits.index_fill(-1, torch.tensor([pad], device=logits.device), -torch.inf)
 
-# %% ../../nbs/tasks/02_decoding.ipynb #6e30357c
+# %% ../../nbs/tasks/02_decoding.ipynb #5c0e7a91
 def _continuations(logits, tokens, prompts, done, new, least, end, pad):
     "Log-probabilities of the next token (B, beams, V): forced by the prompt, forbidden ends, padding after the end."
     only = lambda token: torch.full_like(logp, -torch.inf).scatter(-1, token.expand(done.shape)[..., None], 0)
@@ -137,6 +137,7 @@ def _continuations(logits, tokens, prompts, done, new, least, end, pad):
     logp = torch.where(forced, only(prompts[:, min(t, prompts.shape[1] - 1), None]), logp) if forced.any() else logp
     return torch.where(done[..., None], only(torch.tensor([[pad]], device=tokens.device)), logp)
 
+# %% ../../nbs/tasks/02_decoding.ipynb #6e30357c
 @torch.no_grad()
 def beam(
     step:Callable, # of `stepper`
