@@ -7,7 +7,8 @@ __all__ = ['EXAMPLE', 'NAMES', 'PLAIN', 'PATTERNS', 'VERDICTS', 'NEEDED', 'MAY',
            'check_claim', 'collapse_of', 'collapsed', 'vlmadapt_claim']
 
 # %% ../nbs/66_claims.ipynb #3b013bd1
-import difflib, json, re, sys
+import difflib, re, sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -160,8 +161,7 @@ def collapse_of(
     share:float=.95, # of the images that one class is predicted for
 )->str: # what is wrong, or nothing
     "Has the method of `row` collapsed?"
-    guesses, counts = row.get("predictions", "").split(), {}
-    for g in guesses: counts[g] = counts.get(g, 0) + 1
+    guesses = row.get("predictions", "").split(); counts = Counter(guesses)
     most, K = max(counts.values(), default=0), len(row.get("per_class") or ())
     chance, below = 100/K if K > 1 else 0., -(row.get("above_zero_shot") or 0.)
     found = [f"predicts one class for {100*most/len(guesses):.0f} % of the images"] if K > 1 and most and most >= share*len(guesses) else []

@@ -55,9 +55,9 @@ def estimate(
             elif label not in unknown: unknown.append(label)
     return seconds, unknown
 
-def _memory(runs, gpu=False):
-    "The highest memory of the rows that exist, in bytes, a quarter added; None when nothing was measured."
-    peaks = [c["peak_memory_mb"] for rows in _measured(runs).values() for _, c in rows if c.get("peak_memory_mb") and c.get("memory_of", "").startswith("gpu" if gpu else "cpu")]
+def _memory(measured, gpu=False):
+    "The highest memory of rows that exist (`_measured`), in bytes, a quarter added; None when nothing was measured."
+    peaks = [c["peak_memory_mb"] for rows in measured.values() for _, c in rows if c.get("peak_memory_mb") and c.get("memory_of", "").startswith("gpu" if gpu else "cpu")]
     return int(1.25*max(peaks)*2**20) + gpu*CONTEXT if peaks else None
 
 # %% ../nbs/60_grid.ipynb #5315a740
@@ -206,19 +206,20 @@ def execute_all(
 )->dict[str, str]: # name of run -> error in one line
     "Execute what is missing of `runs`, side by side, and return the failures."
     if workers is not None and workers < 1: raise ValueError(f"--workers takes 1 or more, not {workers}")
-    missing = {run: len(run.rows().missing(*run.asked())) for run in runs if not run.rows().done(*run.asked())}
+    missing = {run: len(rows.missing(*run.asked())) for run in runs if not (rows := run.rows()).done(*run.asked())}
     if not missing: return {}
     if not address and not _loopback(): print("no loopback network, which Ray needs"); return _one_by_one(missing)
     with _cluster(address, workers) as ray:
         if not ray: return _one_by_one(missing)
-        return _follow(ray, _submit(ray, missing, num_gpus=_gpus(ray, gpus_per_run, _memory(runs, gpu=True)), memory=_room(ray, memory_per_run, _memory(runs))))
+        measured = _measured(runs)
+        return _follow(ray, _submit(ray, missing, num_gpus=_gpus(ray, gpus_per_run, _memory(measured, gpu=True)), memory=_room(ray, memory_per_run, _memory(measured))))
 
 # %% ../nbs/60_grid.ipynb #63a9fc5b
 def _match(name, pattern): return fnmatch(name, pattern if "*" in pattern else f"*{pattern}*")
 
 def _state(run):
-    missing, asked = len(run.rows().missing(*run.asked())), len(run.parameters["methods"])*len(run.parameters["seeds"])
-    if not missing: return missing, "done" if run.rows().done(*run.asked()) else "to gather"
+    rows, asked = run.rows(), len(run.parameters["methods"])*len(run.parameters["seeds"]); missing = len(rows.missing(*run.asked()))
+    if not missing: return missing, "done" if rows.done(*run.asked()) else "to gather"
     return missing, f"{missing} of {asked} rows missing" + (f"; failed last time: {run.error.read_text().splitlines()[0]}" if run.error.exists() else "")
 
 def _list(runs, workers=None):
@@ -231,7 +232,7 @@ def _list(runs, workers=None):
 def _forecast(runs, missing, workers):
     seconds, unknown = estimate(runs, measured := _measured(runs)); known = sum(map(len, measured.values()))
     if not known: return "no row has been measured yet, so there is no estimate; --smoke or one run makes some"
-    unit = "GPU" if torch.cuda.is_available() else "core"; needed = _memory(runs)
+    unit = "GPU" if torch.cuda.is_available() else "core"; needed = _memory(measured)
     rest = f"; nothing is known of {', '.join(unknown)}" if unknown else ""
     return f"about {seconds/3600:.2f} {unit} hours, {seconds/60/workers:.1f} minutes for {workers} at a time, from {known} rows that exist" + (f"; {needed/2**30:.1f} GB of memory each" if needed else "") + rest
 

@@ -82,9 +82,9 @@ def cached_rows(
     with _making(content_key(encoding=ENCODING, rows=n, **parts)) as path:
         done, folder, plan, spans = path.with_suffix(".npy"), path.with_suffix(".shards"), path.with_suffix(".shards")/"plan.json", [(a, min(a + shard, n)) for a in range(0, n, shard)]
         if (x := _mapped(done)) is not None: shutil.rmtree(folder, ignore_errors=True); return x
-        found = json.loads(plan.read_text()) if plan.exists() else {}
-        if found.get("spans") != [list(s) for s in spans]: shutil.rmtree(folder, ignore_errors=True); found = dict(spans=spans, batch_size=find_batch_size()); write_json(plan, found)
-        size = min(found["batch_size"], find_batch_size())
+        found, size = json.loads(plan.read_text()) if plan.exists() else {}, find_batch_size()
+        if found.get("spans") != [list(s) for s in spans]: shutil.rmtree(folder, ignore_errors=True); found = dict(spans=spans, batch_size=size); write_json(plan, found)
+        size = min(found["batch_size"], size)
         for i, (a, b) in enumerate(spans):
             if _stored(folder/f"{i}.safetensors") is None: save_arrays(folder/f"{i}.safetensors", {"x": build(a, b, size)}, dict(start=a, stop=b))
         _whole(folder, spans, done); shutil.rmtree(folder, ignore_errors=True)
