@@ -1632,4 +1632,10 @@ d = { 'settings': { 'branch': 'main',
                                        'vlmadapt.tasks.tuners.Tuner.settings': ( 'tasks/tuners.html#tuner.settings',
                                                                                  'vlmadapt/tasks/tuners.py'),
                                        'vlmadapt.tasks.tuners.add_lora': ('tasks/tuners.html#add_lora', 'vlmadapt/tasks/tuners.py'),
-                                       'vlmadapt.tasks.tuners.add_prefix': ('tasks/tuners.html#add_prefix', 'vlmadapt/tasks/tuners.py')}}}
+                                       'vlmadapt.tasks.tuners.add_prefix': ('tasks/tuners.html#add_prefix', 'vlmadapt/tasks/tuners.py')},
+            'vlmadapt.values': { 'vlmadapt.values._adapter': ('values.html#_adapter', 'vlmadapt/values.py'),
+                                 'vlmadapt.values._number': ('values.html#_number', 'vlmadapt/values.py'),
+                                 'vlmadapt.values._plain': ('values.html#_plain', 'vlmadapt/values.py'),
+                                 'vlmadapt.values._shown': ('values.html#_shown', 'vlmadapt/values.py'),
+                                 'vlmadapt.values.convert': ('values.html#convert', 'vlmadapt/values.py'),
+                                 'vlmadapt.values.declared_types': ('values.html#declared_types', 'vlmadapt/values.py')}}}
