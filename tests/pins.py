@@ -1,0 +1,204 @@
+"""Pinned outputs of every method on fixed inputs: scores, parameter counts, saved files, a small grid.
+
+`python tests/pins.py` writes `tests/pinned/`; `test_pins.py` compares. Write the files anew only for
+a change of values that is intended, and name the change in the commit.
+"""
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from vlmadapt.datasets import load_dataset
+from vlmadapt.fit import fit
+from vlmadapt.foundation import load_arrays
+from vlmadapt.methods import METHODS
+from vlmadapt.problem import Problem, few_shot
+from vlmadapt.runs import execute_now
+from vlmadapt.tasks import MINI_TASKS, PETL
+from vlmadapt.tasks.task_problem import load_task
+
+FOLDER = Path(__file__).resolve().parent / "pinned"
+SHORT = dict(epochs=3)
+KEPT = (
+    "accuracy",
+    "predictions",
+    "selection",
+    "candidates",
+    "hyper_parameters",
+    "trainable_parameters",
+)
+
+# label -> (class name, hyper-parameters): every method, and the options that change its output
+FEATURE_METHODS = {
+    "ZeroShot": ("ZeroShot", {}),
+    "LinearProbeScratch": ("LinearProbeScratch", dict(max_iter=50)),
+    "LinearProbe": ("LinearProbe", SHORT),
+    "GDA": ("GDA", {}),
+    "GDA images": ("GDA", dict(zero_shot=False, shrink=2.0)),
+    "TipAdapter": ("TipAdapter", dict(alpha=2.0, beta=5.0)),
+    "TipAdapterF": ("TipAdapterF", SHORT),
+    "CLIPAdapter": ("CLIPAdapter", SHORT),
+    "TaskRes": ("TaskRes", SHORT),
+    "GraphAdapter": ("GraphAdapter", SHORT),
+    "GraphAdapter zero": ("GraphAdapter", dict(SHORT, start="zero", subsets=2, beta=0.3)),
+    "AnchoredProbe": ("AnchoredProbe", {}),
+    **{
+        f"ProtoCLIP {variant} {adapter}": (
+            "ProtoCLIP",
+            dict(SHORT, variant=variant, adapter=adapter, gain=1.0),
+        )
+        for variant, adapter in (
+            ("training-free", "none"),
+            ("F", "fc"),
+            ("F-Q^T", "fc"),
+            ("F-Q^T", "conv-2x"),
+            ("F-Q^T", "conv-3x"),
+        )
+    },
+    **{
+        f"HeGraphAdapter {variant}": ("HeGraphAdapter", dict(SHORT, variant=variant))
+        for variant in ("Base", "T-N", "T-P", "T", "full", "graph-free")
+    },
+    **{
+        f"HeGraphAdapter {name}": ("HeGraphAdapter", dict(SHORT, **options))
+        for name, options in {
+            "equations": dict(form="equations", start="uniform"),
+            "count_match": dict(form="count_match"),
+            "prob_mix": dict(fusion="prob_mix", cache_reduce="mean", leave_one_out=True),
+            "learn_paths": dict(learn_paths=True, act="relu", dissim="one_minus", src_degree="row"),
+            "raw": dict(node_scale="raw", act="identity"),
+        }.items()
+    },
+}
+TOWER_METHODS = {
+    "CoOp": ("CoOp", dict(n_ctx=4)),
+    "CoOp middle": ("CoOp", dict(n_ctx=4, place="middle", class_specific=True)),
+    "CoOp deep": ("CoOp", dict(n_ctx=4, words=None, depth=2)),
+    "CoCoOp": ("CoCoOp", {}),
+    "VPT": ("VPT", {}),
+    "MaPLe": ("MaPLe", {}),
+    **{
+        f"MuDPT {injection}": ("MuDPT", dict(injection=injection))
+        for injection in ("transformer", "linear", "linear_per_layer", "silent", "none")
+    },
+    "PAdapter": ("PAdapter", {}),
+}
+
+
+def feature_problem() -> Problem:
+    "Six classes of Gaussian features in float64, four support images with three views each."
+    rng = np.random.default_rng(7)
+    classes, width, shots, views = 6, 32, 4, 3
+    centres = rng.normal(size=(classes, width))
+
+    def draw(count, noise):
+        labels = np.repeat(np.arange(classes), count)
+        return centres[labels] + noise * rng.normal(size=(len(labels), width)), labels
+
+    support, labels = draw(shots, 1.5)
+    augmented = support + 0.3 * rng.normal(size=(views, *support.shape))
+    return Problem.from_features(
+        [f"class {k}" for k in range(classes)],
+        centres + rng.normal(size=centres.shape),
+        train=(augmented, labels),
+        val=draw(3, 1.5),
+        test=draw(5, 1.5),
+        text_neg=rng.normal(size=centres.shape),
+    )
+
+
+def saved(method) -> dict:
+    "What the file of a method holds: tensor names with shapes, and the names in its card."
+    with tempfile.TemporaryDirectory() as folder:
+        method.save(Path(folder) / "method.safetensors")
+        tensors, card = load_arrays(Path(folder) / "method.safetensors")
+    return dict(tensors={n: list(x.shape) for n, x in sorted(tensors.items())}, card=sorted(card))
+
+
+def described(method) -> dict:
+    return dict(
+        trainable_parameters=method.trainable_parameters(),
+        hyper_parameters=method.hyper_parameters,
+        saved=saved(method),
+    )
+
+
+def feature_methods() -> tuple[dict, dict]:
+    "Scores (18, 6) of the validation features after three epochs, in float64."
+    problem = feature_problem()
+    scores, facts = {}, {}
+    for label, (name, values) in FEATURE_METHODS.items():
+        method = METHODS[name](problem, **values)
+        fit(method, problem, seed=1, device="cpu", progress=False)
+        scores[label] = method.scores(problem.features.val)
+        facts[label] = described(method)
+    return scores, facts
+
+
+def tower_methods() -> tuple[dict, dict]:
+    "Scores of validation images after one epoch on the built-in backbone, in float32."
+    dataset = load_dataset("mini-shapes")
+    problem = few_shot(dataset, backbone="mini", shots=1, seed=1, views=2)
+    scores, facts = {}, {}
+    for label, (name, values) in TOWER_METHODS.items():
+        method = METHODS[name](problem, **dict(values, epochs=1))
+        fit(method, problem, seed=1, device="cpu", progress=False)
+        scores[label] = method.scores(method.inputs(problem, "val"))
+        facts[label] = described(method)
+    return scores, facts
+
+
+def generation_methods() -> tuple[dict, dict]:
+    "Training losses of one epoch of 64 examples on a built-in task, in float32."
+    problem = load_task(next(iter(MINI_TASKS)), train=64)
+    losses, facts = {}, {}
+    for label, cls in PETL.items():
+        method = fit(cls(problem, epochs=1, batch_size=16), problem, seed=1, progress=False)
+        losses[label] = torch.tensor([entry["loss"] for entry in method.log], dtype=torch.float64)
+        facts[label] = described(method)
+    return losses, facts
+
+
+def small_grid() -> dict:
+    "Accuracy, predictions and chosen values by method and seed of a tuned grid."
+    description = """
+experiment: few_shot
+grid: {dataset: [mini-digits]}
+parameters:
+  shots: 2
+  views: 2
+  methods: [ZeroShot, TipAdapter, TipAdapterF, TaskRes]
+  seeds: [1, 2]
+  trials: 2
+  fixed: {TaskRes: {epochs: 5}, TipAdapterF: {epochs: 5}}
+"""
+    folder = execute_now(description)
+    (file,) = folder.rglob("result.json")
+    rows = json.loads(file.read_text())["rows"]
+    return {f"{row['method']} {row['seed']}": {name: row[name] for name in KEPT} for row in rows}
+
+
+GROUPS = dict(features=feature_methods, towers=tower_methods, generation=generation_methods)
+
+
+def write() -> None:
+    "Measure all pins and write them to `FOLDER`."
+    FOLDER.mkdir(exist_ok=True)
+    facts = {}
+    for group, measure in GROUPS.items():
+        arrays, facts[group] = measure()
+        save_file({label: x.contiguous() for label, x in arrays.items()}, FOLDER / f"{group}.safetensors")
+    facts["grid"] = small_grid()
+    (FOLDER / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+
+
+def pinned(group: str) -> tuple[dict, dict]:
+    "The stored arrays and facts of a group."
+    return load_file(FOLDER / f"{group}.safetensors"), json.loads((FOLDER / "facts.json").read_text())[group]
+
+
+if __name__ == "__main__":
+    write()
