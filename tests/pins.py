@@ -1,7 +1,7 @@
-"""Pinned outputs of every method on fixed inputs: scores, parameter counts, saved files, a small grid.
+"""Pinned outputs of every method on fixed inputs, with counts, saved files and a small grid.
 
-`python tests/pins.py` writes `tests/pinned/`; `test_pins.py` compares. Write the files anew only for
-a change of values that is intended, and name the change in the commit.
+`python tests/pins.py` writes `tests/pinned/`; `test_pins.py` compares. Write the files anew only
+for a change of values that is intended, and name the change in the commit.
 """
 import json
 import tempfile
@@ -190,14 +190,16 @@ def write() -> None:
     facts = {}
     for group, measure in GROUPS.items():
         arrays, facts[group] = measure()
-        save_file({label: x.contiguous() for label, x in arrays.items()}, FOLDER / f"{group}.safetensors")
+        arrays = {label: x.contiguous() for label, x in arrays.items()}
+        save_file(arrays, FOLDER / f"{group}.safetensors")
     facts["grid"] = small_grid()
     (FOLDER / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
 
 
 def pinned(group: str) -> tuple[dict, dict]:
     "The stored arrays and facts of a group."
-    return load_file(FOLDER / f"{group}.safetensors"), json.loads((FOLDER / "facts.json").read_text())[group]
+    facts = json.loads((FOLDER / "facts.json").read_text())
+    return load_file(FOLDER / f"{group}.safetensors"), facts[group]
 
 
 if __name__ == "__main__":
