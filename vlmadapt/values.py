@@ -8,7 +8,7 @@ __all__ = ['Integer', 'NonNegativeInteger', 'PositiveInteger', 'Real', 'NonNegat
 
 # %% ../nbs/00_values.ipynb #e587e080
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Annotated, Any, get_type_hints
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
@@ -45,7 +45,7 @@ Fraction = Annotated[Real, Field(ge=0, le=1)]
 Flag = Annotated[bool, BeforeValidator(_plain)]
 
 # %% ../nbs/00_values.ipynb #f89f044a
-@lru_cache(maxsize=None)
+@cache
 def _adapter(kind):
     return TypeAdapter(kind)
 
@@ -57,23 +57,24 @@ def _shown(value):
 
 def convert(
     value: Any,  # what was given
-    kind: Any,  # a type of this module, or any type that pydantic knows, such as `Literal["end", "front"]`
+    kind: Any,  # a type of this module, or another that pydantic knows, such as `Literal["a", "b"]`
     name: str,  # what is being set, for the message
 ) -> Any:  # a plain Python value of that type
-    "Return `value` as `kind`; raise ValueError in one line that names `name`, the range and the value."
+    "Return `value` as `kind`; raise ValueError that names `name`, the range and the value."
     try:
         return _adapter(kind).validate_python(value)
     except ValidationError as e:
         error = e.errors()[0]
     message = error["msg"].removeprefix("Value error, ")
     place = "".join(f"[{part!r}]" for part in error["loc"] if not str(part).startswith("function-"))
-    raise ValueError(f"{name}{place}: {message[0].lower()}{message[1:]}, got {_shown(error['input'])}") from None
+    message = message[0].lower() + message[1:]
+    raise ValueError(f"{name}{place}: {message}, got {_shown(error['input'])}") from None
 
 # %% ../nbs/00_values.ipynb #de8126b1
 def declared_types(
     function: Callable,  # a function or a constructor with type annotations
 ) -> dict[str, Any]:  # parameter name -> type with its range
-    "Return the annotated types of the parameters of `function`; parameters without an annotation are left out."
+    "Return the annotated types of the parameters of `function`, without those that have none."
     hints = get_type_hints(function, include_extras=True)
     hints.pop("return", None)
     return hints
