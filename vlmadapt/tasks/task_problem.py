@@ -7,7 +7,7 @@ __all__ = ['VQA_VERSION', 'METRICS', 'SPLITS', 'COMPARED', 'LOOKED_AT', 'LOADERS
            'different_words', 'word_losses', 'decoder_states', 'token_losses', 'answer_losses', 'vqa_scores',
            'plain_scores', 'captions_first_cider', 'clean_example', 'clean_split', 'check_scorable', 'check_candidates',
            'warn_unmatched', 'Lengths', 'check_lengths', 'warn_leaks', 'warn_crops', 'load_writer', 'TaskProblem',
-           'load_task', 'TaskBatch', 'TaskBatches', 'ranked', 'written', 'judged']
+           'TaskImages', 'load_task', 'TaskBatch', 'TaskBatches', 'ranked', 'written', 'judged']
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #48492078
 import os
@@ -24,7 +24,7 @@ from PIL import Image
 from torch.utils.weak import WeakIdKeyDictionary
 from ..backbones import Backbone, Pixels, load_backbone
 from ..foundation import choose, content_key, stream
-from ..photos import Photos
+from ..photos import open_photo
 from ..problem import SealedLabels
 from .decoding import END, PAD, START, shortened, text_states, text_tokens, write
 from vlmadapt.tasks.metrics import (
@@ -492,10 +492,23 @@ def images(self:TaskProblem, split:str)->list:
     return choose(split, self._images, "split")
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #becc6b74
+class TaskImages:
+    "Images that are opened upright and opaque when they are asked for."
+
+    def __init__(self, items: list):
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> Image.Image:
+        return open_photo(self.items[i])
+
+
 @patch
-def pixels(self:TaskProblem, split:str)->Pixels:
-    "The images of a `split` as the image tower takes them."
-    return Pixels(Photos(self.images(split), None), self.backbone.preprocess)
+def pixels(self: TaskProblem, split: str) -> Pixels:
+    "Return the images of a `split` as the image tower takes them."
+    return Pixels(TaskImages(self.images(split)), self.backbone.preprocess)
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #c7898cad
 KEPT = 2 << 30  # bytes; the image tokens of a larger split are computed batch by batch
