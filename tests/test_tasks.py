@@ -588,3 +588,17 @@ def test_mini_tasks_refuse_arguments_that_they_cannot_use(tmp_path):
         load_task("mini-vqa", metric="vqaa")
     with pytest.raises(ValueError, match="fewer than four answers"):
         load_task("mini-entailment", metric="vqa")
+
+
+def test_another_metric_and_other_candidates_are_part_of_the_provenance(tmp_path):
+    plain = folder_task(tmp_path).provenance
+    assert "metric" not in plain
+    assert "candidates" not in plain
+    one, two = (
+        folder_task(tmp_path, candidates=words).provenance["candidates"]
+        for words in (["red", "blue"], ["red", "green"])
+    )
+    assert one != two
+    assert folder_task(tmp_path, metric="captions").provenance["metric"] == "captions"
+    own = load_task("mini-entailment").provenance
+    assert not {"metric", "candidates"} & own.keys()

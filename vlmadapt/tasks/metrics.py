@@ -27,7 +27,7 @@ who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn'
 APOSTROPHES = {w[:m.start()] + w[m.end():]: w for w in CONTRACTIONS for m in re.finditer("'", w)} | {"somebody'd": "somebodyd"}
 
 # %% ../../nbs/tasks/03_metrics.ipynb #b4113832
-PERIODS = 32  # at most so many are removed: the official program passes a flag where the count belongs
+PERIODS = 32  # removed at most: the official program passes a flag where the count belongs
 
 
 def strip_marks(
@@ -50,7 +50,7 @@ def _trimmed(text):
 def normalise_answer(
     text: str,  # an answer
 ) -> str:
-    "Remove punctuation and articles, write number words as digits, repair apostrophes, as VQA does."
+    "Remove punctuation and articles, write number words as digits, repair apostrophes."
     words = strip_marks(_trimmed(text)).lower().split()
     words = [NUMBERS.get(word, word) for word in words]
     return " ".join(APOSTROPHES.get(word, word) for word in words if word not in ARTICLES)
@@ -93,13 +93,14 @@ FEWEST_ANSWERS = 4  # leaving one out, three have to be left that can agree
 def vqa_accuracy(
     predicted: list[str],  # B predictions
     answers: list[list[str]],  # for each the answers that people gave, usually ten
-    normalise: bool = True,  # as the official program; the released p-adapter code compares exact strings
-    version: VqaVersion = "2021",  # of the official program: since its correction of March 2021, or before
+    normalise: bool = True,  # False compares exact strings, as the released p-adapter code
+    version: VqaVersion = "2021",  # of the official program: since its correction, or before
 ) -> float:  # percent
-    """Compute the mean VQA accuracy as the official program of March 2021 (GT-Vision-Lab/VQA, commit a013f00).
+    """Compute the mean VQA accuracy as the official program since March 2021.
 
-    Where the people's answers differ, prediction and answers are normalised (punctuation, articles,
-    number words, contractions); where all are equal, they are compared as they are.
+    The program is GT-Vision-Lab/VQA, commit a013f00. Where the people's answers differ, prediction
+    and answers are normalised (punctuation, articles, number words, contractions); where all are
+    equal, they are compared as they are.
 
     Raises ValueError for fewer than four answers to a question.
     """
@@ -200,7 +201,7 @@ def rouge_l(
     references: list[list],  # for each its references
     beta: float = 1.2,  # weight of recall
 ) -> float:  # percent
-    "Compute the mean ROUGE-L F-measure; a caption without a word scores 0, a reference without one is never matched."
+    "Compute the mean ROUGE-L F-measure; a caption or a reference without a word scores 0."
     check_texts(written, references)
     scores = []
     for text, refs in zip(written, references):
