@@ -250,17 +250,22 @@ class Pixels:
     ):
         self.images, self.transform = images, transform
         self.one, self.numbers = parted(transform)
-        self.watched = not isinstance(images, Images) or not (images.plain or isinstance(images.items, np.ndarray))
-        self.cropped = []  # positions of pictures that lose more than half
+        self.cropped = []  # positions of pictures that lose more than half, as far as they are watched
 
     def __len__(self):
         return len(self.images) * self.each
 
     def pixels(self, i: int) -> torch.Tensor:
         image = self.images[i]
-        if self.watched and kept_share(self.transform, image.size) < 0.5:
-            self.cropped.append(i)
+        self.watch(i, image)
         return self.one(image)[None]
+
+    def watch(self, i: int, image: Image.Image) -> None:
+        "Record that picture `i` loses more than half; benchmarks and tasks are not watched, see below."
+        if isinstance(self.images, Images) and (self.images.plain or self.images.labels is None):
+            return
+        if kept_share(self.transform, image.size) < 0.5:
+            self.cropped.append(i)
 
     def __getitem__(self, index):
         return self.numbers(torch.cat([self.pixels(i) for i in index]))
@@ -285,15 +290,21 @@ class Pixels:
                 yield self.numbers((batch.pin_memory() if pinned else batch).to(device, non_blocking=True))
         finally:
             pool.shutdown(cancel_futures=True)
-        self._warn_of_crops()
+        self.warn_of_crops()
 
-    def _warn_of_crops(self):
+    def warn_of_crops(self) -> None:
+        "Warn once of the pictures that lose more than half."
         if not self.cropped:
             return
         places = sorted(set(self.cropped))
-        items = self.images.items if isinstance(self.images, Images) else []
-        named = [str(items[i]) if items and isinstance(items[i], (str, os.PathLike)) else f"image {i}" for i in places[:3]]
-        warnings.warn(f"{len(places)} of {len(self.images)} pictures lose more than half of their area to the centre crop, for example {', '.join(named)}; cut them yourself where the middle does not show the class", stacklevel=1)
+        items = self.images.items if isinstance(self.images, Images) else self.images
+        paths = [isinstance(items[i], (str, os.PathLike)) for i in places[:3]]
+        named = [str(items[i]) if path else f"image {i}" for i, path in zip(places, paths)]
+        warnings.warn(
+            f"{len(places)} of {len(self.images)} pictures lose more than half of their area to the centre crop, "
+            f"for example {', '.join(named)}; cut them yourself where the middle does not show the class",
+            stacklevel=1,
+        )
 
 # %% ../nbs/02_backbones.ipynb #d8710462
 def _size(images, i): return images.size(i) if isinstance(images, Images) else images[i].size
