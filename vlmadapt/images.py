@@ -96,11 +96,15 @@ def channels_last(
     first = x.ndim == 3 and x.shape[0] in CHANNELS
     last = x.ndim == 3 and x.shape[2] in CHANNELS
     if first and last:
-        raise ValueError(f"channels first or last? The shape {x.shape} can be read both ways: give a PIL image")
+        raise ValueError(
+            f"channels first or last? The shape {x.shape} can be read both ways: give a PIL image"
+        )
     if first:
         x = np.moveaxis(x, 0, 2)
     elif not last:
-        raise ValueError(f"a picture is an array (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels, not {x.shape}")
+        raise ValueError(
+            f"a picture is an array (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels, not {x.shape}"
+        )
     return x[..., 0] if x.shape[2] == 1 else x
 
 # %% ../nbs/00_images.ipynb #6f75d198
@@ -156,7 +160,9 @@ def check_file(
         status = os.stat(path)
     except FileNotFoundError:
         if os.path.islink(path):
-            raise CorruptImage(f"{_shown(path)}: a link to {os.readlink(path)}, which is not there") from None
+            raise CorruptImage(
+                f"{_shown(path)}: a link to {os.readlink(path)}, which is not there"
+            ) from None
         raise FileNotFoundError(f"no such image: {_shown(path)}") from None
     except (OSError, ValueError) as error:
         raise CorruptImage(f"{_shown(path)[:200]}: cannot be opened ({_reason(error)})") from None
@@ -178,11 +184,17 @@ def _open_file(path, plain):
     except MemoryError:
         raise
     except Exception as error:
-        raise CorruptImage(f"{_shown(path)}: cannot be decoded as an image ({_reason(error)})") from None
+        raise CorruptImage(
+            f"{_shown(path)}: cannot be decoded as an image ({_reason(error)})"
+        ) from None
 
 # %% ../nbs/00_images.ipynb #ad73d387
 def open_image(
-    item: str | Path | Image.Image | np.ndarray | torch.Tensor,  # a path, a PIL image, or an array or tensor of one picture
+    item: str
+    | Path
+    | Image.Image
+    | np.ndarray
+    | torch.Tensor,  # a path, a PIL image, or an array or tensor of one picture
     plain: bool = False,  # read as benchmarks are: `convert("RGB")` alone, without EXIF orientation and white background
 ) -> Image.Image:  # RGB
     "Return `item` as a picture; raise `CorruptImage` with the file's name when it cannot be decoded."
@@ -190,7 +202,9 @@ def open_image(
         return _open_file(item, plain)
     if not isinstance(item, Image.Image):
         if not hasattr(item, "__array__"):
-            raise ValueError(f"a picture is a path, a PIL image or an array, not {type(item).__name__}")
+            raise ValueError(
+                f"a picture is a path, a PIL image or an array, not {type(item).__name__}"
+            )
         item = Image.fromarray(eight_bits(channels_last(numbers_of(item))))
     if 0 in item.size:
         raise ValueError(f"a picture without pixels: its size is {item.size}")
@@ -204,7 +218,9 @@ UNDECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 def image_suffixes() -> frozenset[str]:
     "Return the endings of image files, in small letters with their dot."
     formats = Image.registered_extensions()
-    return frozenset(s for s, name in formats.items() if name in Image.OPEN and name not in UNDECODED)
+    return frozenset(
+        s for s, name in formats.items() if name in Image.OPEN and name not in UNDECODED
+    )
 
 # %% ../nbs/00_images.ipynb #c49e0ef4
 BLOCK = 4096  # bytes at the beginning and at the end of a file
@@ -266,7 +282,11 @@ class Images:
     def subset(self, index: list[int] | np.ndarray) -> "Images":
         "Return the images at `index`, in that order."
         index = [int(i) for i in index]
-        items = self.items[index] if isinstance(self.items, np.ndarray) else [self.items[i] for i in index]
+        items = (
+            self.items[index]
+            if isinstance(self.items, np.ndarray)
+            else [self.items[i] for i in index]
+        )
         return type(self)(items, _labels_at(self.labels, index), self.plain)
 
     def key(self) -> str:
@@ -327,5 +347,10 @@ def check_same_pictures(
             for near in _grouped(same, lambda path: fingerprint(path)[3]):
                 copies += _grouped(near, _digest)
     if copies:
-        shown = "; ".join(" and ".join(f"{path} ({group})" for group, path in equal[:2]) for equal in copies[:3])
-        warnings.warn(f"{where}: {len(copies)} pictures are in two places with the same bytes, for example {shown}", stacklevel=2)
+        shown = "; ".join(
+            " and ".join(f"{path} ({group})" for group, path in equal[:2]) for equal in copies[:3]
+        )
+        warnings.warn(
+            f"{where}: {len(copies)} pictures are in two places with the same bytes, for example {shown}",
+            stacklevel=2,
+        )

@@ -56,7 +56,12 @@ def _named(errors):
 
 
 def open_photos(
-    items: list | str | Path | Image.Image | np.ndarray | torch.Tensor,  # a list of what `open_image` takes, or one of it, or a stack (N, H, W, 3)
+    items: list
+    | str
+    | Path
+    | Image.Image
+    | np.ndarray
+    | torch.Tensor,  # a list of what `open_image` takes, or one of it, or a stack (N, H, W, 3)
     on_corrupt: str = "refuse",  # a file that cannot be decoded: "refuse", or "skip" with a warning that names it
 ) -> tuple[list, list]:  # names and pictures
     "Open pictures; a path is its own name, others get their position."
@@ -101,7 +106,9 @@ def _files_below(folder: Path) -> Iterator[Path]:
         real = os.path.realpath(top)
         folders[:] = [] if real in seen else [f for f in folders if not is_system(f)]
         if real not in seen:
-            yield from (Path(top) / f for f in files if not is_system(f) and f.casefold() not in JUNK)
+            yield from (
+                Path(top) / f for f in files if not is_system(f) and f.casefold() not in JUNK
+            )
         seen.add(real)
 
 # %% ../nbs/03_photos.ipynb #814ec15a
@@ -120,16 +127,34 @@ def _check_class_folders(root, folders):
     for folder in folders:
         before = known.setdefault(_identity(folder.name), folder)
         if before is not folder:
-            raise ValueError(f"{root}: {before.name!r} and {folder.name!r} become one class name; rename one of them")
+            raise ValueError(
+                f"{root}: {before.name!r} and {folder.name!r} become one class name; rename one of them"
+            )
         inner = {part_of_name(f.name) for f in _folders_in(folder)}
         if "train" in inner and len(inner - {None}) > 1:
-            raise ValueError(f"{folder}: a class folder with parts in it; put the parts outside: {root.name}/train/{folder.name}/")
+            raise ValueError(
+                f"{folder}: a class folder with parts in it; put the parts outside: {root.name}/train/{folder.name}/"
+            )
     if all(_looks_like_part(folder.name) for folder in folders):
         names = ", ".join(folder.name for folder in folders)
-        raise ValueError(f"{root}: {names}: parts or classes? Call the parts train, val and test, or rename the classes")
+        raise ValueError(
+            f"{root}: {names}: parts or classes? Call the parts train, val and test, or rename the classes"
+        )
 
 
-PART_WORDS = {"train", "training", "trainval", "val", "valid", "validation", "dev", "eval", "test", "testing", "holdout"}
+PART_WORDS = {
+    "train",
+    "training",
+    "trainval",
+    "val",
+    "valid",
+    "validation",
+    "dev",
+    "eval",
+    "test",
+    "testing",
+    "holdout",
+}
 
 
 def _looks_like_part(name):
@@ -145,7 +170,10 @@ def list_folder(
     folders = _folders_in(root)
     loose = _images_in(root)
     if not folders:
-        raise ValueError(f"{root}: no class folders in it" + (f", but {len(loose)} images; put them into one folder per class" if loose else ""))
+        raise ValueError(
+            f"{root}: no class folders in it"
+            + (f", but {len(loose)} images; put them into one folder per class" if loose else "")
+        )
     _check_class_folders(root, folders)
     left_out += loose
     classes = {}
@@ -155,10 +183,17 @@ def list_folder(
         left_out += sorted(p for p in files if not is_image(p))
         if not classes[_class_name(folder)]:
             endings = sorted({p.suffix for p in files})
-            raise ValueError(f"{folder}: no images in this class folder" + (f", only files that end in {', '.join(endings[:5])}" if files else ""))
+            raise ValueError(
+                f"{folder}: no images in this class folder"
+                + (f", only files that end in {', '.join(endings[:5])}" if files else "")
+            )
     if len(folders) == 1:
         inner = [f.name for f in _folders_in(folders[0])]
-        fix = f"are its folders the classes ({', '.join(inner[:3])})? Then give {folders[0]}" if inner else "a classifier needs two or more"
+        fix = (
+            f"are its folders the classes ({', '.join(inner[:3])})? Then give {folders[0]}"
+            if inner
+            else "a classifier needs two or more"
+        )
         raise ValueError(f"{root}: one class folder only, {folders[0].name!r}; {fix}")
     return classes
 
@@ -206,7 +241,9 @@ def _part_folders(root, left_out):
     for folder in folders:
         part = part_of_name(folder.name)
         if part in parts:
-            raise ValueError(f"{root}: {parts[part].name!r} and {folder.name!r} are both {part} folders; keep one")
+            raise ValueError(
+                f"{root}: {parts[part].name!r} and {folder.name!r} are both {part} folders; keep one"
+            )
         if part:
             parts[part] = folder
     others = [f for f in folders if f not in parts.values() and any(map(is_image, _files_below(f)))]
@@ -214,12 +251,18 @@ def _part_folders(root, left_out):
     if not parts or (others and len(parts) == 1 and _images_in(*parts.values())):
         return {}  # a class may be called train, among others
     if flat:
-        raise ValueError(f"{flat[0]}: images without class folders; put them into {flat[0].name}/<class>/")
+        raise ValueError(
+            f"{flat[0]}: images without class folders; put them into {flat[0].name}/<class>/"
+        )
     if others and len(parts) == 1:
         (folder,) = parts.values()
-        raise ValueError(f"{root}: is {folder.name!r} a part or a class beside {others[0].name!r}? Move {others[0].name!r} away, or the images of the class {folder.name!r} directly into it")
+        raise ValueError(
+            f"{root}: is {folder.name!r} a part or a class beside {others[0].name!r}? Move {others[0].name!r} away, or the images of the class {folder.name!r} directly into it"
+        )
     if "train" not in parts:
-        raise ValueError(f"{root}: no train folder beside {', '.join(f.name for f in parts.values())}")
+        raise ValueError(
+            f"{root}: no train folder beside {', '.join(f.name for f in parts.values())}"
+        )
     left_out += others + _images_in(root)
     return {part: parts[part] for part in ("train", "val", "test") if part in parts}
 
@@ -242,24 +285,40 @@ def _aligned(parts, folders):
         out[part] = {}
         for name, paths in classes.items():
             if _identity(name) not in names:
-                raise ValueError(_unknown_class(name, folders[part], folders["train"], [n for n in names.values() if n not in classes]))
+                raise ValueError(
+                    _unknown_class(
+                        name,
+                        folders[part],
+                        folders["train"],
+                        [n for n in names.values() if n not in classes],
+                    )
+                )
             out[part][names[_identity(name)]] = paths
     return out
 
 
 def _unknown_class(name, folder, train, free):
     near = difflib.get_close_matches(name, free, 1)
-    fix = f"is it {near[0]!r}, which has none here?" if near else f"add images of it to {train}, or take it away"
+    fix = (
+        f"is it {near[0]!r}, which has none here?"
+        if near
+        else f"add images of it to {train}, or take it away"
+    )
     return f"{folder}: class {name!r} has no images in {train.name}/; {fix}"
 
 # %% ../nbs/03_photos.ipynb #2d3cdea6
 def _parts(root, on_corrupt):
     left_out = []
     folders = _part_folders(root, left_out)
-    parts = {part: list_folder(folder, left_out) for part, folder in (folders or {"train": root}).items()}
+    parts = {
+        part: list_folder(folder, left_out) for part, folder in (folders or {"train": root}).items()
+    }
     if left_out:
         shown = ", ".join(str(p.relative_to(root)) for p in left_out[:3])
-        warnings.warn(f"{root}: {len(left_out)} files or folders are left out, which are no images of a class: {shown}", stacklevel=1)
+        warnings.warn(
+            f"{root}: {len(left_out)} files or folders are left out, which are no images of a class: {shown}",
+            stacklevel=1,
+        )
     parts = drop_corrupt(parts, on_corrupt)
     for name, paths in parts["train"].items():
         if not paths:
@@ -272,9 +331,13 @@ def _name_small_classes(root, parts):
     found = []
     for part in ("val", "test"):
         lacking = [name for name in parts["train"] if part in parts and not parts[part].get(name)]
-        shown = ", ".join(f"{n!r} ({sum(len(c.get(n, ())) for c in parts.values())})" for n in lacking[:10])
+        shown = ", ".join(
+            f"{n!r} ({sum(len(c.get(n, ())) for c in parts.values())})" for n in lacking[:10]
+        )
         if lacking:
-            found.append(f"{len(lacking)} of {len(parts['train'])} classes have no {part} picture: {shown}")
+            found.append(
+                f"{len(lacking)} of {len(parts['train'])} classes have no {part} picture: {shown}"
+            )
     if found:
         warnings.warn(f"{root}: {'; '.join(found)} (in brackets: pictures in all)", stacklevel=1)
 
@@ -289,7 +352,14 @@ def read_photos(
         raise ValueError(f"{root}: no such folder")
     parts = _parts(root, on_corrupt)
     _name_small_classes(root, parts)
-    check_same_pictures({f"{part}/{name}": paths for part, classes in parts.items() for name, paths in classes.items()}, root)
+    check_same_pictures(
+        {
+            f"{part}/{name}": paths
+            for part, classes in parts.items()
+            for name, paths in classes.items()
+        },
+        root,
+    )
     names, splits = list(parts["train"]), {}
     for part, classes in parts.items():
         places = [(path, k) for k, name in enumerate(names) for path in classes.get(name, ())]
