@@ -33,7 +33,8 @@ def _integers_to_bytes(x):
     low, high = int(x.min()), int(x.max())
     if low < 0 or high > 255:
         raise ValueError(
-            f"a picture of {x.dtype} holds values from {low} to {high}: scale it to 0 .. 255, or give 16 bits as uint16"
+            f"a picture of {x.dtype} holds values from {low} to {high}: "
+            "scale it to 0 .. 255, or give 16 bits as uint16"
         )
     return x.astype(np.uint8)
 
@@ -88,7 +89,7 @@ def numbers_of(item):
 def channels_last(
     x: np.ndarray,  # (H, W), (H, W, C) or (C, H, W)
 ) -> np.ndarray:  # (H, W), (H, W, 3) or (H, W, 4)
-    "Return the array of one picture with its channels last; raise ValueError where the order is not clear."
+    "Return one picture with its channels last; raise ValueError where the order is not clear."
     if x.size == 0:
         raise ValueError(f"a picture without pixels: its shape is {x.shape}")
     if x.ndim == 2:
@@ -103,7 +104,8 @@ def channels_last(
         x = np.moveaxis(x, 0, 2)
     elif not last:
         raise ValueError(
-            f"a picture is an array (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels, not {x.shape}"
+            "a picture is an array (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels, "
+            f"not {x.shape}"
         )
     return x[..., 0] if x.shape[2] == 1 else x
 
@@ -113,6 +115,14 @@ def _with_eight_bits(image, from_ppm):
     if image.mode == "I" and from_ppm:
         x = x.astype(np.uint16)  # Pillow scales PGM and PPM files of more than 8 bits to 0 .. 65535
     return Image.fromarray(eight_bits(x))
+
+
+def _as_rgb(image):
+    "RGB; a JPEG file has it already, and large ones should not be held twice."
+    if image.mode == "RGB" and image.format == "JPEG":
+        image.load()
+        return image
+    return image.convert("RGB")
 
 
 def upright(
@@ -131,7 +141,7 @@ def upright(
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return _as_rgb(image) if in_place else image.convert("RGB")
 
 # %% ../nbs/00_images.ipynb #64b0403c
 class CorruptImage(ValueError):
@@ -147,7 +157,8 @@ def _reason(error):
     if isinstance(error, UnidentifiedImageError):
         return "no image format that Pillow knows"
     if isinstance(error, Image.DecompressionBombError):
-        return f"more pixels than Pillow's limit of {2 * Image.MAX_IMAGE_PIXELS}, see PIL.Image.MAX_IMAGE_PIXELS"
+        limit = 2 * Image.MAX_IMAGE_PIXELS
+        return f"more pixels than Pillow's limit of {limit}, see PIL.Image.MAX_IMAGE_PIXELS"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return text.splitlines()[0]
 
@@ -155,7 +166,7 @@ def _reason(error):
 def check_file(
     path: str | Path,  # what should be an image file
 ) -> os.stat_result:
-    "Return the status of a regular file that is not empty; raise `CorruptImage`, or FileNotFoundError where nothing is there."
+    "Return the status of a file; raise `CorruptImage` for what can be no image file."
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -180,7 +191,7 @@ def _open_file(path, plain):
     check_file(path)
     try:
         with Image.open(path) as image:
-            return image.convert("RGB") if plain else upright(image, in_place=True)
+            return _as_rgb(image) if plain else upright(image, in_place=True)
     except MemoryError:
         raise
     except Exception as error:
@@ -195,9 +206,9 @@ def open_image(
     | Image.Image
     | np.ndarray
     | torch.Tensor,  # a path, a PIL image, or an array or tensor of one picture
-    plain: bool = False,  # read as benchmarks are: `convert("RGB")` alone, without EXIF orientation and white background
+    plain: bool = False,  # read as benchmarks are: neither turned nor put on white
 ) -> Image.Image:  # RGB
-    "Return `item` as a picture; raise `CorruptImage` with the file's name when it cannot be decoded."
+    "Return `item` as a picture; raise `CorruptImage` naming a file that cannot be decoded."
     if isinstance(item, (str, os.PathLike)):
         return _open_file(item, plain)
     if not isinstance(item, Image.Image):
@@ -253,10 +264,10 @@ TURNED = (5, 6, 7, 8)  # EXIF orientations whose width is the height of what is 
 
 @dataclass(frozen=True)
 class Images:
-    "Images and their labels: `items` are paths, or one uint8 array (N, H, W, 3); `labels` (N,) int64, sealed labels, or None."
+    "Images and their labels."
 
-    items: np.ndarray | list
-    labels: torch.Tensor | None
+    items: np.ndarray | list  # paths, or one uint8 array (N, H, W, 3)
+    labels: torch.Tensor | None  # (N,) int64; or sealed labels
     plain: bool = False  # read as benchmarks are, see `open_image`
 
     def __len__(self) -> int:
@@ -314,16 +325,31 @@ def _item_key(item):
 
 # %% ../nbs/00_images.ipynb #9699759d
 def _digest(path):
+    found = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
-def _grouped(places, key):
+def _shared(places, key):
     "Lists of (group, path) whose paths have the same key and lie in two groups or more."
     found = {}
     for group, path in places:
         found.setdefault(key(path), []).append((group, path))
     return [equal for equal in found.values() if len({group for group, _ in equal}) > 1]
+
+
+def _node(path):
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _pair(places):
+    "Two of the places, in different groups."
+    (a, first), *others = places
+    b, second = next(other for other in others if other[0] != a)
+    return f"{first} ({a}) and {second} ({b})"
 
 
 def check_same_pictures(
@@ -332,25 +358,17 @@ def check_same_pictures(
 ) -> None:
     "Refuse a file that is in two groups, and warn of files with the same bytes in two groups."
     places = [(group, path) for group, paths in groups.items() for path in paths]
-    sizes = {}
-    nodes = {}
-    for group, path in places:
-        status = os.stat(path)
-        sizes.setdefault(status.st_size, []).append((group, path))
-        nodes.setdefault((status.st_dev, status.st_ino), []).append((group, path))
-    for same in nodes.values():
-        for (a, path), (b, _) in (equal[:2] for equal in _grouped(same, os.path.realpath)):
-            raise ValueError(f"{where}: the same file is in {a} and in {b}: {path}")
+    for linked in _shared(places, _node):
+        for same in _shared(linked, os.path.realpath):
+            raise ValueError(f"{where}: the same file twice: {_pair(same)}")
     copies = []
-    for same in sizes.values():
-        if len({group for group, _ in same}) > 1:
-            for near in _grouped(same, lambda path: fingerprint(path)[3]):
-                copies += _grouped(near, _digest)
+    for equal in _shared(places, os.path.getsize):
+        for near in _shared(equal, lambda path: fingerprint(path)[3]):
+            copies += _shared(near, _digest)
     if copies:
-        shown = "; ".join(
-            " and ".join(f"{path} ({group})" for group, path in equal[:2]) for equal in copies[:3]
-        )
+        shown = "; ".join(_pair(equal) for equal in copies[:3])
         warnings.warn(
-            f"{where}: {len(copies)} pictures are in two places with the same bytes, for example {shown}",
+            f"{where}: {len(copies)} pictures are in two places with the same bytes, "
+            f"for example {shown}",
             stacklevel=2,
         )

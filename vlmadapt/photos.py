@@ -62,7 +62,7 @@ def open_photos(
     | Image.Image
     | np.ndarray
     | torch.Tensor,  # a list of what `open_image` takes, or one of it, or a stack (N, H, W, 3)
-    on_corrupt: str = "refuse",  # a file that cannot be decoded: "refuse", or "skip" with a warning that names it
+    on_corrupt: str = "refuse",  # what to do with a corrupt file: "refuse", or "skip" with a warning
 ) -> tuple[list, list]:  # names and pictures
     "Open pictures; a path is its own name, others get their position."
     choose(on_corrupt, dict.fromkeys(("refuse", "skip")), "value of on_corrupt")
@@ -122,23 +122,25 @@ def _identity(name):
 
 
 def _check_class_folders(root, folders):
-    "Refuse folders that become one class, parts within classes, and parts that are taken for classes."
+    "Refuse folders that become one class, and parts in the place of classes."
     known = {}
     for folder in folders:
         before = known.setdefault(_identity(folder.name), folder)
         if before is not folder:
             raise ValueError(
-                f"{root}: {before.name!r} and {folder.name!r} become one class name; rename one of them"
+                f"{root}: {before.name!r} and {folder.name!r} become one class name; rename one"
             )
         inner = {part_of_name(f.name) for f in _folders_in(folder)}
         if "train" in inner and len(inner - {None}) > 1:
             raise ValueError(
-                f"{folder}: a class folder with parts in it; put the parts outside: {root.name}/train/{folder.name}/"
+                f"{folder}: a class folder with parts in it; put the parts outside: "
+                f"{root.name}/train/{folder.name}/"
             )
     if all(_looks_like_part(folder.name) for folder in folders):
         names = ", ".join(folder.name for folder in folders)
         raise ValueError(
-            f"{root}: {names}: parts or classes? Call the parts train, val and test, or rename the classes"
+            f"{root}: {names}: parts or classes? "
+            "Call the parts train, val and test, or rename the classes"
         )
 
 
@@ -242,7 +244,8 @@ def _part_folders(root, left_out):
         part = part_of_name(folder.name)
         if part in parts:
             raise ValueError(
-                f"{root}: {parts[part].name!r} and {folder.name!r} are both {part} folders; keep one"
+                f"{root}: {parts[part].name!r} and {folder.name!r} are both {part} folders; "
+                "keep one"
             )
         if part:
             parts[part] = folder
@@ -257,7 +260,8 @@ def _part_folders(root, left_out):
     if others and len(parts) == 1:
         (folder,) = parts.values()
         raise ValueError(
-            f"{root}: is {folder.name!r} a part or a class beside {others[0].name!r}? Move {others[0].name!r} away, or the images of the class {folder.name!r} directly into it"
+            f"{root}: is {folder.name!r} a part or a class beside {others[0].name!r}? "
+            f"Move {others[0].name!r} away, or the images of the class directly into the folder"
         )
     if "train" not in parts:
         raise ValueError(
@@ -316,7 +320,8 @@ def _parts(root, on_corrupt):
     if left_out:
         shown = ", ".join(str(p.relative_to(root)) for p in left_out[:3])
         warnings.warn(
-            f"{root}: {len(left_out)} files or folders are left out, which are no images of a class: {shown}",
+            f"{root}: {len(left_out)} files or folders are left out, "
+            f"which are no images of a class: {shown}",
             stacklevel=1,
         )
     parts = drop_corrupt(parts, on_corrupt)
@@ -344,9 +349,9 @@ def _name_small_classes(root, parts):
 # %% ../nbs/03_photos.ipynb #d7b71981
 def read_photos(
     root: str | Path,  # one sub-folder per class, or train/ val/ test/ of such
-    on_corrupt: str = "refuse",  # a file that cannot be decoded: "refuse", or "skip" with a warning that names it
+    on_corrupt: str = "refuse",  # what to do with a corrupt file: "refuse", or "skip" with a warning
 ) -> Dataset:
-    "Read a folder of pictures as a dataset; it is cut into train, val and test when it is not cut already."
+    "Read a folder of pictures as a dataset; cut it into parts when it is not cut already."
     root = Path(root).expanduser()
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder")
