@@ -676,14 +676,18 @@ def test_copies_are_warned_of_and_the_same_file_is_refused(tmp_path):
     assert "(train/red)" in told[0] and "(test/red)" in told[0]
     (root / "test/red/1.png").unlink()
     (root / "test/red/1.png").symlink_to(root / "train/red/1.png")
-    with pytest.raises(ValueError, match=r"the same file twice: .*1.png \(train/red\) and .*1.png \(test/red\)"):
+    with pytest.raises(
+        ValueError, match=r"the same file twice: .*1.png \(train/red\) and .*1.png \(test/red\)"
+    ):
         read_photos(root)
 
 
 def test_a_link_to_a_file_of_another_class_is_refused(tmp_path):
     root = fill(tmp_path / "set")
     (root / "red/x.png").symlink_to(root / "blue/0.png")
-    with pytest.raises(ValueError, match=r"the same file twice: .*0.png \(.*/blue\) and .*x.png \(.*/red\)"):
+    with pytest.raises(
+        ValueError, match=r"the same file twice: .*0.png \(.*/blue\) and .*x.png \(.*/red\)"
+    ):
         read_photos(root)
 
 
@@ -716,6 +720,21 @@ def test_split_files_that_leave_no_doubt(found, tmp_path):
     assert splits["train"].items == [str(tmp_path / "c/1.jpg")] and splits[
         "test"
     ].labels.tolist() == [1]
+
+
+def test_copies_in_a_split_file_of_own_photos(tmp_path):
+    fill(tmp_path, 2)
+    shutil.copy(tmp_path / "red/0.png", tmp_path / "blue/copy.png")
+    found = {
+        "train": [["red/0.png", 0, "a"], ["blue/0.png", 1, "b"]],
+        "test": [["blue/copy.png", 1, "b"]],
+    }
+    (_, splits), told = warned(lambda: read_split(split(tmp_path, **found), tmp_path, plain=False))
+    assert len(told) == 1 and "1 pictures are in two places with the same bytes" in told[0]
+    assert not splits["train"].plain
+    found["test"][0][0] = "blue/gone.png"
+    with pytest.raises(FileNotFoundError, match="no such image: .*gone.png"):
+        read_split(split(tmp_path, **found), tmp_path, plain=False)
 
 
 def test_absolute_paths_within_the_image_folder(tmp_path):

@@ -25,7 +25,12 @@ import torch
 from . import annotations as official
 from .annotations import cut_items, is_image
 from .foundation import choose, write_json
-from .images import CorruptImage, Images, open_image  # noqa: F401, imported from here elsewhere
+from vlmadapt.images import (  # noqa: F401, some are imported from here elsewhere
+    CorruptImage,
+    Images,
+    check_same_pictures,
+    open_image,
+)
 from .mini import data as mini
 from .values import NonNegativeInteger, convert
 
@@ -260,8 +265,11 @@ def read_split(
     images: str | Path,  # folder that its paths are relative to
     plain: bool = True,  # opened as benchmarks are, see `open_image`; False for photos of one's own
 ) -> tuple[list[str], dict[str, Images]]:  # class names in label order, and the parts that are not empty
-    "Read a split file in CoOp's form."
-    return read_items(read_parts(path, images), images, plain=plain)
+    "Read a split file in CoOp's form; photos of one's own are compared across its parts."
+    names, splits = read_items(read_parts(path, images), images, plain=plain)
+    if not plain:
+        check_same_pictures({part: found.items for part, found in splits.items()}, path)
+    return names, splits
 
 # %% ../nbs/01_datasets.ipynb #7c15cf44
 def sample_shots(

@@ -274,9 +274,10 @@ class Images:
         return len(self.items)
 
     def __getitem__(self, i: int) -> Image.Image:
-        if isinstance(self.items, np.ndarray) and self.items.dtype == np.uint8:
-            return Image.fromarray(self.items[i]).convert("RGB")  # the shape is known
-        return open_image(self.items[i], self.plain)
+        item = self.items[i]
+        if isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.shape[2:] == (3,):
+            return Image.fromarray(item)  # channels last, as small as it may be
+        return open_image(item, self.plain)
 
     def size(self, i: int) -> tuple[int, int]:
         "Return width and height of image `i`; of a file only the head is read."
@@ -341,7 +342,7 @@ def _shared(places, key):
 
 
 def _node(path):
-    status = os.stat(path)
+    status = check_file(path)
     return status.st_dev, status.st_ino
 
 
