@@ -1,4 +1,4 @@
-"""Pictures from outside: the one door for images, folders and split files, keys, small classes and copies."""
+"""Pictures from outside: the image door, folders, split files, keys, small classes and copies."""
 
 import json
 import os
@@ -444,7 +444,7 @@ def rename(root, old, new):
 REFUSED = {
     "one level too deep": (
         lambda r: fill(r / "photos"),
-        r"one class folder only, 'photos'; are its folders the classes \(blue, green, red\)\? Then give .*photos",
+        r"one class folder only, .photos.; .*the classes \(blue, green, red\)\? Then give .*photos",
     ),
     "one class": (lambda r: two(r, "cat"), "one class folder only, 'cat'; a classifier needs two"),
     "one level too deep in the parts": (

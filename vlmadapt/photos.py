@@ -62,7 +62,7 @@ def open_photos(
     | Image.Image
     | np.ndarray
     | torch.Tensor,  # a list of what `open_image` takes, or one of it, or a stack (N, H, W, 3)
-    on_corrupt: str = "refuse",  # what to do with a corrupt file: "refuse", or "skip" with a warning
+    on_corrupt: str = "refuse",  # a corrupt file: "refuse", or "skip" with a warning
 ) -> tuple[list, list]:  # names and pictures
     "Open pictures; a path is its own name, others get their position."
     choose(on_corrupt, dict.fromkeys(("refuse", "skip")), "value of on_corrupt")
@@ -349,7 +349,7 @@ def _name_small_classes(root, parts):
 # %% ../nbs/03_photos.ipynb #d7b71981
 def read_photos(
     root: str | Path,  # one sub-folder per class, or train/ val/ test/ of such
-    on_corrupt: str = "refuse",  # what to do with a corrupt file: "refuse", or "skip" with a warning
+    on_corrupt: str = "refuse",  # a corrupt file: "refuse", or "skip" with a warning
 ) -> Dataset:
     "Read a folder of pictures as a dataset; cut it into parts when it is not cut already."
     root = Path(root).expanduser()
