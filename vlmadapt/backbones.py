@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['BACKBONES', 'PRECISIONS', 'CROP_SCALE', 'BackboneRow', 'quick_gelu_blocks', 'wants_quick_gelu', 'build_model',
            'default_device', 'default_precision', 'Backbone', 'draw', 'cropped', 'drawn', 'load_backbone', 'parted',
-           'ahead', 'cores', 'Pixels', 'Views']
+           'ahead', 'cores', 'kept_share', 'Pixels', 'Views']
 
 # %% ../nbs/02_backbones.ipynb #e3789c28
-import itertools, os
+import itertools, os, warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from PIL import Image
 from tqdm.auto import tqdm
-from .datasets import Images
+from .images import Images
 from .foundation import choose, content_key, import_open_clip
 from .mini import models as mini
 
@@ -221,33 +221,90 @@ def cores()->int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 # %% ../nbs/02_backbones.ipynb #a25a21bd
+def kept_share(
+    transform: Callable,  # a torchvision Compose, or any function from a PIL image to a tensor
+    size: tuple[int, int],  # width and height of a picture
+) -> float:  # 1 where nothing is cut off, or the transform does not say
+    "Return the share of a picture that the centre crop of `transform` keeps."
+    steps = {type(step).__name__: step for step in getattr(transform, "transforms", [])}
+    if not {"Resize", "CenterCrop"} <= set(steps) or 0 in size:
+        return 1.0
+    shorter = np.ravel(steps["Resize"].size)
+    if len(shorter) == 2:
+        width, height = shorter[1], shorter[0]
+    else:
+        width, height = (side * shorter[0] / min(size) for side in size)
+    crop = np.ravel(steps["CenterCrop"].size)
+    return float(min(1, crop[-1] / width) * min(1, crop[0] / height))
+
+# %% ../nbs/02_backbones.ipynb #1ed35b9a
 class Pixels:
     "Images as an encoder takes them: `split` gives batches (B, 3, s, s), made by threads before they are asked for, `[[4, 2]]` the batch of these images."
-    each = 1
-    def __init__(self,
-        images:Sequence, # N PIL images, or anything indexable that gives them
-        transform:Callable, # PIL image -> tensor (3, s, s)
-    ): self.images, (self.one, self.numbers) = images, parted(transform)
-    def __len__(self): return len(self.images)*self.each
-    def pixels(self, i:int)->torch.Tensor: return self.one(self.images[i])[None]
-    def __getitem__(self, index): return self.numbers(torch.cat([self.pixels(i) for i in index]))
-    def __iter__(self): return iter(self.split(1))
 
-# %% ../nbs/02_backbones.ipynb #ccb565c4
-@patch
-def split(self:Pixels,
-    batch_size:int, # images per batch
-    device:str|torch.device="cpu", # where the batches are wanted
-    threads:int|None=None, # that decode; None is one beside a processor that encodes, and one per core beside a GPU
-)->Iterator: # batches (B, 3, s, s)
-    "The images in batches; while one is used the next two are made."
-    pinned, step = torch.device(device).type == "cuda", max(1, batch_size//self.each)
-    pool = ThreadPoolExecutor(threads or (cores() if pinned else 1))
-    try:
-        for work in ahead([pool.submit(self.pixels, i) for i in range(start, min(start + step, len(self.images)))] for start in range(0, len(self.images), step)):
-            batch = torch.cat([w.result() for w in work])
-            yield self.numbers((batch.pin_memory() if pinned else batch).to(device, non_blocking=True))
-    finally: pool.shutdown(cancel_futures=True)
+    each = 1
+
+    def __init__(
+        self,
+        images: Sequence,  # N PIL images, or anything indexable that gives them
+        transform: Callable,  # PIL image -> tensor (3, s, s)
+    ):
+        self.images, self.transform = images, transform
+        self.one, self.numbers = parted(transform)
+        self.cropped = []  # positions of pictures that lose more than half, as far as they are watched
+
+    def __len__(self):
+        return len(self.images) * self.each
+
+    def pixels(self, i: int) -> torch.Tensor:
+        image = self.images[i]
+        self.watch(i, image)
+        return self.one(image)[None]
+
+    def watch(self, i: int, image: Image.Image) -> None:
+        "Record that picture `i` loses more than half; benchmarks and tasks are not watched, see below."
+        if isinstance(self.images, Images) and (self.images.plain or self.images.labels is None):
+            return
+        if kept_share(self.transform, image.size) < 0.5:
+            self.cropped.append(i)
+
+    def __getitem__(self, index):
+        return self.numbers(torch.cat([self.pixels(i) for i in index]))
+
+    def __iter__(self):
+        return iter(self.split(1))
+
+    def split(
+        self,
+        batch_size: int,  # images per batch
+        device: str | torch.device = "cpu",  # where the batches are wanted
+        threads: int | None = None,  # that decode; None is one beside a processor that encodes, and one per core beside a GPU
+    ) -> Iterator:  # batches (B, 3, s, s)
+        "The images in batches; while one is used the next two are made."
+        pinned, step = torch.device(device).type == "cuda", max(1, batch_size // self.each)
+        pool = ThreadPoolExecutor(threads or (cores() if pinned else 1))
+        starts = range(0, len(self.images), step)
+        self.cropped.clear()
+        try:
+            for work in ahead([pool.submit(self.pixels, i) for i in range(a, min(a + step, len(self.images)))] for a in starts):
+                batch = torch.cat([w.result() for w in work])
+                yield self.numbers((batch.pin_memory() if pinned else batch).to(device, non_blocking=True))
+        finally:
+            pool.shutdown(cancel_futures=True)
+        self.warn_of_crops()
+
+    def warn_of_crops(self) -> None:
+        "Warn once of the pictures that lose more than half."
+        if not self.cropped:
+            return
+        places = sorted(set(self.cropped))
+        items = self.images.items if isinstance(self.images, Images) else self.images
+        paths = [isinstance(items[i], (str, os.PathLike)) for i in places[:3]]
+        named = [str(items[i]) if path else f"image {i}" for i, path in zip(places, paths)]
+        warnings.warn(
+            f"{len(places)} of {len(self.images)} pictures lose more than half of their area to the centre crop, "
+            f"for example {', '.join(named)}; cut them yourself where the middle does not show the class",
+            stacklevel=1,
+        )
 
 # %% ../nbs/02_backbones.ipynb #d8710462
 def _size(images, i): return images.size(i) if isinstance(images, Images) else images[i].size
@@ -259,7 +316,7 @@ class Views(Pixels):
         transform:Callable, # from `train_transform`
         views:int, # R
     ):
-        super().__init__(images, transform); self.transform, self.each, sizes = transform, views, [_size(images, i) for i in range(len(images))]
+        super().__init__(images, transform); self.each, sizes = views, [_size(images, i) for i in range(len(images))]
         self.drawn = [[draw(transform, size) for size in sizes] for _ in range(views)]
     def pixels(self, i:int)->torch.Tensor:
         image = self.images[i]

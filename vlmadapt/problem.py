@@ -268,18 +268,33 @@ def _dataset_features(dataset, images, backbone, prompts, views, text_pool, seed
     return f
 
 # %% ../nbs/04_problem.ipynb #f38f24b5
-def _few_shot_images(dataset, shots, seed):
-    if "train" not in dataset.splits: return dict(test=dataset.splits["test"])
-    train, val, test = (dataset.splits.get(s) for s in ("train", "val", "test"))
-    counts = torch.bincount(train.labels, minlength=len(dataset.classnames))
+def _warn_of_small_classes(dataset, counts, shots):
     small = (counts < shots).nonzero().flatten().tolist()
-    if small:
-        least = min(small, key=lambda k: counts[k])
-        told = f"{dataset.name}: {shots} shots asked for, but class {dataset.classnames[least]!r} has {int(counts[least])} train images"
-        if len(small) == len(counts): raise ValueError(f"{told} and no class has more than {int(counts.max())}")
-        warnings.warn(f"{told}; {len(small)} small classes are taken whole")
+    if not small:
+        return
+    least = min(small, key=lambda k: counts[k])
+    told = f"{dataset.name}: {shots} shots asked for, but class {dataset.classnames[least]!r} has {int(counts[least])} train images"
+    if len(small) == len(counts):
+        raise ValueError(f"{told} and no class has more than {int(counts.max())}")
+    warnings.warn(f"{told}; {len(small)} small classes are taken whole", stacklevel=1)
+
+
+def _filled(splits):
+    "The splits that hold an image."
+    return {s: images for s, images in splits.items() if images is not None and len(images)}
+
+
+def _few_shot_images(dataset, shots, seed):
+    splits = _filled(dataset.splits)
+    if "train" not in splits:
+        if "test" not in splits:
+            raise ValueError(f"{dataset.name} has neither train nor test images")
+        return {"test": splits["test"]}
+    train, val, test = (splits.get(s) for s in ("train", "val", "test"))
+    _warn_of_small_classes(dataset, torch.bincount(train.labels, minlength=len(dataset.classnames)), shots)
     i, j = few_shot_indices(train.labels, None if val is None else val.labels, shots, seed)
-    return dict(train=train.subset(i), val=(train if val is None else val).subset(j), test=test)
+    drawn = (train if val is None else val).subset(j)
+    return _filled({"train": train.subset(i), "val": drawn, "test": test})
 
 # %% ../nbs/04_problem.ipynb #3a04e29f
 PARTS = dict(all=lambda K: range(K), base=lambda K: range(-(-K//2)), new=lambda K: range(-(-K//2), K))
@@ -298,7 +313,8 @@ def _part_of(dataset, images, part):
     classes = choose(part, PARTS, "part of the classes")(len(dataset.classnames))
     if part == "all": return dataset, images
     if not classes: raise ValueError(f"{dataset.name} has no {part} classes")
-    only = lambda splits: {s: images_of(x, classes) for s, x in splits.items()}
+    def only(splits):
+        return _filled({s: images_of(x, classes) for s, x in splits.items()})
     return replace(dataset, classnames=[dataset.classnames[k] for k in classes], splits=only(dataset.splits)), only(images)
 
 # %% ../nbs/04_problem.ipynb #5e3bb78f
@@ -332,7 +348,7 @@ def few_shot(
 # %% ../nbs/04_problem.ipynb #46932e7b
 @patch(cls_method=True)
 def from_folder(cls:Problem,
-    root:str|Path, # one sub-folder per class, or train/ val/ test/ of such
+    root:str|Path, # one sub-folder per class, or train/ val/ test/ of such, see `read_photos`
     backbone:str|Backbone="mini", # as in `few_shot`
     shots:int=16, # support images per class
     seed:int=1, # draws the subset and the views
