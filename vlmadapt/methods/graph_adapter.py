@@ -7,23 +7,35 @@ __all__ = ['STARTS', 'visual_nodes', 'interleaved', 'subgraph_input', 'graph_inp
 
 # %% ../../nbs/methods/06_graph_adapter.ipynb #2de2ac6f
 import math
+from typing import Literal
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from ..foundation import choose
 from ..method import Method, hyper, same_length
+from .task_res import raw_text
 from ..problem import Problem
 from ..prompts import class_means
+from ..values import Fraction, PositiveInteger
 
 # %% ../../nbs/methods/06_graph_adapter.ipynb #7681363a
 def visual_nodes(
-    problem:Problem, # with text and views of its support images
-)->torch.Tensor: # (K, D) unit rows
-    "Mean support feature per class; a class without support image stands at its text."
-    text, y = problem.features.text, problem.labels["train"]
-    means = F.normalize(class_means(F.normalize(problem.features.views, dim=-1).mean(0), y, len(text)), dim=-1)
-    return torch.where((torch.bincount(y, minlength=len(text)) > 0)[:, None], means, text)
+    problem: Problem,  # with text and views of its support images
+    norm: Literal["unit", "raw"] = "unit",  # unit rows, or means of the features as they are
+) -> torch.Tensor:  # (K, D)
+    "Mean support feature per class; a class without support image falls back to its text embedding."
+    labels = problem.labels["train"]
+    views = problem.features.views
+    if norm == "raw":
+        text = raw_text(problem)
+        means = class_means(views.mean(0), labels, len(text)).to(text)
+    else:
+        text = problem.features.text
+        unit_views = F.normalize(views, dim=-1).mean(0)
+        means = F.normalize(class_means(unit_views, labels, len(text)), dim=-1)
+    has_images = torch.bincount(labels, minlength=len(text)) > 0
+    return torch.where(has_images[:, None], means, text)
 
 # %% ../../nbs/methods/06_graph_adapter.ipynb #33420830
 def interleaved(
@@ -58,22 +70,39 @@ STARTS = dict(uniform=1., zero=0.)
 
 class GraphAdapter(Method):
     "Graph convolutions over text nodes and over visual nodes shift the text classifier."
-    recipe = dict(optimizer="adam", lr=1e-3, weight_decay=0., epochs=100, batch_size=256, schedule="cosine")
-    space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], beta=[.1, .3, .5, .7, .9])
-    def __init__(self, problem,
-        alpha:float=.7, # weight of the text graph against the visual graph (released code)
-        beta:float=.7, # weight of the text itself against the messages (a fork's value; tune it)
-        subsets:int=4, # Q, subsets of nodes (released code)
-        start:str="uniform", # of the matrices: "uniform" in +-1/sqrt(D) (released code), or "zero"
-        **recipe): super().__init__(problem, hyper(locals()))
+
+    recipe = dict(
+        optimizer="adam",
+        lr=1e-3,
+        weight_decay=0.0,
+        epochs=100,
+        batch_size=256,
+        schedule="cosine",
+        drop_last=True,  # Dassl's train loader
+    )
+    space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], beta=[0.1, 0.3, 0.5, 0.7, 0.9])
+
+    def __init__(
+        self,
+        problem,
+        alpha: Fraction = 0.7,  # weight of the text graph against the visual graph (released code)
+        beta: Fraction = 0.7,  # weight of the text itself against the messages (a fork's; tune it)
+        subsets: PositiveInteger = 4,  # Q, subsets of nodes (released code)
+        start: Literal["uniform", "zero"] = "uniform",  # uniform in +-1/sqrt(D) (released), or zero
+        text_norm: Literal["unit", "raw"] = "unit",  # length of all nodes; released code: "raw"
+        **recipe,
+    ):
+        super().__init__(problem, hyper(locals()))
 
 # %% ../../nbs/methods/06_graph_adapter.ipynb #4733da9d
 @patch
-def constants(self:GraphAdapter, problem):
+def constants(self: GraphAdapter, problem):
     "Text nodes and the constant inputs of both graphs."
     choose(self.start, STARTS, "GraphAdapter start")
-    text = problem.features.text
-    return dict(text=text, C=graph_inputs(text, visual_nodes(problem), self.subsets))
+    text = raw_text(problem) if self.text_norm == "raw" else problem.features.text
+    nodes = visual_nodes(problem, self.text_norm)
+    return dict(text=text, C=graph_inputs(text, nodes, self.subsets))
+
 
 @patch
 def init(self:GraphAdapter, generator):
@@ -91,10 +120,14 @@ def messages(self:GraphAdapter)->torch.Tensor:
     return torch.tanh(out + self.b[:, None]).mean(1)
 
 @patch
-def classifier(self:GraphAdapter)->torch.Tensor:
-    "$T'$, brought back to the length of the text rows, (K, D)."
-    text, visual = self.messages()
-    return same_length(self.beta*self.text + (1 - self.beta)*(self.alpha*text + (1 - self.alpha)*visual), self.text)
+def classifier(self: GraphAdapter) -> torch.Tensor:  # (K, D) unit rows
+    "$T'$, brought back to unit length."
+    from_text, from_images = self.messages()
+    messages = self.alpha * from_text + (1 - self.alpha) * from_images
+    moved = self.beta * self.text + (1 - self.beta) * messages
+    if self.text_norm == "raw":
+        return F.normalize(moved, dim=-1)
+    return same_length(moved, self.text)
 
 @patch
 def logits(self:GraphAdapter, batch):

@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from torch import nn
 from ..method import Method, hyper
 from ..problem import Problem
+from ..values import Flag, NonNegative
 
 # %% ../../nbs/methods/02_tip_adapter.ipynb #79562eb2
 def cache_keys(
@@ -50,15 +51,24 @@ SWEEP = dict(beta=[.3, 1., 2., 3., 5., 8., 12., 20., 30., 50.], alpha=[.1, .3, .
 
 class TipAdapter(Method):
     "Zero-shot scores plus the votes of a cache of support images."
+
     posthoc = SWEEP
-    def __init__(self, problem,
-        alpha:float=1.17, # weight of the cache
-        beta:float=1., # sharpness
-    ): super().__init__(problem, hyper(locals()))
+
+    def __init__(
+        self,
+        problem,
+        alpha: NonNegative = 1.17,  # weight of the cache
+        beta: NonNegative = 1.0,  # sharpness
+    ):
+        super().__init__(problem, hyper(locals()))
+
     def constants(self, problem):
         place, held = class_layout(problem.labels["train"], problem.K)
-        return dict(text=problem.features.text, keys=cache_keys(problem), place=place, held=held.to(problem.features.text))
-    def logits(self, batch): return self.vote(batch.x, self.keys, self.alpha, self.beta)
+        text = problem.features.text
+        return dict(text=text, keys=cache_keys(problem), place=place, held=held.to(text))
+
+    def logits(self, batch):
+        return self.vote(batch.x, self.keys, self.alpha, self.beta)
 
 # %% ../../nbs/methods/02_tip_adapter.ipynb #a70944f3
 @patch
@@ -75,26 +85,55 @@ def vote(self:TipAdapter,
 # %% ../../nbs/methods/02_tip_adapter.ipynb #6b8a3a59
 class TipAdapterF(TipAdapter):
     "Tip-Adapter with trained keys."
-    recipe = dict(optimizer="adamw", lr=1e-3, weight_decay=1e-2, eps=1e-4, epochs=20, batch_size=256, schedule="cosine")
-    space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], alpha_train=[1.17, 3., 10.])
-    def __init__(self, problem,
-        alpha:float=1.17, # weight of the cache at test time
-        beta:float=1., # sharpness at test time
-        alpha_train:float=1.17, # weight while training
-        beta_train:float=1., # sharpness while training
-        **recipe): Method.__init__(self, problem, hyper(locals()))
+
+    recipe = dict(
+        optimizer="adamw",
+        lr=1e-3,
+        weight_decay=1e-2,
+        eps=1e-4,
+        epochs=20,
+        batch_size=256,
+        schedule="cosine",
+        drop_last=False,  # released code: the loader keeps the incomplete batch
+    )
+    space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], alpha_train=[1.17, 3.0, 10.0])
+
+    def __init__(
+        self,
+        problem,
+        alpha: NonNegative = 1.17,  # weight of the cache at test time
+        beta: NonNegative = 1.0,  # sharpness at test time
+        alpha_train: NonNegative = 1.17,  # weight while training
+        beta_train: NonNegative = 1.0,  # sharpness while training
+        unit_keys: Flag = False,  # keep the trained keys at unit length? (released code: no)
+        **recipe,
+    ):
+        Method.__init__(self, problem, hyper(locals()))
+
     def constants(self, problem):
         found = super().constants(problem)
         return dict(start=found.pop("keys"), **found)
-    def init(self, generator): self.keys = nn.Parameter(self.start.clone())
+
+    def init(self, generator):
+        self.keys = nn.Parameter(self.start.clone())
 
 # %% ../../nbs/methods/02_tip_adapter.ipynb #575526e9
 @patch
-def logits(self:TipAdapterF, batch):
-    "Scores with the weights for testing."
-    return self.vote(batch.x, F.normalize(self.keys, dim=-1), self.alpha, self.beta)
+def trained_keys(self: TipAdapterF) -> torch.Tensor:  # (N, D)
+    "The keys as the votes use them."
+    if self.unit_keys:
+        return F.normalize(self.keys, dim=-1)
+    return self.keys
+
 
 @patch
-def loss(self:TipAdapterF, batch):
+def logits(self: TipAdapterF, batch):
+    "Scores with the weights for testing."
+    return self.vote(batch.x, self.trained_keys(), self.alpha, self.beta)
+
+
+@patch
+def loss(self: TipAdapterF, batch):
     "Cross-entropy of the scores with the weights for training."
-    return F.cross_entropy(self.vote(batch.x, F.normalize(self.keys, dim=-1), self.alpha_train, self.beta_train), batch.y)
+    scores = self.vote(batch.x, self.trained_keys(), self.alpha_train, self.beta_train)
+    return F.cross_entropy(scores, batch.y)
