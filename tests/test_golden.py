@@ -1,4 +1,4 @@
-"""Outputs, losses and gradients of official programs, against the classes of the library.
+"""Outputs, losses, gradients and training rules of official programs, against the library's classes.
 
 Every number is computed in float64. A difference is measured relative to the largest entry of the
 expected array; `EXACT` is what float64 allows, other tolerances are named where they stand.
@@ -7,24 +7,22 @@ expected array; `EXACT` is what float64 allows, other tolerances are named where
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_clip import golden_clip, golden_folder, golden_problem, load_golden
+from golden_clip import golden_clip, golden_problem, load_golden
 from torch import nn
 
-from vlmadapt.fit import fit
+from vlmadapt.fit import Batches, fit, fit_many, hold_out
 from vlmadapt.method import Batch
 from vlmadapt.methods import METHODS
 from vlmadapt.methods.graph_adapter import visual_nodes
 from vlmadapt.methods.proto_clip import layer_shapes
+from vlmadapt.methods.task_res import raw_text
+from vlmadapt.paper_protocol import PAPER_RULES, SEARCH_ENDS, as_released, tip_adapter_grid
 from vlmadapt.problem import Problem
+from vlmadapt.tasks import PETL
 from vlmadapt.tasks.adapted_attention import AdaptedAttention, ReleasedAdapter, Site
 
 EXACT = 1e-12  # relative, of float64
 SINGLE = 1e-6  # relative, where the file holds numbers rounded to float32
-
-
-@pytest.fixture(scope="module", autouse=True)
-def golden_numbers():
-    golden_folder()
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +244,9 @@ def test_proto_clip(case):
     assert_close(text, golden["text_16"])
     queries = golden["queries_16"]
     assert_close(method.query(queries), golden[f"{case}.unit_queries"])
-    for alpha, beta, log_p in zip(golden["alpha"], golden["beta"], golden[f"{case}.log_p"]):
+    for alpha, beta, log_p in zip(
+        golden["alpha"], golden["beta"], golden[f"{case}.log_p"], strict=True
+    ):
         method.set(alpha=alpha, beta=beta)
         assert_close(method.logits(Batch(queries)), log_p)
     loss = method.loss(Batch(queries, golden["query_labels"]))
@@ -538,3 +538,168 @@ def test_p_adapter_of_the_released_code(kind, p):
         assert_close(gradient, golden[f"{case}grad_{name}"], 1e-6)
     assert_close(adapter.p.grad[None], golden[f"{case}grad_p"], 1e-6)
     assert_close(adapter.theta.grad[None], golden[f"{case}grad_theta"], 1e-6)
+
+
+# Incomplete batches
+
+
+KEPT = {"TipAdapterF", "ProtoCLIP"}  # released loaders without drop_last; all others are Dassl's
+
+
+@pytest.mark.parametrize("name", [name for name, cls in METHODS.items() if "epochs" in cls.recipe])
+def test_incomplete_batches_by_method(name):
+    recipe = METHODS[name].recipe
+    assert recipe["drop_last"] is (name not in KEPT)
+
+
+def test_tuners_drop_incomplete_batches():
+    assert all(cls.recipe["drop_last"] for cls in PETL.values())
+
+
+def random_problem(count, classes=4, width=8, seed=0):
+    "Raw features of any length, `count` support images."
+    draw = torch.Generator().manual_seed(seed)
+    text = 9 * torch.randn(classes, width, generator=draw, dtype=torch.float64)
+    views = torch.randn(2, count, width, generator=draw, dtype=torch.float64)
+    test = torch.randn(12, width, generator=draw, dtype=torch.float64)
+    labels = torch.arange(count) % classes
+    return from_arrays(text, (views, labels), test=(test, torch.arange(12) % classes))
+
+
+BATCH_CASES = [(10, 4, True, [4, 4]), (10, 4, False, [4, 4, 2]), (3, 4, True, [3])]
+BATCH_CASES += [(3, 4, False, [3]), (8, 4, False, [4, 4]), (4, 4, True, [4])]
+
+
+@pytest.mark.parametrize("count, size, drop_last, expected", BATCH_CASES)
+def test_sizes_of_batches(count, size, drop_last, expected):
+    batches = Batches(random_problem(count), 1, size, "cpu", drop_last)
+    for _ in range(2):
+        found = list(batches)
+        assert [len(batch.y) for batch in found] == expected
+        assert len(batches) == len(expected)
+        positions = torch.cat([batch.index for batch in found])
+        assert len(positions.unique()) == len(positions)
+
+
+@pytest.mark.parametrize("name", ["TipAdapterF", "TaskRes", "GraphAdapter", "CLIPAdapter"])
+def test_steps_in_an_epoch(name):
+    "Ten images in batches of four are two steps where the last batch is dropped, else three."
+    problem = random_problem(10)
+    for drop_last, steps in ((True, 2), (False, 3)):
+        method = METHODS[name](problem, batch_size=4, drop_last=drop_last)
+        assert len(method.batches(problem, 1)) == steps
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize("name", ["TipAdapterF", "TaskRes", "ProtoCLIP"])
+def test_many_runs_do_what_single_runs_do(name, drop_last):
+    problems = [random_problem(10, seed=seed) for seed in (0, 1)]
+    settings = {"epochs": 3, "batch_size": 4, "drop_last": drop_last}
+    if name == "ProtoCLIP":
+        settings["adapter"] = "fc"
+    runs = [
+        (METHODS[name], settings | {"lr": lr}, problem, seed)
+        for lr, problem, seed in zip((1e-3, 1e-2), problems, (1, 2), strict=True)
+    ]
+    for method, (cls, given, problem, seed) in zip(
+        fit_many(runs, progress=False), runs, strict=True
+    ):
+        alone = fit(cls(problem, **given), problem, seed, progress=False)
+        for found, expected in zip(method.parameters(), alone.parameters(), strict=True):
+            assert_close(found, expected.detach(), 1e-9)
+
+
+# Raw text rows
+
+
+def test_raw_rows_survive_a_held_out_part():
+    "Shots held out for validation leave the raw text rows as they were given."
+    problem = random_problem(32)
+    lengths = raw_text(problem).norm(dim=1)
+    assert lengths.min() > 2
+    assert torch.equal(raw_text(hold_out(problem)), raw_text(problem))
+    method = METHODS["TaskRes"](hold_out(problem), text_norm="raw")
+    assert method.hyper_parameters["text_norm"] == "raw"
+    assert_close(method.classifier(), problem.features.text)
+
+
+@pytest.mark.parametrize("name", ["TaskRes", "GraphAdapter"])
+def test_raw_and_unit_rows_give_different_methods(name):
+    problem = random_problem(16)
+    runs = [
+        (METHODS[name], {"text_norm": norm, "epochs": 5}, problem, 1) for norm in ("unit", "raw")
+    ]
+    unit, raw = fit_many(runs, progress=False)
+    assert (
+        unit.scores(problem.features.test) - raw.scores(problem.features.test)
+    ).abs().max() > 0.1
+
+
+def test_unit_rows_are_the_default():
+    for name in ("TaskRes", "GraphAdapter"):
+        assert METHODS[name].defaults()["text_norm"] == "unit"
+
+
+# Released selection rules
+
+
+GRIDS = {"oxford_pets": (6.9655, 2.855), "fgvc_aircraft": (29.8505, 28.505)}
+GRIDS["oxford_flowers"] = (49.7505, 47.505)
+
+
+@pytest.mark.parametrize("dataset", GRIDS)
+def test_released_grid_of_tip_adapter(dataset):
+    "Evenly spaced from 0.1; the upper end is left out."
+    grid = tip_adapter_grid(dataset)
+    for (name, values), count, end, last in zip(
+        grid.items(), (200, 20), SEARCH_ENDS[dataset], GRIDS[dataset], strict=True
+    ):
+        assert len(values) == count, name
+        assert values[0] == pytest.approx(0.1)
+        assert values[-1] == pytest.approx(last)
+        assert values[-1] < end
+
+
+def released_problem():
+    draw = torch.Generator().manual_seed(3)
+    problem = random_problem(16)
+    val = torch.randn(8, 8, generator=draw, dtype=torch.float64)
+    x, y = problem.features.views, problem.labels["train"]
+    test = (problem.features.test, torch.arange(12) % 4)
+    return from_arrays(raw_text(problem), (x, y), val=(val, torch.arange(8) % 4), test=test)
+
+
+SELECTIONS = {"TipAdapter": "val_search", "TipAdapterF": "test_epoch"}
+SELECTIONS |= {"GDA": "val_search", "ProtoCLIP": "val_epoch"}
+
+
+@pytest.mark.parametrize("name", PAPER_RULES)
+def test_released_rules_say_what_they_looked_at(name):
+    problem = released_problem()
+    settings = {"adapter": "fc"} if name == "ProtoCLIP" else {}
+    if "epochs" in METHODS[name].recipe:
+        settings["epochs"] = 3
+    found = as_released(name, problem, **settings)
+    assert found["selection"] == SELECTIONS[name]
+    assert 0 <= found["accuracy"] <= 100
+    problem.provenance["dataset"] = "imagenet"
+    on_test = as_released(name, problem, **settings)
+    assert on_test["selection"] == SELECTIONS[name].replace("val", "test")
+    assert "validation" not in on_test["rule"]
+
+
+def test_released_search_of_tip_adapter_takes_the_first_best_pair():
+    problem = released_problem()
+    method = METHODS["TipAdapter"](problem)
+    x, y = problem.features.val, problem.labels["val"]
+    best = (-1, None)
+    for beta in tip_adapter_grid(None)["beta"]:
+        for alpha in tip_adapter_grid(None)["alpha"]:
+            right = int((method.set(alpha=alpha, beta=beta).scores(x).argmax(1) == y).sum())
+            if right > best[0]:
+                best = right, (alpha, beta)
+    alpha, beta = best[1]
+    truth = torch.arange(12) % 4
+    predicted = method.set(alpha=alpha, beta=beta).scores(problem.features.test).argmax(1)
+    accuracy = 100 * float((predicted == truth).double().mean())
+    assert as_released("TipAdapter", problem)["accuracy"] == pytest.approx(accuracy)
