@@ -1,4 +1,4 @@
-"""Outputs, losses, gradients and training rules of official programs, against the library's classes.
+"""Outputs, gradients and rules of official programs, against the classes of the library.
 
 Every number is computed in float64. A difference is measured relative to the largest entry of the
 expected array; `EXACT` is what float64 allows, other tolerances are named where they stand.
