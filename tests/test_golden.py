@@ -20,6 +20,7 @@ from vlmadapt.paper_protocol import PAPER_RULES, SEARCH_ENDS, as_released, tip_a
 from vlmadapt.problem import Problem
 from vlmadapt.tasks import PETL
 from vlmadapt.tasks.adapted_attention import AdaptedAttention, ReleasedAdapter, Site
+from vlmadapt.tasks.task_problem import TaskBatches, load_task
 
 EXACT = 1e-12  # relative, of float64
 SINGLE = 1e-6  # relative, where the file holds numbers rounded to float32
@@ -579,6 +580,14 @@ def test_sizes_of_batches(count, size, drop_last, expected):
         assert len(batches) == len(expected)
         positions = torch.cat([batch.index for batch in found])
         assert len(positions.unique()) == len(positions)
+
+
+@pytest.mark.parametrize("drop_last, expected", [(True, [4, 4]), (False, [4, 4, 2])])
+def test_batches_of_tasks(drop_last, expected):
+    problem = load_task("mini-entailment", train=10)
+    batches = TaskBatches(problem, 1, 4, drop_last=drop_last)
+    assert len(batches) == len(expected)
+    assert [len(batch.x) for batch in batches] == expected
 
 
 @pytest.mark.parametrize("name", ["TipAdapterF", "TaskRes", "GraphAdapter", "CLIPAdapter"])
