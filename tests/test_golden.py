@@ -76,7 +76,7 @@ def tip_adapter_f(golden, metadata, **given):
     names = ("lr", "weight_decay", "eps")
     settings = {name: float(metadata[name]) for name in names} | given
     alpha, beta = float(metadata["alpha"]), float(metadata["beta"])
-    weights = dict(alpha=alpha, beta=beta, alpha_train=alpha, beta_train=beta)
+    weights = {"alpha": alpha, "beta": beta, "alpha_train": alpha, "beta_train": beta}
     batch = Batch(golden["batch"], golden["labels"], torch.arange(len(golden["labels"])))
 
     class OneBatch(METHODS["TipAdapterF"]):
@@ -129,7 +129,7 @@ def test_tip_adapter_f_with_unit_keys():
 
 def test_tip_adapter_f_defaults_are_the_released_ones():
     defaults = METHODS["TipAdapterF"].defaults()
-    released = dict(unit_keys=False, drop_last=False, eps=1e-4, weight_decay=0.01)
+    released = {"unit_keys": False, "drop_last": False, "eps": 1e-4, "weight_decay": 0.01}
     assert {name: defaults[name] for name in released} == released
 
 
@@ -335,7 +335,13 @@ def test_cocoop(clip):
     method = METHODS["CoCoOp"](golden_problem(metadata["classnames"], clip))
     assert_close(method.context, golden["ctx_start"])
     hidden, _, out = method.meta
-    own = dict(ctx=method.context, w1=hidden.weight, b1=hidden.bias, w2=out.weight, b2=out.bias)
+    own = {
+        "ctx": method.context,
+        "w1": hidden.weight,
+        "b1": hidden.bias,
+        "w2": out.weight,
+        "b2": out.bias,
+    }
     for name, parameter in own.items():
         put(parameter, golden[name])
     check(method, features_batch(), golden, **{f"grad_{name}": p for name, p in own.items()})
@@ -359,7 +365,7 @@ def test_independent_prompts(clip, n_text, n_image, depth):
     golden, metadata = load_golden("ivlp")
     problem = golden_problem(metadata["classnames"], clip)
     after = "" if n_text == 4 else "of a"
-    settings = dict(depth=depth, n_ctx=n_text, n_vision=n_image, after=after)
+    settings = {"depth": depth, "n_ctx": n_text, "n_vision": n_image, "after": after}
     method = METHODS["MuDPT"](problem, injection="none", **settings)
     prefix = f"t{n_text}d{depth}v{n_image}d{depth}."
     put(method.T, golden[f"{prefix}text_prompts"])
@@ -504,9 +510,9 @@ def adapted_attention(golden, metadata, kind, p):
     put(mha.out_proj.weight, weights["output.dense.weight"])
     put(mha.out_proj.bias, weights["output.dense.bias"])
     site = Site(kind=kind, width=width, heads=heads)
-    settings = dict(mu=float(metadata["mu"]), pool=int(metadata["pool"]))
+    settings = {"mu": float(metadata["mu"]), "pool": int(metadata["pool"])}
     adapter = ReleasedAdapter(site, hidden=width // int(metadata["factor"]), **settings).double()
-    for own, official in dict(down="i", up="o", gate="gate").items():
+    for own, official in {"down": "i", "up": "o", "gate": "gate"}.items():
         layer = adapter.get_submodule(own)
         put(layer.weight, weights[f"output.text_laplacian_adapter_{official}.weight"])
         put(layer.bias, weights[f"output.text_laplacian_adapter_{official}.bias"])
