@@ -12,7 +12,6 @@ import itertools, math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 import pandas as pd, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -53,33 +52,80 @@ def _optimizer(methods):
 # %% ../nbs/06_fit.ipynb #e452e07f
 class Batches:
     "The training batches of one run, drawn from the `seed`'s own streams."
-    def __init__(self, problem:Problem, seed:int, batch_size:int, device:str|torch.device):
-        self.views, self.y = problem.features.views.to(device), problem.labels["train"].to(device)
-        self.size, self.order, self.choice = batch_size, stream(seed, "batches"), stream(seed, "views")
 
-    def __len__(self): return max(1, len(self.y)//self.size)
-    def epoch(self)->tuple: return torch.randperm(len(self.y), generator=self.order).split(self.size)[:len(self)]
+    _draws_from = "views"
 
-    def __iter__(self):
+    def __init__(
+        self,
+        problem: Problem,  # with a train split
+        seed: int,  # draws the order and the views
+        batch_size: int,  # images per batch
+        device: str | torch.device,  # where the batches are needed
+        drop_last: bool = True,  # drop an incomplete last batch where there is a full one?
+    ):
+        self.y = problem.labels["train"].to(device)
+        self.size = batch_size
+        self.drop_last = drop_last
+        self.order = stream(seed, "batches")
+        self.choice = stream(seed, self._draws_from)
+        self._read(problem)
+
+    def _read(self, problem):
+        self.views = problem.features.views.to(self.y.device)
+
+    def __len__(self) -> int:
+        if self.drop_last:
+            return max(1, len(self.y) // self.size)
+        return math.ceil(len(self.y) / self.size)
+
+    def epoch(self) -> tuple:
+        "Positions of the support images of each batch, in a new order."
+        order = torch.randperm(len(self.y), generator=self.order)
+        return order.split(self.size)[: len(self)]
+
+    def __iter__(self) -> Iterator[Batch]:
         view = torch.randint(len(self.views), (len(self.y),), generator=self.choice)
         for index in self.epoch():
-            index, v = index.to(self.y.device), view[index].to(self.y.device)
-            yield Batch(self.views[v, index], self.y[index], index)
+            chosen = view[index].to(self.y.device)
+            index = index.to(self.y.device)
+            yield Batch(self.views[chosen, index], self.y[index], index)
 
 # %% ../nbs/06_fit.ipynb #29ed20a2
 class ImageBatches(Batches):
     "Batches of pixels, with at least the part `crop` of each image's area."
-    def __init__(self, problem:Problem, seed:int, batch_size:int, device:str|torch.device, crop:float=CROP_SCALE[0]):
-        self.images, self.transform, self.y = problem.opened(), problem.backbone.train_transform(problem.flip, (crop, 1.)), problem.labels["train"].to(device)
-        self.size, self.order, self.choice = batch_size, stream(seed, "batches"), stream(seed, "augmentation")
 
-    def __iter__(self):
+    _draws_from = "augmentation"
+
+    def __init__(
+        self,
+        problem: Problem,  # with support images
+        seed: int,  # draws the order and the crops
+        batch_size: int,  # images per batch
+        device: str | torch.device,  # where the batches are needed
+        drop_last: bool = True,  # as in `Batches`
+        crop: float = CROP_SCALE[0],  # least part of the area that a crop shows
+    ):
+        self.crop = crop
+        super().__init__(problem, seed, batch_size, device, drop_last)
+
+    def _read(self, problem):
+        self.images = problem.opened()
+        self.transform = problem.backbone.train_transform(problem.flip, (self.crop, 1.0))
+
+    def __iter__(self) -> Iterator[Batch]:
         with ThreadPoolExecutor(4) as pool:
-            for index, work in ahead((index, [pool.submit(f) for f in self.draw(index)]) for index in self.epoch()):
-                index = index.to(self.y.device); yield Batch(torch.stack([w.result() for w in work]).to(self.y.device), self.y[index], index)
+            submitted = (
+                (index, [pool.submit(crop) for crop in self.draw(index)]) for index in self.epoch()
+            )
+            for index, work in ahead(submitted):
+                index = index.to(self.y.device)
+                pixels = torch.stack([w.result() for w in work])
+                yield Batch(pixels.to(self.y.device), self.y[index], index)
 
-    def draw(self, index:torch.Tensor)->list:
-        with drawing_from(self.choice): return [drawn(self.transform, self.images[i]) for i in index.tolist()]
+    def draw(self, index: torch.Tensor) -> list:
+        "Functions that crop the images `index`, with the random part drawn now."
+        with drawing_from(self.choice):
+            return [drawn(self.transform, self.images[i]) for i in index.tolist()]
 
 # %% ../nbs/06_fit.ipynb #b73a0b64
 def _stack(tensors):
@@ -140,14 +186,17 @@ def _note_divergence(method, problem, row):
 
 # %% ../nbs/06_fit.ipynb #78c4845a
 @patch
-def batches(self:Method,
-    problem:Problem, # with a train split
-    seed:int, # draws their order
-)->Batches: # iterated once for each epoch
+def batches(
+    self: Method,
+    problem: Problem,  # with a train split
+    seed: int,  # draws their order
+) -> Batches:  # iterated once for each epoch
     "The training batches of this method."
-    r = self.hyper_parameters
-    source = partial(ImageBatches, **{k: r[k] for k in r.keys() & {"crop"}}) if self.reads_images() else Batches
-    return source(problem, seed, r["batch_size"], self.device)
+    recipe = self.hyper_parameters
+    common = (problem, seed, recipe["batch_size"], self.device, recipe.get("drop_last", True))
+    if not self.reads_images():
+        return Batches(*common)
+    return ImageBatches(*common, recipe.get("crop", CROP_SCALE[0]))
 
 # %% ../nbs/06_fit.ipynb #3e4f82e0
 def _loaders(method, problems, seeds):
@@ -280,7 +329,7 @@ def hold_out(
         if seen.setdefault(k, 0) < min(counts[k]//4, VAL_SHOTS): seen[k] += 1; aside.append(i)
     held = set(aside); rest = [i for i in range(len(y)) if i not in held]
     f = problem.features
-    sources = {n: (lambda n=n: getattr(f, n)) for n in ("text", "text_neg", "sentences", "owner", "test") if n in f}
+    sources = {n: (lambda n=n: getattr(f, n)) for n in ("text", "text_neg", "text_raw", "sentences", "owner", "test") if n in f}
     kept = Features(views=lambda: f.views[:, rest], train=lambda: f.train[rest], val=lambda: f.train[aside], **sources)
     images = {s: problem.images("train").subset(i) for s, i in dict(train=rest, val=aside).items() if "train" in problem._images}
     return Problem(problem.classnames, kept, dict(train=y[rest], val=y[aside]), problem.logit_scale, problem.backbone, images, problem.provenance, problem.flip)

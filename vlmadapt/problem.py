@@ -216,14 +216,16 @@ def from_features(cls:Problem,
     "A problem from feature arrays; rows need not be normalised."
     seen = dict(text=[text], train=train, val=val, test=test and test[:1])
     key = content_key(**{n: [np.asarray(x) for x in p] for n, p in seen.items() if p is not None})
-    text = _unit_rows(_as_features(text, "text"))
+    given = _as_features(text, "text")
+    text = _unit_rows(given)
+    raw = None if text is given else given
     if text.ndim != 2 or len(text) != len(classnames): raise ValueError(f"{len(classnames)} class names but {len(text)} text features")
     D = text.shape[1]
     (x, y), (xv, yv), (xt, yt) = (_pair(p, s, D) for p, s in ((train, "train"), (val, "val"), (test, "test")))
     negative = None if text_neg is None else _unit_rows(_as_features(text_neg, "text_neg", D))
-    text, negative, x, xv, xt = _one_dtype(text, negative, x, xv, xt)
+    text, raw, negative, x, xv, xt = _one_dtype(text, raw, negative, x, xv, xt)
     views = x if x is None or x.ndim == 3 else x[None]
-    f = Features(text=text, text_neg=negative, views=views, train=None if x is None else views.mean(0), val=xv, test=xt)
+    f = Features(text=text, text_raw=raw, text_neg=negative, views=views, train=None if x is None else views.mean(0), val=xv, test=xt)
     return cls(classnames, f, dict(train=y, val=yv, test=yt), logit_scale, provenance=dict(source="features", content=key))
 
 # %% ../nbs/04_problem.ipynb #842a36b2

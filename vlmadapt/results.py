@@ -44,7 +44,7 @@ def _rule(row):
 def _record(row, run):
     cost, made, where = row.get("cost", {}), row.get("provenance", {}), row.get("environment", {})
     versions = ", ".join(f"{k} {v}" for k, v in where.get("versions", {}).items())
-    return {"grid": run.parent.name, "run": run.name, "trained_on": row["settings"].get("dataset"), **_scalars(row["settings"]), **dict.fromkeys(FIELDS), **_scalars(row), "selection": _rule(row), **cost, "paper_protocol": (row.get("as_released") or {}).get("accuracy"),
+    return {"grid": run.parent.name, "run": run.name, "trained_on": row["settings"].get("dataset"), **_scalars(row["settings"]), **dict.fromkeys(FIELDS), **_scalars(row), "selection": _rule(row), **cost, "paper_protocol": (row.get("as_released") or {}).get("accuracy"), "paper_selection": (row.get("as_released") or {}).get("selection"),
             **{k: made.get(k) for k in ("backbone_key", "split", "transform", "prompt_set", "part")}, **{k: where.get(k) for k in ("commit", "device")}, "versions": versions}
 
 # %% ../nbs/61_results.ipynb #582ee588

@@ -15,7 +15,8 @@ from ..method import Method, hyper
 # %% ../../nbs/methods/04_clip_adapter.ipynb #4a5134e1
 class CLIPAdapter(Method):
     "A bottleneck on the image feature, mixed with the feature; the text classifier is CLIP's own."
-    recipe = dict(optimizer="sgd", lr=2e-3, weight_decay=5e-4, epochs=50, batch_size=32, schedule="warmup_cosine")
+    recipe = dict(optimizer="sgd", lr=2e-3, weight_decay=5e-4, epochs=50, batch_size=32, schedule="warmup_cosine",
+                  drop_last=True)  # Dassl's train loader
     space = dict(lr=[1e-2, 3e-2, 1e-1], ratio=[.1, .2, .4, .6, .8])
     def __init__(self, problem,
         ratio:float=.2, # share of the adapted feature, r

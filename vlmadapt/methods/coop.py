@@ -17,7 +17,8 @@ from ..problem import drawing_from
 # %% ../../nbs/methods/12_coop.ipynb #1f8d5df6
 class CoOp(PromptMethod):
     "Trained context vectors around the class names."
-    recipe = dict(optimizer="sgd", lr=2e-3, weight_decay=5e-4, epochs=200, batch_size=32, schedule="warmup_cosine")
+    recipe = dict(optimizer="sgd", lr=2e-3, weight_decay=5e-4, epochs=200, batch_size=32, schedule="warmup_cosine",
+                  drop_last=True)  # Dassl's train loader
     space = dict(lr=[5e-4, 2e-3, 8e-3])
     def __init__(self, problem,
         n_ctx:int=16, # number of context vectors
@@ -45,7 +46,8 @@ def text_prompts(self:CoOp, classnames):
 # %% ../../nbs/methods/12_coop.ipynb #88471b1f
 class CoCoOp(PromptMethod):
     "Context vectors shifted by a small network of the image feature."
-    recipe = dict(optimizer="sgd", lr=2e-3, weight_decay=5e-4, epochs=10, batch_size=1, schedule="warmup_cosine")
+    recipe = dict(optimizer="sgd", lr=2e-3, weight_decay=5e-4, epochs=10, batch_size=1, schedule="warmup_cosine",
+                  drop_last=True)  # Dassl's train loader
     space = dict(lr=[5e-4, 2e-3, 8e-3])
     def __init__(self, problem,
         n_ctx:int=4, # number of context vectors

@@ -66,7 +66,8 @@ CHOICES = dict(variant=VARIANTS, form=FORMS, act=ACTS, dissim=DISSIM, **{name: d
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #8513db77
 class HeGraphAdapter(Method):
     "Messages over a heterogeneous graph of class nodes shift the text classifier and the cache of support images."
-    recipe = dict(optimizer="adamw", lr=1e-3, weight_decay=1e-2, epochs=30, batch_size=256, schedule="warmup_cosine")
+    recipe = dict(optimizer="adamw", lr=1e-3, weight_decay=1e-2, epochs=30, batch_size=256, schedule="warmup_cosine",
+                  drop_last=True)  # no released code; the rule of Dassl's train loader
     space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], alpha_pp=[0., .06, .2], alpha_vp=[.12, .24, .5], alpha_np=[0., .1, .2])
     posthoc = dict(sharpness_test=[1., 3., 10.], alpha_np_test=[0., .1, .2], lambda_test=[0., .003, .01, .03, .1, .3, 1.])
     def __init__(self, problem,

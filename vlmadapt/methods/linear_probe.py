@@ -17,7 +17,7 @@ from ..problem import Problem
 # %% ../../nbs/methods/01_linear_probe.ipynb #8c00776d
 class LinearProbe(Method):
     "Linear classifier that starts at the text classifier."
-    recipe = dict(optimizer="adamw", lr=1e-3, weight_decay=0., epochs=30, batch_size=256, schedule="warmup_cosine")
+    recipe = dict(optimizer="adamw", lr=1e-3, weight_decay=0., epochs=30, batch_size=256, schedule="warmup_cosine", drop_last=True)  # ours: the rule of Dassl's train loader
     space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
     def __init__(self, problem, **recipe): super().__init__(problem, hyper(locals()))
     def constants(self, problem): return dict(text=problem.features.text)

@@ -17,7 +17,8 @@ from ..tasks.adapted_attention import Adapter, add_adapters, parameter_groups
 class PAdapter(Method):
     "p-adapters in CLIP's image tower, or in both towers: our extension of p-adapter to classification."
     needs = {"text_tower", "image_tower"}
-    recipe = dict(optimizer="adamw", lr=1e-3, weight_decay=.05, epochs=10, batch_size=8, schedule="linear", crop=.5)
+    recipe = dict(optimizer="adamw", lr=1e-3, weight_decay=.05, epochs=10, batch_size=8, schedule="linear", crop=.5,
+                  drop_last=True)  # p-adapter's released train loader
     space = dict(lr=[3e-4, 1e-3, 3e-3])
     def __init__(self, problem,
         towers:tuple=("vision",), # where adapters go: "vision", "text" or both

@@ -397,7 +397,8 @@ def scorer(self:PromptMethod, classnames):
 class ImagePromptMethod(PromptMethod):
     "Trains inputs of the image tower; subclasses give `init` and `scorer`."
     needs = {"text_tower", "image_tower"}
-    recipe = dict(optimizer="sgd", lr=2.5e-3, weight_decay=5e-4, epochs=10, batch_size=4, schedule="warmup_cosine", crop=.5)
+    recipe = dict(optimizer="sgd", lr=2.5e-3, weight_decay=5e-4, epochs=10, batch_size=4, schedule="warmup_cosine", crop=.5,
+                  drop_last=True)  # Dassl's train loader
     space = dict(lr=[1e-3, 2.5e-3, 1e-2])
     def logits(self, batch): return self.scorer(self.classnames)(batch)
 

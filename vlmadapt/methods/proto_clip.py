@@ -78,7 +78,8 @@ VARIANTS = dict.fromkeys(("training-free", "F", "F-Q^T"))
 
 class ProtoCLIP(Method):
     "Distances to image and text prototypes, trained or not."
-    recipe = dict(optimizer="adamw", lr=1e-3, weight_decay=.05, eps=1e-4, epochs=100, batch_size=256, schedule="cosine")
+    recipe = dict(optimizer="adamw", lr=1e-3, weight_decay=.05, eps=1e-4, epochs=100, batch_size=256, schedule="cosine",
+                  drop_last=False)  # released code: the loader keeps the incomplete batch
     space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], alpha_train=[.2, .5, .8], beta_train=[5., 12., 20.])
     posthoc = dict(beta=[k/10 for k in range(1, 10)] + [float(k) for k in range(1, 21)], alpha=[k/10 for k in range(11)])
     def __init__(self, problem,

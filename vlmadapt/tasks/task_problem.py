@@ -613,12 +613,14 @@ class TaskBatch(NamedTuple):
 # %% ../../nbs/tasks/05_task_problem.ipynb #aba912bc
 class TaskBatches:
     "The training batches of one run on `problem`, drawn from the `seed`'s own streams; `frozen` gives image tokens, otherwise pixels."
-    def __init__(self, problem:TaskProblem, seed:int, size:int, device:str|torch.device="cpu", frozen:bool=True):
-        self.problem, self.size, self.device = problem, size, device
+    def __init__(self, problem:TaskProblem, seed:int, size:int, device:str|torch.device="cpu", frozen:bool=True, drop_last:bool=True):
+        self.problem, self.size, self.device, self.drop_last = problem, size, device, drop_last
         self.x = problem.patches("train") if frozen and problem.keeps("train") else problem.pixels("train")
         self.encode = problem.encode if frozen and not isinstance(self.x, torch.Tensor) else lambda x: x
         self.order, self.choice = stream(seed, "batches"), stream(seed, "answers")
-    def __len__(self): return max(1, len(self.problem.labels["train"])//self.size)
+    def __len__(self):
+        n = len(self.problem.labels["train"])
+        return max(1, n//self.size) if self.drop_last else -(-n//self.size)
     def texts(self, index:torch.Tensor)->Spelled:
         given = [self.problem.labels["train"][i] for i in index]
         answers = [a[torch.randint(len(a), (), generator=self.choice)] for a in given]

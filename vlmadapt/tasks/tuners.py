@@ -26,7 +26,8 @@ from .task_problem import TaskBatch, TaskBatches, TaskProblem, answer_losses, ju
 class Tuner(Method):
     "A copy of the backbone's model, some of whose parameters are trained on a `TaskProblem`."
     needs, frozen_vision = {"generator"}, True
-    recipe = dict(lr=1e-3, epochs=5, batch_size=32, optimizer="adamw", schedule="linear", weight_decay=.05, smoothing=0.)
+    recipe = dict(lr=1e-3, epochs=5, batch_size=32, optimizer="adamw", schedule="linear", weight_decay=.05, smoothing=0.,
+                  drop_last=True)  # p-adapter's released train loader
     rates = (1e-4, 2e-4, 5e-4, 1e-3) # learning rates that the paper tries
     def constants(self, problem:TaskProblem)->dict: return {}
     def adapt(self, model:nn.Module, seed:int)->nn.Module: raise NotImplementedError
@@ -51,7 +52,8 @@ def decays(self:Tuner)->list:
 @patch
 def batches(self:Tuner, problem:TaskProblem, seed:int)->TaskBatches:
     "Texts with image tokens, or with pixels where the image tower is trained."
-    return TaskBatches(problem, seed, self.hyper_parameters["batch_size"], self.device, self.frozen_vision)
+    recipe = self.hyper_parameters
+    return TaskBatches(problem, seed, recipe["batch_size"], self.device, self.frozen_vision, recipe.get("drop_last", True))
 
 # %% ../../nbs/tasks/06_tuners.ipynb #9786d270
 @patch
