@@ -1,0 +1,98 @@
+"Load the numbers of official programs, and the tiny CLIP that the prompt methods share, as a `Backbone`."
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from vlmadapt.backbones import Backbone
+from vlmadapt.foundation import import_open_clip
+from vlmadapt.problem import Features, Problem
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def golden_folder() -> Path:
+    "Return the folder of golden numbers; skip the test where it is absent."
+    data = Path(os.environ.get("VLMADAPT_TEST_DATA", "../shared"))
+    folder = ROOT / data / "golden"
+    if not folder.is_dir():
+        pytest.skip(f"no golden numbers at {folder}; set VLMADAPT_TEST_DATA")
+    return folder
+
+
+def load_golden(
+    name: str,  # of the file, without its suffix
+) -> tuple[dict, dict]:  # arrays in float64 (integers stay integers), and the metadata
+    "Load a file of golden numbers; metadata that is JSON is decoded."
+    with safe_open(golden_folder() / f"{name}.safetensors", framework="pt") as file:
+        arrays = {key: file.get_tensor(key) for key in file.keys()}
+        metadata = file.metadata()
+    for key, x in arrays.items():
+        if x.is_floating_point():
+            arrays[key] = x.double()
+    return arrays, {key: _decoded(text) for key, text in metadata.items()}
+
+
+def _decoded(text):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def golden_clip() -> Backbone:
+    "Return the tiny CLIP of the golden numbers as a backbone that computes in float64."
+    arrays, metadata = load_golden("clip_tiny")
+    sizes = metadata["sizes"]
+    open_clip = import_open_clip()
+    model = open_clip.CLIP(
+        embed_dim=sizes["embed"],
+        vision_cfg=dict(
+            image_size=sizes["image"],
+            patch_size=sizes["patch"],
+            width=sizes["vision_width"],
+            layers=sizes["vision_layers"],
+            head_width=sizes["vision_width"] // sizes["vision_heads"],
+        ),
+        text_cfg=dict(
+            context_length=sizes["context"],
+            vocab_size=sizes["vocabulary"],
+            width=sizes["text_width"],
+            heads=sizes["text_heads"],
+            layers=sizes["text_layers"],
+        ),
+        quick_gelu=True,
+    ).double()
+    model.load_state_dict(_state(arrays, sizes))
+    model.visual.preprocess_cfg = dict(size=sizes["image"], mean=(0, 0, 0), std=(1, 1, 1))
+    return Backbone("golden", model, "ViT-B-32-quickgelu", "cpu", "fp32")
+
+
+def _state(arrays, sizes):
+    "The state dict; only some rows of the token embedding are stored, all others are zero."
+    names = [key for key in arrays if key.startswith("clip.")]
+    state = {key.removeprefix("clip."): arrays[key] for key in names}
+    rows = torch.zeros(sizes["vocabulary"], sizes["text_width"], dtype=torch.float64)
+    rows[arrays["token_ids"]] = arrays["token_rows"]
+    state["token_embedding.weight"] = rows
+    return state
+
+
+def golden_problem(
+    classnames: list[str] | None = None,  # default: those of the file
+    backbone: Backbone | None = None,  # default: a new `golden_clip`
+) -> Problem:  # its train features are those of the file's three images
+    "Return a problem on the tiny CLIP: three images, labels and class names of the golden numbers."
+    arrays, metadata = load_golden("clip_tiny")
+    names = classnames or metadata["classnames"]
+    x = arrays["image_features"]
+    text = torch.zeros(len(names), x.shape[1], dtype=x.dtype)
+    features = Features(text=text, views=x[None], train=x)
+    labels = dict(train=arrays["labels"])
+    backbone = backbone or golden_clip()
+    pixels = dict(train=list(arrays["images"]))
+    return Problem(names, features, labels, backbone.logit_scale, backbone, images=pixels)
