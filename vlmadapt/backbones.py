@@ -10,7 +10,7 @@ __all__ = ['BACKBONES', 'SCHEMES', 'WEIGHT_SUFFIXES', 'PRECISIONS', 'CROP_SCALE'
            'load_backbone', 'parted', 'ahead', 'cores', 'Pixels', 'Views']
 
 # %% ../nbs/02_backbones.ipynb #e3789c28
-import itertools, logging, os, threading, warnings
+import itertools, logging, os, pickle, threading, warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -199,13 +199,12 @@ def _with_file(model, path):
     def build():
         try:
             return import_open_clip().create_model(model, pretrained=str(path))
-        except Exception as e:
-            if _is_absent(e):
-                raise
-            raise ValueError(f"{path} does not hold weights of {model}: {one_line(e)}") from None
+        except pickle.UnpicklingError:
+            fix = "save model.state_dict() with torch.save or safetensors"
+            raise ValueError(f"it is damaged, or holds more than tensors; {fix}") from None
 
-    built = from_hub(build, f"{model} with your weights")
-    return _checked(built, _config_quick(model), f"{model} with {path}")
+    built = from_hub(build, f"{model} with the weights of {path}")
+    return _checked(built, _config_quick(model), f"{model} with the weights of {path}")
 
 
 def _with_scheme(name):
@@ -337,17 +336,21 @@ def shortened(
 def check_texts(
     texts: Iterable[str],
     what: str = "text",  # the kind of thing, for the message
+    fix: str = "",  # for the message about something that is no string
 ) -> list[str]:
     "Return `texts` as a list of plain strings; refuse anything else in one line."
     if isinstance(texts, (str, bytes, dict, set)):
-        raise ValueError(f"a list of {what}s is needed, got {type(texts).__name__} {shortened(repr(texts))}")
+        kind = type(texts).__name__
+        shown = shortened(repr(texts))
+        raise ValueError(f"a list of {what}s is needed, got {kind} {shown}; use a list")
     try:
         texts = list(texts)
     except TypeError:
         raise ValueError(f"a list of {what}s is needed, got {shortened(repr(texts))}") from None
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ValueError(f"{what} {i} must be a string, got {shortened(repr(text))}")
+            hint = f"; {fix}" if fix else ""
+            raise ValueError(f"{what} {i} must be a string, got {shortened(repr(text))}{hint}")
     return [str(text) for text in texts]
 
 
@@ -475,6 +478,8 @@ def drawn(
 # %% ../nbs/02_backbones.ipynb #8999cab4
 def _row(name):
     "The entry that a name stands for."
+    if name in SCHEMES:
+        raise ValueError(f"{name!r} names no model; write it behind the colon")
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:")).expanduser()
         return BackboneRow(f"local-dir:{folder}", "")
@@ -482,7 +487,10 @@ def _row(name):
         return BackboneRow(name, "")
     if ":" not in name:
         return choose(name, BACKBONES, "backbone")
-    return BackboneRow(*name.split(":", 1))
+    model, pretrained = name.split(":", 1)
+    if model in BACKBONES and BACKBONES[model].pretrained is None:
+        raise ValueError(f"{name!r}: {model} has weights of its own; write {model!r}")
+    return BackboneRow(model, pretrained)
 
 
 def _stamp(name):
