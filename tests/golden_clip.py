@@ -1,4 +1,4 @@
-"Load the numbers of official programs, and the tiny CLIP that the prompt methods share, as a `Backbone`."
+"Numbers of official programs, and the tiny CLIP that they share, as a `Backbone`."
 
 import json
 import os
@@ -29,7 +29,7 @@ def load_golden(
 ) -> tuple[dict, dict]:  # arrays in float64 (integers stay integers), and the metadata
     "Load a file of golden numbers; metadata that is JSON is decoded."
     with safe_open(golden_folder() / f"{name}.safetensors", framework="pt") as file:
-        arrays = {key: file.get_tensor(key) for key in file.keys()}
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
     for key, x in arrays.items():
         if x.is_floating_point():
@@ -51,24 +51,24 @@ def golden_clip() -> Backbone:
     open_clip = import_open_clip()
     model = open_clip.CLIP(
         embed_dim=sizes["embed"],
-        vision_cfg=dict(
-            image_size=sizes["image"],
-            patch_size=sizes["patch"],
-            width=sizes["vision_width"],
-            layers=sizes["vision_layers"],
-            head_width=sizes["vision_width"] // sizes["vision_heads"],
-        ),
-        text_cfg=dict(
-            context_length=sizes["context"],
-            vocab_size=sizes["vocabulary"],
-            width=sizes["text_width"],
-            heads=sizes["text_heads"],
-            layers=sizes["text_layers"],
-        ),
+        vision_cfg={
+            "image_size": sizes["image"],
+            "patch_size": sizes["patch"],
+            "width": sizes["vision_width"],
+            "layers": sizes["vision_layers"],
+            "head_width": sizes["vision_width"] // sizes["vision_heads"],
+        },
+        text_cfg={
+            "context_length": sizes["context"],
+            "vocab_size": sizes["vocabulary"],
+            "width": sizes["text_width"],
+            "heads": sizes["text_heads"],
+            "layers": sizes["text_layers"],
+        },
         quick_gelu=True,
     ).double()
     model.load_state_dict(_state(arrays, sizes))
-    model.visual.preprocess_cfg = dict(size=sizes["image"], mean=(0, 0, 0), std=(1, 1, 1))
+    model.visual.preprocess_cfg = {"size": sizes["image"], "mean": (0, 0, 0), "std": (1, 1, 1)}
     return Backbone("golden", model, "ViT-B-32-quickgelu", "cpu", "fp32")
 
 
@@ -92,7 +92,7 @@ def golden_problem(
     x = arrays["image_features"]
     text = torch.zeros(len(names), x.shape[1], dtype=x.dtype)
     features = Features(text=text, views=x[None], train=x)
-    labels = dict(train=arrays["labels"])
+    labels = {"train": arrays["labels"]}
     backbone = backbone or golden_clip()
-    pixels = dict(train=list(arrays["images"]))
+    pixels = {"train": list(arrays["images"])}
     return Problem(names, features, labels, backbone.logit_scale, backbone, images=pixels)

@@ -376,8 +376,6 @@ def tokenize(
     more = f" ({len(long) - 1} more are too long)" if len(long) > 1 else ""
     if not convert(truncate, Flag, "truncate"):
         raise TextTooLong(f"{first}{more}; {fix}")
-    if len(set(texts)) > 1 and len(ids.unique(dim=0)) == 1:
-        raise TextTooLong(f"{first}{more}: cut, they are all the same; shorten them")
     warnings.warn(f"{len(long)} of {len(texts)} {what}s are cut: {first}")
     return ids
 

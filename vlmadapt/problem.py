@@ -16,7 +16,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from numpy.typing import ArrayLike
-from .backbones import Backbone, load_backbone
+from .backbones import Backbone, load_backbone, shortened
 from .datasets import Dataset, Images, few_shot_indices, load_dataset
 from .foundation import DamagedFile, choose, content_key, load_arrays, locked, save_arrays, stream, write_atomic, write_json
 from .photos import read_photos
@@ -254,7 +254,9 @@ def _encode_views(backbone, images, views, flip, seed):
     return cached(build, what="views", backbone=backbone.key, transform=repr(transform), images=images.key(), views=views, seed=seed)
 
 def _encode_sentences(backbone, sentences, truncate=False):
-    tokens = backbone.tokenize(sentences, truncate, "class prompt")  # what does not fit is refused, also where it lies in the cache
+    tokens = backbone.tokenize(sentences, truncate, "class prompt")  # refused also where features lie in the cache
+    if len(set(sentences)) > 1 and len(tokens.unique(dim=0)) == 1:
+        raise ValueError(f"all {len(sentences)} class prompts are the same for the text tower, such as {shortened(sentences[0])!r}")
     return cached(lambda: backbone.encode_tokens(tokens), what="text", backbone=backbone.key, sentences=sentences)
 
 # %% ../nbs/04_problem.ipynb #3b3db2a1
