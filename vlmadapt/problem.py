@@ -16,11 +16,12 @@ import numpy as np, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from numpy.typing import ArrayLike
-from .backbones import Backbone, load_backbone
+from .backbones import Backbone, load_backbone, shortened
 from .datasets import Dataset, Images, few_shot_indices, load_dataset
 from .foundation import DamagedFile, choose, content_key, load_arrays, locked, save_arrays, stream, write_atomic, write_json
 from .photos import read_photos
-from .prompts import NEGATIVE, class_prompts, fill, pool_text
+from .prompts import NEGATIVE, check_classnames, class_prompts, fill, pool_text
+from .values import Flag, convert
 
 # %% ../nbs/04_problem.ipynb #2fc419f3
 def cache_root()->Path:
@@ -135,9 +136,9 @@ class Problem:
         provenance:dict|None=None, # where all this came from, as plain values
         flip:bool=True, # does a mirrored image still show its class?
     ):
-        self.classnames, self.features, self.logit_scale = list(classnames), features, float(logit_scale)
+        self.classnames, self.features, self.logit_scale = check_classnames(classnames), features, float(logit_scale)
         self.backbone, self._images, self.provenance, self._constants, self.flip, self._opened = backbone, images or {}, provenance or {}, {}, flip, None
-        self.labels = {s: SealedLabels(y) if s == "test" else check_labels(y, len(classnames), s) for s, y in labels.items() if y is not None}
+        self.labels = {s: SealedLabels(y) if s == "test" else check_labels(y, len(self.classnames), s) for s, y in labels.items() if y is not None}
 
 # %% ../nbs/04_problem.ipynb #2f5e6778
 def check_labels(
@@ -216,6 +217,7 @@ def from_features(cls:Problem,
     "A problem from feature arrays; rows need not be normalised."
     seen = dict(text=[text], train=train, val=val, test=test and test[:1])
     key = content_key(**{n: [np.asarray(x) for x in p] for n, p in seen.items() if p is not None})
+    classnames = check_classnames(classnames)
     given = _as_features(text, "text")
     text = _unit_rows(given)
     raw = None if text is given else given
@@ -254,17 +256,20 @@ def _encode_views(backbone, images, views, flip, seed):
         with drawing_from(stream(seed, "augmentation")): return backbone.encode_views(images, transform, views)
     return cached(build, what="views", backbone=backbone.key, transform=repr(transform), images=images.key(), views=views, seed=seed)
 
-def _encode_sentences(backbone, sentences):
-    return cached(lambda: backbone.encode_text(sentences), what="text", backbone=backbone.key, sentences=sentences)
+def _encode_sentences(backbone, sentences, truncate=False):
+    tokens = backbone.tokenize(sentences, truncate, "class prompt")  # refused also where features lie in the cache
+    if len(set(sentences)) > 1 and len(tokens.unique(dim=0)) == 1:
+        raise ValueError(f"all {len(sentences)} class prompts are the same for the text tower, such as {shortened(sentences[0])!r}")
+    return cached(lambda: backbone.encode_tokens(tokens), what="text", backbone=backbone.key, sentences=sentences)
 
 # %% ../nbs/04_problem.ipynb #3b3db2a1
-def _dataset_features(dataset, images, backbone, prompts, views, text_pool, seed):
-    K, sentences = len(dataset.classnames), class_prompts(dataset, prompts)
+def _dataset_features(dataset, images, backbone, sentences, views, text_pool, seed, truncate):
+    K = len(dataset.classnames)
     flat, owner = [s for ss in sentences for s in ss], torch.tensor([k for k, ss in enumerate(sentences) for _ in ss])
     negative = [s for (s,) in fill(dataset.classnames, [NEGATIVE])]
-    f = Features(owner=owner, sentences=lambda: _encode_sentences(backbone, flat),
+    f = Features(owner=owner, sentences=lambda: _encode_sentences(backbone, flat, truncate),
                  text=lambda: pool_text(f.sentences, owner, K, text_pool),
-                 text_neg=lambda: F.normalize(_encode_sentences(backbone, negative), dim=-1),
+                 text_neg=lambda: F.normalize(_encode_sentences(backbone, negative, truncate), dim=-1),
                  views=(lambda: _encode_views(backbone, images["train"], views, dataset.flip, seed)) if "train" in images else None,
                  **{s: (lambda x=x: encode_split(backbone, x)) for s, x in images.items()})
     return f
@@ -334,17 +339,19 @@ def few_shot(
     views:int=10, # R, augmented views per support image
     text_pool:str="unit", # how several sentences become one row, see `pool_text`
     part:str="all", # of the classes: "all", or the "base" or "new" half
+    truncate:bool=False, # cut class prompts that do not fit the text tower, with a warning, instead of refusing them
 )->Problem:
     "The few-shot problem of CoOp's protocol."
     if isinstance(shots, bool) or not isinstance(shots, int) or shots < 1: raise ValueError(f"shots must be a whole number of 1 or more, not {shots!r}")
     if isinstance(dataset, str): dataset = load_dataset(dataset)
-    backbone = load_backbone(backbone)
+    backbone, others, truncate = load_backbone(backbone), dataset.classnames, convert(truncate, Flag, "truncate")
     dataset, images = _part_of(dataset, _few_shot_images(dataset, shots, seed), part)
+    sentences = class_prompts(dataset, prompts, others)
     provenance = dict(dataset=dataset.name, backbone=backbone.name, backbone_key=backbone.key, precision=backbone.precision, shots=shots, seed=seed,
                       prompts=str(prompts), text_pool=text_pool, views=views, split=_split_hash(dataset),
                       transform=content_key(test=repr(backbone.preprocess), train=repr(backbone.train_transform(dataset.flip))),
-                      prompt_set=content_key(sentences=class_prompts(dataset, prompts)), **({} if part == "all" else dict(part=part)))
-    return Problem(dataset.classnames, _dataset_features(dataset, images, backbone, prompts, views, text_pool, seed),
+                      prompt_set=content_key(sentences=sentences), **({} if part == "all" else dict(part=part)), **(dict(truncate=True) if truncate else {}))
+    return Problem(dataset.classnames, _dataset_features(dataset, images, backbone, sentences, views, text_pool, seed, truncate),
                    {s: x.labels for s, x in images.items()}, backbone.logit_scale, backbone, images, provenance, dataset.flip)
 
 # %% ../nbs/04_problem.ipynb #46932e7b

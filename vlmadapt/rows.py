@@ -7,10 +7,10 @@ __all__ = ['KNOWN', 'UNTRAINED', 'YOUNGER', 'reset_peak', 'peak', 'measure_many'
            'Rows', 'RowsFailed', 'in_order']
 
 # %% ../nbs/59_rows.ipynb #78bbe78d
-import itertools, json, re, resource, time, traceback, warnings
+import itertools, json, re, time, traceback, warnings
 from collections.abc import Callable
 from pathlib import Path
-import pandas as pd, torch
+import pandas as pd, psutil, torch
 from fastcore.basics import patch
 from .fit import evaluate, fit_many, tune_many
 from .foundation import choose, content_key, environment, write_json
@@ -18,21 +18,46 @@ from .methods import METHODS
 from .problem import Problem
 from .tasks import PETL
 
+# %% ../nbs/59_rows.ipynb #45923370
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 # %% ../nbs/59_rows.ipynb #636b3989
 def reset_peak():
     "Forget the highest memory use so far."
-    if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
-    try: Path("/proc/self/clear_refs").write_text("5")
-    except OSError: pass
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # no Linux: the peak is that of the whole process
+        pass
+
 
 def _resident_peak():
-    try: return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])
-    except (OSError, TypeError): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # never reset, and inherited from the parent process
+    "Bytes of the highest resident memory."
+    try:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status)[1])
+    except (OSError, TypeError):
+        memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):  # Windows
+        return memory.peak_wset
+    if resource is None:
+        return memory.rss
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # bytes on macOS, kilobytes elsewhere: a peak far below the present use is no number of bytes
+    return peak if peak > memory.rss / 32 else 1024 * peak
 
-def peak()->dict: # peak_memory_mb, and what it counts
-    "The highest memory use since `reset_peak`."
-    if torch.cuda.is_available(): return dict(peak_memory_mb=torch.cuda.max_memory_allocated()/2**20, memory_of="gpu, allocated by torch")
-    return dict(peak_memory_mb=_resident_peak()/2**10, memory_of="cpu, resident memory of the process")
+
+def peak() -> dict:  # peak_memory_mb, and what it counts
+    "Return the highest memory use since `reset_peak`."
+    if torch.cuda.is_available():
+        allocated = torch.cuda.max_memory_allocated() / 2**20
+        return dict(peak_memory_mb=allocated, memory_of="gpu, allocated by torch")
+    resident = _resident_peak() / 2**20
+    return dict(peak_memory_mb=resident, memory_of="cpu, resident memory of the process")
 
 # %% ../nbs/59_rows.ipynb #5f2e1076
 def _timed(f, *args, **kwargs):

@@ -10,7 +10,8 @@ import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from ..method import Method, hyper
-from .prompted import PHOTO_WORDS
+from .prompted import photo_tokens
+from ..prompts import check_classnames
 from ..tasks.adapted_attention import Adapter, add_adapters, parameter_groups
 
 # %% ../../nbs/methods/15_p_adapter.ipynb #da3f15c3
@@ -48,9 +49,14 @@ def decays(self:PAdapter):
 @patch
 def text(self:PAdapter, classnames:list[str])->torch.Tensor:
     "The classifier of the fixed sentence, from the adapted text tower where there is one."
-    texts, names = [f"{PHOTO_WORDS} {n.replace('_', ' ')}." for n in classnames], tuple(classnames)
-    if "text" in self.towers: return F.normalize(self.adapted.encode_text(self.backbone.tokenizer(texts).to(self.backbone.device)), dim=-1)
-    if names not in self.fixed: self.fixed[names] = F.normalize(self.backbone.encode_text(texts), dim=-1).to(self.backbone.device)
+    names = tuple(check_classnames(classnames))
+    device = self.backbone.device
+    if "text" in self.towers:
+        tokens = photo_tokens(self.backbone, names).to(device)
+        return F.normalize(self.adapted.encode_text(tokens), dim=-1)
+    if names not in self.fixed:
+        features = self.backbone.encode_tokens(photo_tokens(self.backbone, names))
+        self.fixed[names] = F.normalize(features, dim=-1).to(device)
     return self.fixed[names]
 
 @patch

@@ -12,7 +12,8 @@ from fastcore.basics import patch
 from torch import nn
 from ..method import hyper
 from .mudpt import MuDPT
-from .prompted import PHOTO_WORDS, ImagePromptMethod, depth_within
+from .prompted import PHOTO_WORDS, ImagePromptMethod, depth_within, photo_tokens
+from ..prompts import check_classnames
 
 # %% ../../nbs/methods/14_vpt_maple.ipynb #9fa7b37d
 class VPT(ImagePromptMethod):
@@ -34,8 +35,10 @@ def init(self:VPT, generator):
 @patch
 def text(self:VPT, classnames:list[str]|None=None)->torch.Tensor:
     "The classifier of the fixed sentence."
-    names = tuple(classnames or self.classnames)
-    if names not in self.fixed: self.fixed[names] = F.normalize(self.backbone.encode_text([f"{PHOTO_WORDS} {n.replace('_', ' ')}." for n in names]), dim=-1).to(self.V.device)
+    names = tuple(self.classnames if classnames is None else check_classnames(classnames))
+    if names not in self.fixed:
+        features = self.backbone.encode_tokens(photo_tokens(self.backbone, names))
+        self.fixed[names] = F.normalize(features, dim=-1).to(self.V.device)
     return self.fixed[names]
 
 @patch

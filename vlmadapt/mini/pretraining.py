@@ -233,7 +233,8 @@ def joint_losses(self:Pretraining, batch:dict)->tuple:
 def update(self:Pretraining, batch:dict, factor:float)->dict:
     "One optimisation step at `factor` of the peak rates; returns the losses."
     batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
-    with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+    device_type = torch.device(self.device).type
+    with torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda"):
         loss, parts = self.vision_losses(batch) if self.stage == "vision" else self.joint_losses(batch)
     self.model.zero_grad(); self.heads.zero_grad()
     loss.backward()
