@@ -145,7 +145,8 @@ def from_hub(
         fix = "connect to the network, or give a local path"
         raise ValueError(f"{absent} and {hub} cannot be reached; {fix}")
     try:
-        return build()
+        with quiet(logging.ERROR):
+            return build()
     except Exception as e:
         raise ValueError(f"{what}: {one_line(e)}") from None
 
