@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'UNTRAINED', 'BLOCK', 'NAMED_FILES', 'YOUNGER', 'reset_peak', 'peak', 'measure_many', 'measure', 'base_of',
-           'method_of', 'row_key', 'fingerprint', 'file_hash', 'content_of', 'file_contents', 'Rows', 'RowsFailed',
-           'in_order', 'deviation']
+           'method_of', 'row_key', 'fingerprint', 'file_hash', 'content_of', 'file_contents', 'is_edited', 'Rows',
+           'RowsFailed', 'in_order', 'deviation']
 
 # %% ../nbs/59_rows.ipynb #78bbe78d
 import itertools, json, re, resource, time, traceback, warnings
@@ -225,9 +225,11 @@ def _bundle_files(value, settings):
 def _split_file(name):
     "Return the split file of a benchmark, or None where it has none or the published one."
     benchmark = BENCHMARKS[name]
+    if not benchmark.split:
+        return None
     folder = locate(data_root(), benchmark.folder)
     split = locate(folder, benchmark.split)
-    if not benchmark.split or not split.is_file():
+    if not split.is_file():
         return folder / REBUILT if (folder / REBUILT).is_file() else None
     published = benchmark.split_hash
     if published and file_hash(split, published.partition(":")[0]) == published:
@@ -286,6 +288,13 @@ def file_contents(
 # %% ../nbs/59_rows.ipynb #63f11ca7
 def _sealed(row): return {**row, "digest": content_key(row=row)}
 def _whole(row): return isinstance(row, dict) and row.get("digest") == content_key(row={k: v for k, v in row.items() if k != "digest"})
+
+# %% ../nbs/59_rows.ipynb #13ee6c8e
+def is_edited(
+    row: object,  # of a result file
+) -> bool:
+    "Return whether `row` is no record, or not what its digest says."
+    return not isinstance(row, dict) or ("digest" in row and not _whole(row))
 
 # %% ../nbs/59_rows.ipynb #c0951230
 def _measured_part(row):
@@ -436,6 +445,16 @@ def _set_file_aside(self: Rows, file, row):
 
 
 @patch
+def _rename(self: Rows, file, row):
+    "Give `file`, which holds a valid `row`, the name of this version."
+    target = file.with_name(f"{_stem(row['method'], row['seed'], row['key'])}.json")
+    if file != target and target.exists():
+        self._set_file_aside(file, row)
+    else:
+        file.replace(target)
+
+
+@patch
 def set_aside(
     self: Rows,
     which: Callable | None = None,  # function of a row; default: rows that are not valid
@@ -450,7 +469,7 @@ def set_aside(
         elif superseded(row):
             moved.add(self._set_file_aside(file, row))
         elif self.is_valid(row):
-            file.replace(file.with_name(f"{_stem(row['method'], row['seed'], row['key'])}.json"))
+            self._rename(file, row)
     for row in filter(superseded, _read(self.result, "rows")):
         target = self._aside(row)
         moved.add(target)
