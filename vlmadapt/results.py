@@ -288,7 +288,10 @@ def save_frame(
     **markdown, # further arguments of `DataFrame.to_markdown`
 )->pd.DataFrame: # `frame`
     "Write `frame` as .csv, with every digit, and as .md."
-    for ending, text in (("csv", frame.to_csv()), ("md", frame.to_markdown(**markdown) + "\n")) if folder else ():
+    if not folder:
+        return frame
+    shown = frame.astype(object).where(frame.notna(), None)  # tabulate prints NaN as it is, and None as nothing
+    for ending, text in (("csv", frame.to_csv()), ("md", shown.to_markdown(**markdown) + "\n")):
         with write_atomic(Path(folder)/f"{name}.{ending}") as tmp: tmp.write_text(text)
     return frame
 
