@@ -259,6 +259,17 @@ def _task_files(value, settings):
     return sorted([*folder.glob("*.json*"), *folder.glob("*/*.json*")])
 
 
+def _weight_files(value, settings):
+    "Return the checkpoint that a backbone such as `model:weights.pt` names; a name without folder or ending is no path."
+    found = []
+    for text in (str(value), str(value).partition(":")[2]):
+        path = Path(text).expanduser()
+        is_path = os.sep in text or path.suffix in (".safetensors", ".pt", ".pth", ".bin")
+        if is_path and path.exists():
+            found.append(path)
+    return found[:1]
+
+
 def _root_files(value, settings):
     return [] if "task" in settings else [Path(value).expanduser()]
 
@@ -270,6 +281,7 @@ NAMED_FILES = dict(
     targets=_dataset_files,
     task=_task_files,
     root=_root_files,
+    backbone=_weight_files,
 )  # parameter -> function of its value and of all settings that returns the files and folders it names
 
 
@@ -587,6 +599,7 @@ def fill(self:Rows, methods:list[str], seeds:list[int],
     compute:Callable, # function of (method, seeds) that returns or yields a row for each seed, such as `measure_many` on the seeds' problems
 ):
     "Compute the rows of `methods` and `seeds` that are missing, and write `result.json`."
+    self.set_aside()
     back = self.restore()
     todo = self.missing(methods, seeds)
     found = f", {back} found again among superseded ones" if back else ""
