@@ -1,5 +1,6 @@
 "Many results: what would take too long in a notebook."
 import json, time
+from vlmadapt.foundation import content_key
 from vlmadapt.results import read_results
 
 
@@ -8,9 +9,10 @@ def test_ten_thousand_files_in_five_seconds(tmp_path, capsys):
     predictions = " ".join(str(i % 100) for i in range(2500))
     for i in range(10_000):
         settings = dict(dataset=f"d{i % 11}", shots=2**(i % 5), backbone="RN50", prompts="template", trials=16, views=10, fixed={})
-        row = dict(method="TipAdapter", seed=i, settings=settings, key="k", digest="d", accuracy=50 + i % 7, macro_f1=50., n=2500, selection="few_shot_val", trainable_parameters=5, family="TipAdapter", above_zero_shot=1.,
+        row = dict(method="TipAdapter", seed=i, settings=settings, key="k", accuracy=50 + i % 7, macro_f1=50., n=2500, selection="few_shot_val", trainable_parameters=5, family="TipAdapter", above_zero_shot=1.,
                    predictions=predictions, correct="01"*1250, per_class=[50.]*100, hyper_parameters=dict(alpha=1., beta=2.), log=dict(entries=0), cost=dict(fit_s=3., evaluate_s=.1, encode_s=1., peak_memory_mb=300.),
                    provenance=dict(backbone_key="ab", split="s", transform="t", prompt_set="p"), environment=dict(commit="c0ffee", device="cpu", versions={"torch": "2", "numpy": "2"}))
+        row["digest"] = content_key(row=row)
         run = tmp_path/f"run{i}"; run.mkdir(); (run/"rows").mkdir(); (run/"result.json").write_text(json.dumps(dict(settings=settings, rows=[row], failed={})))
     began, clock = time.process_time(), time.perf_counter(); results = read_results(tmp_path); spent, wall = time.process_time() - began, time.perf_counter() - clock
     with capsys.disabled(): print(f"10,000 result files: {spent:.1f} s of the processor, {wall:.1f} s by the clock")

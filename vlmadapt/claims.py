@@ -144,7 +144,8 @@ def check_claim(
     if instead: return Answer(claim, VERDICTS[2], instead)
     _check_one(found); lacking = _lacking(found, claim, [PLAIN["dataset"][d.lower()] for d in ELEVEN] if claim.datasets == 11 and not set(found["dataset"]) - set(DATASET_NAMES) else [])
     told = averages(found.assign(shots=claim.shots)).iloc[0]; n = found.groupby("dataset").agg(accuracy=("accuracy", "mean"), n=("n", "max"))
-    half = float(half_width(told["sd"], found["seed"].nunique(), np.sqrt((binomial_error(n["accuracy"], n["n"])**2).sum())/len(n)))
+    seeds = 1 if np.isnan(told["sd"]) else found["seed"].nunique()
+    half = float(half_width(told["sd"], seeds, np.sqrt((binomial_error(n["accuracy"], n["n"])**2).sum())/len(n)))
     answer = lambda verdict, why: Answer(claim, verdict, why, told["mean"], told["mean"] - half, told["mean"] + half, len(found))
     if lacking: return answer(VERDICTS[2], lacking)
     gap = claim.value - told["mean"]

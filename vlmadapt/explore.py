@@ -82,7 +82,7 @@ def shot_curves(
     width:float=4.6, # inches
 )->plt.Figure:
     "Accuracy of `methods` against the number of support images per class."
-    curves = pd.DataFrame([dict(shots=s, method=m, mean=view.accuracy(m, s), sd=0.) for m in methods for s in shots])
+    curves = pd.DataFrame([dict(shots=s, method=m, mean=view.accuracy(m, s), sd=np.nan) for m in methods for s in shots])
     with page_style():
         fig, ax = plt.subplots(figsize=(width, 2.6), layout="constrained")
         draw_panel(ax, curves, methods)

@@ -15,7 +15,7 @@ import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd, s
 from numpy.typing import ArrayLike
 from .foundation import write_atomic
 from .results import averages, by_point, cells
-from .rows import base_of, in_order
+from .rows import base_of, deviation, in_order
 
 # %% ../nbs/62_figures.ipynb #40a61f0d
 STYLE = dict(
@@ -108,20 +108,25 @@ def shot_panels(
     return fig
 
 # %% ../nbs/62_figures.ipynb #bdc56883
+def _band(values):
+    "One standard deviation below and above the mean; NaN for one seed, which draws nothing."
+    mean, sd = values.mean(), deviation(values)
+    return mean - sd, mean + sd
+
+# %% ../nbs/62_figures.ipynb #695e752e
 def gain_bars(
     results:pd.DataFrame, # from `read_results`, one backbone
     shots:int=16, # at this number of shots
     width:float=7.2, # inches
 )->plt.Figure:
-    "Points above zero-shot by dataset and method, with one population standard deviation over the seeds."
+    "Points above zero-shot by dataset and method, with one population standard deviation over the seeds (none for one seed)."
     at = results[(results["shots"] == shots) & (results["method"] != "ZeroShot")]
     methods = in_order(at["method"])
     order = at.groupby("dataset")["above_zero_shot"].mean().sort_values(ascending=False).index
-    spread = lambda v: (v.mean() - v.std(ddof=0), v.mean() + v.std(ddof=0))
     with page_style():
         fig, ax = plt.subplots(figsize=(width, 2.2 + .15*-(-len(methods)//_columns(methods))), layout="constrained")
         sns.barplot(at, x="dataset", y="above_zero_shot", hue="method", order=order, hue_order=methods, palette=[look(m)["color"] for m in methods], saturation=1,
-                    errorbar=spread, err_kws=dict(lw=.7, color="#333333"), width=.82, legend=False, ax=ax)
+                    errorbar=_band, err_kws=dict(lw=.7, color="#333333"), width=.82, legend=False, ax=ax)
         ax.axhline(0, color="black", lw=.7); ax.grid(axis="x", visible=False); sns.despine(ax=ax, bottom=True); ax.tick_params(axis="x", length=0)
         ax.set(xlabel="", ylabel=f"points above zero-shot\n({shots} {'shots' if shots > 1 else 'shot'})")
         if len(order) > 7: ax.tick_params(axis="x", labelrotation=25); [t.set_ha("right") for t in ax.get_xticklabels()]

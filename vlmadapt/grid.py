@@ -218,9 +218,17 @@ def execute_all(
 def _match(name, pattern): return fnmatch(name, pattern if "*" in pattern else f"*{pattern}*")
 
 def _state(run):
-    rows, asked = run.rows(), len(run.parameters["methods"])*len(run.parameters["seeds"]); missing = len(rows.missing(*run.asked()))
-    if not missing: return missing, "done" if rows.done(*run.asked()) else "to gather"
-    return missing, f"{missing} of {asked} rows missing" + (f"; failed last time: {run.error.read_text().splitlines()[0]}" if run.error.exists() else "")
+    rows = run.rows()
+    asked = len(run.parameters["methods"]) * len(run.parameters["seeds"])
+    missing = len(rows.missing(*run.asked()))
+    if not missing:
+        return missing, "done" if rows.done(*run.asked()) else "to gather"
+    text = f"{missing} of {asked} rows missing"
+    if rows.outdated:
+        text += f"; {rows.outdated} that are there belong to other settings or files"
+    if run.error.exists():
+        text += f"; failed last time: {run.error.read_text().splitlines()[0]}"
+    return missing, text
 
 def _list(runs, workers=None):
     states = {run: _state(run) for run in runs}; missing = sum(n for n, _ in states.values())
@@ -241,7 +249,7 @@ def _forecast(runs, missing, workers):
 def redo(self:Run, methods:str="*")->int:
     "Forget the rows of `methods`, a name or a pattern; what they were stays in `result.old.json`."
     with locked(self.folder/".lock"):
-        rows, old = self.rows(), self.folder/"result.old.json"; gone = [name for name in rows.rows if fnmatch(name[0], methods)]
+        rows, old = self.rows(), self.folder/"result.old.json"; rows.restore(); gone = [name for name in rows.rows if fnmatch(name[0], methods)]
         if not gone: return 0
         write_json(old, dict(rows=(json.loads(old.read_text())["rows"] if old.exists() else []) + [rows.rows[name] for name in gone]))
         for name in gone: rows.forget(*name)
@@ -254,9 +262,18 @@ def _redo(runs, pattern):
     print(f"{gone} rows will be computed again")
 
 # %% ../nbs/60_grid.ipynb #f9722fa6
+def _superseded(runs):
+    "In words, how many results of `runs` have been superseded."
+    count = sum(len(list((run.folder / "rows" / "superseded").glob("*.json"))) for run in runs)
+    return f"; {count} superseded results are kept in rows/superseded of their runs" if count else ""
+
+
 def _tell(failed, runs, out):
-    if not failed: return print(f"{len(runs)} runs done, results in {out}; vlmadapt_report {out.name} makes tables and figures")
-    print(f"{len(failed)} of {len(runs)} runs failed:")
+    kept = _superseded(runs)
+    if not failed:
+        report = f"; vlmadapt_report {out.name} makes tables and figures" if runs[0].report in notebooks("reports") else ""
+        return print(f"{len(runs)} runs done, results in {out}{report}{kept}")
+    print(f"{len(failed)} of {len(runs)} runs failed{kept}:")
     for run in runs:
         if run.name in failed: print(f"  {run.name}: {failed[run.name]}\n    see {run.folder}/log.txt, error.txt and run.ipynb")
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from pandas.io.formats.style import Styler
 import vlmadapt
 from .foundation import choose
-from .results import averages, cells
+from .results import averages, cells, shown_mean
 
 # %% ../nbs/63_published.ipynb #c76bfbd1
 DATA = Path(vlmadapt.__file__).parent/"data"/"paper_results.csv"
@@ -272,14 +272,21 @@ def mark_counts(
 COLORS = {"reproduced": "background-color: #d5efdc; color: #103d20;", "not reproduced": "background-color: #fbdad2; color: #5a1206;", "not run": "color: #888888;"}
 
 def _shown(row):
-    own = "" if row["mark"] == "not run" else f"{row['mean']:.1f} ± {row['sd']:.1f} "
+    own = "" if row["mark"] == "not run" else f"{shown_mean(row['mean'], row['sd'])} "
     return f"{own}({row['published']:.2f})"
+
+def _seeds_in_words(compared):
+    seeds = compared["seeds"].dropna()
+    if len(seeds) and (seeds == 1).all():
+        return "one seed without a standard deviation"
+    return "mean ± population standard deviation over the seeds" + (" (none for one seed)" if (seeds == 1).any() else "")
+
 
 def _caption(compared):
     counts = compared["mark"].value_counts().reindex(MARKS, fill_value=0)
     single = compared.assign(note=compared["note"].str.split("; ")).explode("note").query("note != ''")
     notes = single.groupby("note", sort=False)["method"].agg(lambda m: ", ".join(dict.fromkeys(m)))
-    head = f"Ours: mean ± population standard deviation over the seeds; in brackets: {', '.join(compared['paper'].unique())}, {', '.join(compared['table'].unique())}."
+    head = f"Ours: {_seeds_in_words(compared)}; in brackets: {', '.join(compared['paper'].unique())}, {', '.join(compared['table'].unique())}."
     return "<br>".join([escape(head), ", ".join(f"{n} {m}" for m, n in counts.items()) + ".", *(escape(f"{methods}: {n}.") for n, methods in notes.items())])
 
 # %% ../nbs/63_published.ipynb #114897ae

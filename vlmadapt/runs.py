@@ -275,6 +275,23 @@ def last_line(
     return f"{type(e).__name__}: {e}".strip().splitlines()[0]
 
 # %% ../nbs/60_runs.ipynb #519b8461
+def _leave_valid(rows, log):
+    "Take rows that are not valid out of `result.json`."
+    moved = rows.set_aside()
+    if moved:
+        log.write(f"{moved} results of other settings or files are superseded; they stay in {rows.superseded}\n")
+    if rows.gathered:
+        rows.gather()
+    else:
+        rows.result.unlink(missing_ok=True)
+
+
+def _write_params(run):
+    params = dict(experiment=run.notebook.stem, report=run.report, **run.parameters)
+    with write_atomic(run.folder / "params.yml") as tmp:
+        tmp.write_text(yaml.safe_dump(params, sort_keys=False))
+
+
 def execute(
     run:Run, # what to do
 )->str|None: # the error in one line, or nothing
@@ -282,14 +299,20 @@ def execute(
     run.folder.mkdir(parents=True, exist_ok=True)
     with locked(run.folder/".lock"), open(run.folder/"log.txt", "a") as log:
         rows = run.rows()
-        if rows.done(*run.asked()): return
-        rows.gather() if rows.gathered else rows.result.unlink(missing_ok=True)
-        with write_atomic(run.folder/"params.yml") as tmp: tmp.write_text(yaml.safe_dump(dict(experiment=run.notebook.stem, report=run.report, **run.parameters), sort_keys=False))
-        log.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} {run.name}\n"); log.flush(); run.error.unlink(missing_ok=True)
-        try: run_notebook(run.notebook, run.folder/"run.ipynb", run.parameters, log)
+        if rows.done(*run.asked()):
+            return None
+        log.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} {run.name}\n")
+        _leave_valid(rows, log)
+        _write_params(run)
+        log.flush()
+        run.error.unlink(missing_ok=True)
+        try:
+            run_notebook(run.notebook, run.folder/"run.ipynb", run.parameters, log)
         except Exception as e:
-            traceback.print_exc(file=log); return run.failed(last_line(e), traceback.format_exc())
-        if not run.rows().done(*run.asked()): return run.failed(f"{run.notebook.name} ended without the rows asked for: its Rows lack a parameter, or the library has changed meanwhile")
+            traceback.print_exc(file=log)
+            return run.failed(last_line(e), traceback.format_exc())
+        if not run.rows().done(*run.asked()):
+            return run.failed(f"{run.notebook.name} ended without the rows asked for: its Rows lack a parameter, or the library or a file has changed meanwhile")
 
 # %% ../nbs/60_runs.ipynb #310212e6
 def execute_now(
