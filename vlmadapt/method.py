@@ -231,6 +231,12 @@ def unused(cls:Method, hyper:dict)->set:
     "Names of hyper-parameters that have no effect under `hyper`; no search spends trials on them."
     return set()
 
+
+@patch
+def training_free(self: Method) -> bool:
+    "Is it meant that nothing is trained? Variants of trained methods without trained tensors override it."
+    return not self.recipe
+
 # %% ../nbs/05_method.ipynb #00d3dbe6
 @patch
 def trainable_parameters(self:Method)->int:
