@@ -22,8 +22,8 @@ class PAdapter(Method):
     recipe = dict(optimizer="adamw", lr=1e-3, weight_decay=.05, epochs=10, batch_size=8, schedule="linear", crop=.5)
     space = dict(lr=[3e-4, 1e-3, 3e-3])
     def __init__(self, problem,
-        towers: one_or_more("vision", "text") = ("vision",),  # where adapters go
-        where: one_or_more("self", "ffn") = ("self", "ffn"),  # behind attention, feed-forward parts or both
+        towers: one_or_more("vision", "text", "decoder") = ("vision",),  # where adapters go
+        where: one_or_more("self", "cross", "ffn") = ("self", "ffn"),  # behind attention, feed-forward parts or both
         kind: Literal["adapter", "gcn", "appnp", "gcnii", "p-adapter", "released"] = "p-adapter",  # a key of `ADAPTERS`
         skip: Literal["attention", "aggregate"] = "attention",  # what the branch is added to: "attention" (zero-shot at the start) or "aggregate" (paper)
         hidden: PositiveInteger | None = None,  # bottleneck width; None: an eighth of the tower's
