@@ -28,7 +28,7 @@ from .prompts import PROMPTS
 from .rows import KNOWN, Rows, base_of, method_of
 from .tasks import MINI_TASKS, TASKS
 from .tasks.task_problem import LOADERS
-from .values import Flag, Integer, NonNegative, NonNegativeInteger, Positive, PositiveInteger, Real, convert
+from .values import Flag, Integer, NonNegativeInteger, Positive, PositiveInteger, Real, convert
 
 # %% ../nbs/60_runs.ipynb #c61c277c
 def shipped(
@@ -230,14 +230,14 @@ def template_parameters(
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "names with values"}
 BROAD = {bool: Flag, int: Integer, float: Real, str: str, list: list, dict: dict}
 RANGES = dict.fromkeys(("shots", "views", "epochs", "classes", "width", "steps", "rounds", "examples", "images"), PositiveInteger)
-RANGES |= dict.fromkeys(("trials", "seeds", "seed", "train", "threads"), NonNegativeInteger)
-RANGES |= dict(batch_size=PositiveInteger, lr=Positive, logit_scale=Positive, perplexity=Positive, memory_gb=NonNegative)
+RANGES |= dict.fromkeys(("trials", "seeds", "seed", "train", "threads", "memory_gb"), NonNegativeInteger)
+RANGES |= dict(batch_size=PositiveInteger, lr=Positive, logit_scale=Positive, perplexity=Positive)
 PLAIN = (bool, int, float, str, type(None))
 
 
 def _hint(value):
     "What helps where YAML read a truth value, a number or a date and text is wanted."
-    return "" if isinstance(value, (str, list, dict, type(None))) else "; text that looks like something else needs quotes"
+    return "" if isinstance(value, (str, list, dict, type(None))) else "; put text in quotes"
 
 
 def _check_plain(name, value):
@@ -275,7 +275,8 @@ def _in_range(name, value, default):
         convert(default, kind, name)
     except ValueError:
         return value
-    return convert(value, kind, name)
+    convert(value, kind, name)
+    return value
 
 # %% ../nbs/60_runs.ipynb #41e27945
 def check_value(
