@@ -15,15 +15,15 @@ import yaml
 from torch import nn
 
 from vlmadapt.fit import evaluate, fit, fit_many, sweep, tune, tune_many
-from vlmadapt.grid import vlmadapt_grid
 from vlmadapt.foundation import stream
+from vlmadapt.grid import vlmadapt_grid
 from vlmadapt.method import RECIPE, Method, hyper
 from vlmadapt.methods import METHODS
 from vlmadapt.problem import Problem, few_shot
 from vlmadapt.rows import KNOWN, row_key
 from vlmadapt.runs import execute, read_runs, template_parameters
-from vlmadapt.tasks import PETL
 from vlmadapt.task_rows import try_rates
+from vlmadapt.tasks import PETL
 from vlmadapt.values import NonNegative
 
 PARAMS = Path(__file__).resolve().parent.parent / "params"
@@ -396,10 +396,7 @@ def test_impossible_definitions_are_named(problem):
     assert "Scoreless gives no scores: define logits" in message(lambda: Scoreless(problem))
     assert "Idle has a recipe but nothing to train" in message(lambda: fit(Idle(problem), problem))
     told = message(lambda: fit(Partial(problem), problem))
-    assert (
-        told
-        == "Partial cannot be trained: its recipe lacks optimizer, weight_decay, batch_size, schedule"
-    )
+    assert told.endswith("its recipe lacks optimizer, weight_decay, batch_size, schedule")
     assert "'scale' needs a default" in message(lambda: Undecided(problem, 1.0))
     assert "Bad epochs" in message(lambda: Bad(problem))
     assert fit(Short(problem, epochs="3"), problem).hyper_parameters["epochs"] == 3
@@ -667,7 +664,11 @@ def test_an_experiment_needs_methods_seeds_and_out(tmp_path):
 # Params files
 
 
-HEAD = "experiment: few_shot\ngrid: {dataset: [mini-digits]}\nparameters: {methods: [TaskRes], seeds: [1], "
+HEAD = (
+    "experiment: few_shot\n"
+    "grid: {dataset: [mini-digits]}\n"
+    "parameters: {methods: [TaskRes], seeds: [1], "
+)
 
 
 def read(folder, text, name="grid.yml"):
@@ -845,7 +846,11 @@ def test_numbers_of_the_command_are_checked(capsys, given, told):
 def test_a_notebook_without_kernelspec_runs_with_converted_values(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     notebook = own(tmp_path, BASE + "note: None|str = None\nshots = 1", kernel=False)
-    cell = "from vlmadapt.rows import Rows\nrows = Rows(out, note=note, shots=shots)\nrows.fill(methods, seeds, lambda m, s: [dict(accuracy=float(shots))])"
+    cell = (
+        "from vlmadapt.rows import Rows\n"
+        "rows = Rows(out, note=note, shots=shots)\n"
+        "rows.fill(methods, seeds, lambda m, s: [dict(accuracy=float(shots))])"
+    )
     text = json.loads(notebook.read_text())
     text["cells"][1]["source"] = cell
     notebook.write_text(json.dumps(text))
