@@ -124,7 +124,7 @@ def test_two_at_once_share_the_work(params, tmp_path):
     ("dataset:", "datasets:", "unknown parameter 'datasets'; did you mean 'dataset'?"),
     ("mini-shapes", "mini-shape", "unknown dataset 'mini-shape'; did you mean 'mini-shapes'?"),
     ("TipAdapter", "TipAdaptor", "unknown method 'TipAdaptor'; did you mean 'TipAdapter'?"),
-    ("seeds: [1,", "seeds: ['1',", "each of seeds takes a whole number, not '1'"),
+    ("seeds: [1,", "seeds: [one,", "each of seeds takes a whole number, not 'one'"),
     ("grid:", "gird:", "unknown entry 'gird'; did you mean 'grid'?"),
     ("tiny.ipynb", "few_shto", "unknown experiment 'few_shto'; did you mean 'few_shot'?")])
 def test_typing_errors_are_refused_in_one_line(params, tmp_path, capsys, old, new, message):

@@ -21,6 +21,7 @@ from .foundation import choose, locked, write_atomic, write_json
 from .problem import few_shot
 from .rows import base_of, method_of
 from .runs import Run, execute, last_line, notebooks, read_runs, run_notebook
+from .values import NonNegative, PositiveInteger, convert
 
 # %% ../nbs/60_grid.ipynb #ef819cf3
 START = 6.  # seconds of a run beside its rows: kernel, imports
@@ -293,6 +294,9 @@ def vlmadapt_grid(
 )->int:
     "Execute an experiment for every combination in a params file; go on where an earlier call stopped."
     try:
+        workers = convert(workers, PositiveInteger | None, "--workers")
+        gpus_per_run = convert(gpus_per_run, NonNegative | None, "--gpus_per_run")
+        memory_per_run = convert(memory_per_run, NonNegative | None, "--memory_per_run")
         runs = [r for r in read_runs(params, out, smoke) if _match(r.name, only)]
         if not runs: raise ValueError(f"{params}: no run matches --only {only}")
         if dry_run: return _list(runs, workers)

@@ -20,8 +20,8 @@ from .backbones import Backbone, load_backbone, shortened
 from .datasets import Dataset, Images, few_shot_indices, load_dataset
 from .foundation import DamagedFile, choose, content_key, load_arrays, locked, save_arrays, stream, write_atomic, write_json
 from .photos import read_photos
-from .prompts import NEGATIVE, check_classnames, class_prompts, fill, pool_text
-from .values import Flag, convert
+from .prompts import NEGATIVE, POOLS, PROMPTS, check_classnames, class_prompts, fill, pool_text
+from .values import Flag, NonNegativeInteger, Positive, PositiveInteger, convert
 
 # %% ../nbs/04_problem.ipynb #2fc419f3
 def cache_root()->Path:
@@ -136,7 +136,7 @@ class Problem:
         provenance:dict|None=None, # where all this came from, as plain values
         flip:bool=True, # does a mirrored image still show its class?
     ):
-        self.classnames, self.features, self.logit_scale = check_classnames(classnames), features, float(logit_scale)
+        self.classnames, self.features, self.logit_scale = check_classnames(classnames), features, convert(logit_scale, Positive, "logit_scale")
         self.backbone, self._images, self.provenance, self._constants, self.flip, self._opened = backbone, images or {}, provenance or {}, {}, flip, None
         self.labels = {s: SealedLabels(y) if s == "test" else check_labels(y, len(self.classnames), s) for s, y in labels.items() if y is not None}
 
@@ -342,7 +342,13 @@ def few_shot(
     truncate:bool=False, # cut class prompts that do not fit the text tower, with a warning, instead of refusing them
 )->Problem:
     "The few-shot problem of CoOp's protocol."
-    if isinstance(shots, bool) or not isinstance(shots, int) or shots < 1: raise ValueError(f"shots must be a whole number of 1 or more, not {shots!r}")
+    shots = convert(shots, PositiveInteger, "shots")
+    seed = convert(seed, NonNegativeInteger, "seed")
+    views = convert(views, PositiveInteger, "views")
+    choose(text_pool, POOLS, "text pooling")
+    choose(part, PARTS, "part of the classes")
+    if not str(prompts).endswith(".json"):
+        choose(str(prompts), dict.fromkeys(PROMPTS), "kind of prompts")
     if isinstance(dataset, str): dataset = load_dataset(dataset)
     backbone, others, truncate = load_backbone(backbone), dataset.classnames, convert(truncate, Flag, "truncate")
     dataset, images = _part_of(dataset, _few_shot_images(dataset, shots, seed), part)

@@ -6,7 +6,7 @@
 __all__ = ['MORE', 'given_rates', 'rates_of', 'try_rates', 'measure_task']
 
 # %% ../nbs/59_task_rows.ipynb #27034ebb
-import time
+import math, time
 from collections.abc import Iterator
 import pandas as pd
 from .fit import evaluate, fit
@@ -39,12 +39,23 @@ def try_rates(
     seed:int, # of the trials
     fixed:dict, # hyper-parameters that are given
 )->tuple[object, pd.DataFrame]: # the best tuner, trained; rate and score of each trial
-    "Train `cls` once with each rate, and keep the one with the best score on the validation examples."
-    best, rows = None, []
+    "Train `cls` once with each rate, and keep the one with the best score on the validation examples; raises FloatingPointError where all diverge."
+    best = None
+    highest = -math.inf
+    rows = []
     for lr in rates:
-        tuner = fit(cls(problem, **{**fixed, "lr": lr}), problem, seed=seed, progress=False)
-        rows.append(dict(lr=lr, score=tuner.judge(problem, problem.labels["val"], "val")["score"]))
-        if all(rows[-1]["score"] > r["score"] for r in rows[:-1]): best = tuner
+        try:
+            tuner = fit(cls(problem, **{**fixed, "lr": lr}), problem, seed=seed, progress=False)
+            score = tuner.judge(problem, problem.labels["val"], "val")["score"]
+        except FloatingPointError as e:
+            diverged = str(e)
+            score = math.nan
+        rows.append(dict(lr=lr, score=score))
+        if score > highest:
+            best = tuner
+            highest = score
+    if best is None:
+        raise FloatingPointError(f"all {len(rates)} learning rates diverged, such as {diverged}")
     return best, pd.DataFrame(rows)
 
 # %% ../nbs/59_task_rows.ipynb #3035fc74

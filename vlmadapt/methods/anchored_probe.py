@@ -12,15 +12,16 @@ from fastcore.basics import patch
 from torch import nn
 from ..method import Batch, Method, hyper
 from ..problem import Problem
+from ..values import NonNegative, PositiveInteger
 
 # %% ../../nbs/methods/10_anchored_probe.ipynb #074ba6c6
 class AnchoredProbe(Method):
     "Logistic regression that pays for its distance from the text classifier, solved to convergence (ours)."
     space = dict(penalty=[1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 1e-6], anchor=[1., .5])
     def __init__(self, problem,
-        penalty:float=3e-4, # lambda above
-        anchor:float=.5, # a above, the share of the zero-shot logits
-        max_iter:int=100, # at most so many L-BFGS iterations
+        penalty: NonNegative = 3e-4,  # lambda above
+        anchor: NonNegative = 0.5,  # a above, the share of the zero-shot logits
+        max_iter: PositiveInteger = 100,  # at most so many L-BFGS iterations
     ): super().__init__(problem, hyper(locals()))
     def constants(self, problem): return dict(text=problem.features.text)
     def init(self, generator): self.W, self.b = nn.Parameter(torch.zeros_like(self.text)), nn.Parameter(self.text.new_zeros(len(self.text)))

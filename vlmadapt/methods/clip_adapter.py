@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from ..method import Method, hyper
+from ..values import Fraction, PositiveInteger
 
 # %% ../../nbs/methods/04_clip_adapter.ipynb #4a5134e1
 class CLIPAdapter(Method):
@@ -19,8 +20,8 @@ class CLIPAdapter(Method):
                   drop_last=True)  # Dassl's train loader
     space = dict(lr=[1e-2, 3e-2, 1e-1], ratio=[.1, .2, .4, .6, .8])
     def __init__(self, problem,
-        ratio:float=.2, # share of the adapted feature, r
-        reduction:int=4, # width divided by width of the bottleneck
+        ratio: Fraction = 0.2,  # share of the adapted feature, r
+        reduction: PositiveInteger = 4,  # width divided by width of the bottleneck
         **recipe): super().__init__(problem, hyper(locals()))
     def constants(self, problem): return dict(text=problem.features.text)
 

@@ -6,6 +6,7 @@
 __all__ = ['SENTENCES', 'CoOp', 'CoCoOp']
 
 # %% ../../nbs/methods/12_coop.ipynb #87cf4b5f
+from typing import Literal
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -13,6 +14,7 @@ from torch import nn
 from ..method import hyper
 from .prompted import PromptMethod, context_start, depth_within
 from ..problem import drawing_from
+from ..values import Flag, PositiveInteger
 
 # %% ../../nbs/methods/12_coop.ipynb #1f8d5df6
 class CoOp(PromptMethod):
@@ -21,11 +23,11 @@ class CoOp(PromptMethod):
                   drop_last=True)  # Dassl's train loader
     space = dict(lr=[5e-4, 2e-3, 8e-3])
     def __init__(self, problem,
-        n_ctx:int=16, # number of context vectors
-        words:str|None="", # words whose embeddings they start from; None: the first n_ctx of "a photo of a"
-        place:str="end", # where the name stands: "end", "middle", "front"
-        class_specific:bool=False, # a context for every class?
-        depth:int=1, # blocks that receive prompts, the first included
+        n_ctx: PositiveInteger = 16,  # number of context vectors
+        words: str | None = "",  # initial words; None: the first n_ctx of "a photo of a"; "": random vectors
+        place: Literal["end", "middle", "front"] = "end",  # of the class name
+        class_specific: Flag = False,  # a context for every class?
+        depth: PositiveInteger = 1,  # blocks that receive prompts, the first included
         **recipe): super().__init__(problem, hyper(locals()))
 
 # %% ../../nbs/methods/12_coop.ipynb #b96ac5e7
@@ -50,9 +52,9 @@ class CoCoOp(PromptMethod):
                   drop_last=True)  # Dassl's train loader
     space = dict(lr=[5e-4, 2e-3, 8e-3])
     def __init__(self, problem,
-        n_ctx:int=4, # number of context vectors
-        words:str|None=None, # words whose embeddings they start from; None: the first n_ctx of "a photo of a"
-        reduction:int=16, # width of the image feature divided by the hidden width of the network
+        n_ctx: PositiveInteger = 4,  # number of context vectors
+        words: str | None = None,  # initial words; None: the first n_ctx of "a photo of a"
+        reduction: PositiveInteger = 16,  # width of the image feature divided by the network's hidden width
         **recipe): super().__init__(problem, hyper(locals()))
 
 # %% ../../nbs/methods/12_coop.ipynb #d4b38138

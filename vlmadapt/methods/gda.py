@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from ..method import Method, hyper
 from ..problem import Problem
 from ..prompts import class_means
+from ..values import Flag, NonNegative, Positive
 
 # %% ../../nbs/methods/03_gda.ipynb #a36e9233
 def class_scatter(
@@ -54,9 +55,9 @@ class GDA(Method):
     "Zero-shot scores plus Gaussian discriminant analysis of the support images; closed form."
     posthoc = dict(alpha=[1e-4, 1e-3, 1e-2, .1, 1., 10., 100.])
     def __init__(self, problem,
-        alpha:float=.1, # weight of the analysis
-        shrink:float=1., # multiplies the paper's shrinkage
-        zero_shot:bool=True, # False: images alone
+        alpha: NonNegative = 0.1,  # weight of the analysis
+        shrink: Positive = 1.0,  # multiplies the paper's shrinkage
+        zero_shot: Flag = True,  # False: images alone
     ): super().__init__(problem, hyper(locals()))
     def constants(self, problem): return dict(text=problem.features.text)
     def init(self, generator):

@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from torch import nn
 from ..method import Method, hyper
 from ..problem import Problem
+from ..values import Positive, PositiveInteger
 
 # %% ../../nbs/methods/01_linear_probe.ipynb #8c00776d
 class LinearProbe(Method):
@@ -29,8 +30,8 @@ class LinearProbeScratch(Method):
     "Logistic regression on raw image features, without any text; scikit-learn's solver."
     space = dict(C=[10.**k for k in range(-6, 7)])
     def __init__(self, problem,
-        C:float=1., # inverse of the L2 penalty
-        max_iter:int=1000, # at most so many L-BFGS iterations
+        C: Positive = 1.0,  # inverse of the L2 penalty
+        max_iter: PositiveInteger = 1000,  # at most so many L-BFGS iterations
     ): super().__init__(problem, hyper(locals()))
     def constants(self, problem): return dict(text=problem.features.text)
     def init(self, generator): self.W, self.b = nn.Parameter(torch.zeros_like(self.text)), nn.Parameter(self.text.new_zeros(len(self.text)))

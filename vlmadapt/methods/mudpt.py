@@ -6,6 +6,7 @@
 __all__ = ['INJECTIONS', 'TransformerInjection', 'LinearInjection', 'LinearPerLayer', 'SilentInjection', 'MuDPT']
 
 # %% ../../nbs/methods/13_mudpt.ipynb #2f28c52a
+from typing import Literal
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -13,6 +14,7 @@ from ..foundation import choose
 from ..method import hyper
 from .prompted import ImagePromptMethod, context_start, depth_within
 from ..problem import drawing_from
+from ..values import Flag, PositiveInteger
 
 # %% ../../nbs/methods/13_mudpt.ipynb #608e2f51
 class TransformerInjection(nn.Module):
@@ -60,14 +62,14 @@ INJECTIONS = dict(transformer=TransformerInjection, linear=LinearInjection, line
 class MuDPT(ImagePromptMethod):
     "Deep prompts in both towers that inject into each other."
     def __init__(self, problem,
-        injection:str="transformer", # "transformer", "linear", "linear_per_layer", "silent" or "none"
-        depth:int|None=None, # blocks that receive prompts, the first included; None: three quarters of the shallower tower
-        n_ctx:int=4, # prompt length in both towers
-        n_vision:int|None=None, # another length in vision, without injection only
-        fuse_first:bool=True, # inject into the first visual prompt too?
-        one_way:bool=False, # visual prompts are the injected text prompts, nothing flows back
-        words:str|None=None, # start of the text prompt; None: the first n_ctx words of "a photo of a"
-        after:str="", # fixed words between prompt and name
+        injection: Literal["transformer", "linear", "linear_per_layer", "silent", "none"] = "transformer",
+        depth: PositiveInteger | None = None,  # blocks that receive prompts; None: three quarters of the shallower tower
+        n_ctx: PositiveInteger = 4,  # prompt length in both towers
+        n_vision: PositiveInteger | None = None,  # another length in vision, without injection only
+        fuse_first: Flag = True,  # inject into the first visual prompt too?
+        one_way: Flag = False,  # visual prompts are the injected text prompts, nothing flows back
+        words: str | None = None,  # initial words; None: the first n_ctx words of "a photo of a"
+        after: str = "",  # fixed words between prompt and name
         **recipe): super().__init__(problem, hyper(locals()))
 
 # %% ../../nbs/methods/13_mudpt.ipynb #8f501867

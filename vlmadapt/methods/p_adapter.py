@@ -6,13 +6,15 @@
 __all__ = ['PAdapter']
 
 # %% ../../nbs/methods/15_p_adapter.ipynb #691bb106
+from typing import Literal
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from ..method import Method, hyper
+from ..method import Method, hyper, one_or_more
 from .prompted import photo_tokens
 from ..prompts import check_classnames
 from ..tasks.adapted_attention import Adapter, add_adapters, parameter_groups
+from ..values import PositiveInteger
 
 # %% ../../nbs/methods/15_p_adapter.ipynb #da3f15c3
 class PAdapter(Method):
@@ -22,11 +24,11 @@ class PAdapter(Method):
                   drop_last=True)  # p-adapter's released train loader
     space = dict(lr=[3e-4, 1e-3, 3e-3])
     def __init__(self, problem,
-        towers:tuple=("vision",), # where adapters go: "vision", "text" or both
-        where:tuple=("self", "ffn"), # behind attention, feed-forward parts or both
-        kind:str="p-adapter", # a key of `ADAPTERS`
-        skip:str="attention", # what the branch is added to: "attention" (starts at zero-shot) or "aggregate" (the paper's form)
-        hidden:int|None=None, # bottleneck width; None: an eighth of the tower's
+        towers: one_or_more("vision", "text", "decoder") = ("vision",),  # where adapters go
+        where: one_or_more("self", "cross", "ffn") = ("self", "ffn"),  # behind attention, feed-forward parts or both
+        kind: Literal["adapter", "gcn", "appnp", "gcnii", "p-adapter", "released"] = "p-adapter",  # a key of `ADAPTERS`
+        skip: Literal["attention", "aggregate"] = "attention",  # what the branch is added to: "attention" (zero-shot at the start) or "aggregate" (paper)
+        hidden: PositiveInteger | None = None,  # bottleneck width; None: an eighth of the tower's
         **recipe): super().__init__(problem, hyper(locals()))
     def constants(self, problem): return {}
     def logits(self, batch): return self.scorer(self.classnames)(batch)

@@ -7,12 +7,14 @@ __all__ = ['WIDTH', 'MIX', 'VARIANTS', 'log_mixture', 'info_nce', 'image_shape',
 
 # %% ../../nbs/methods/07_proto_clip.ipynb #9e8df143
 import math
+from typing import Literal
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from ..foundation import choose
 from ..method import Method, hyper
+from ..values import Flag, Fraction, NonNegative, Positive, Real
 from .tip_adapter import by_class, cache_keys, class_layout
 
 # %% ../../nbs/methods/07_proto_clip.ipynb #e6299606
@@ -83,15 +85,15 @@ class ProtoCLIP(Method):
     space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], alpha_train=[.2, .5, .8], beta_train=[5., 12., 20.])
     posthoc = dict(beta=[k/10 for k in range(1, 10)] + [float(k) for k in range(1, 21)], alpha=[k/10 for k in range(11)])
     def __init__(self, problem,
-        variant:str="F-Q^T", # "training-free", "F" or "F-Q^T", see above
-        adapter:str="conv-2x", # of the queries: "conv-3x", "conv-2x", "fc" or "none" (ImageNet's)
-        train_text:bool=False, # train the text prototypes too (ImageNet's)
-        alpha:float=.5, # weight of the image prototypes at test time (ImageNet's)
-        beta:float=12., # sharpness at test time (ImageNet's)
-        alpha_train:float=.5, # weight while training
-        beta_train:float=12., # sharpness while training
-        temperature:float=.1, # of the alignment (released code)
-        gain:float=0., # start of the adapter's last LayerNorm gain: 0 the identity, 1 as released
+        variant: Literal["training-free", "F", "F-Q^T"] = "F-Q^T",  # see above
+        adapter: Literal["conv-3x", "conv-2x", "fc", "none"] = "conv-2x",  # of the queries (ImageNet's)
+        train_text: Flag = False,  # train the text prototypes too (ImageNet's)
+        alpha: Fraction = 0.5,  # weight of the image prototypes at test time (ImageNet's)
+        beta: NonNegative = 12.0,  # sharpness at test time (ImageNet's)
+        alpha_train: Fraction = 0.5,  # weight while training
+        beta_train: NonNegative = 12.0,  # sharpness while training
+        temperature: Positive = 0.1,  # of the alignment (released code)
+        gain: Real = 0.0,  # initial gain of the adapter's last LayerNorm: 0 the identity, 1 as released
         **recipe): super().__init__(problem, hyper(locals()))
 
 # %% ../../nbs/methods/07_proto_clip.ipynb #43ff98f6
@@ -101,9 +103,13 @@ def unused(cls:ProtoCLIP, hyper:dict)->set:
     return {*cls.space, "temperature", "gain"} if hyper["variant"] == "training-free" else set()
 
 @patch
+def training_free(self: ProtoCLIP) -> bool:
+    "Is this the variant without training?"
+    return self.variant == "training-free"
+
+@patch
 def constants(self:ProtoCLIP, problem):
     "Text prototypes and unit support features, with their place by class."
-    choose(self.variant, VARIANTS, "ProtoCLIP variant")
     text = problem.features.text
     place, held = class_layout(problem.labels["train"], len(text))
     return dict(text=text, keys=cache_keys(problem), place=place, held=held.to(text))

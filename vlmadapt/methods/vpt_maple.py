@@ -14,14 +14,15 @@ from ..method import hyper
 from .mudpt import MuDPT
 from .prompted import PHOTO_WORDS, ImagePromptMethod, depth_within, photo_tokens
 from ..prompts import check_classnames
+from ..values import PositiveInteger
 
 # %% ../../nbs/methods/14_vpt_maple.ipynb #9fa7b37d
 class VPT(ImagePromptMethod):
     "Deep visual prompts beside a fixed sentence."
     recipe = {**ImagePromptMethod.recipe, "epochs": 5}
     def __init__(self, problem,
-        depth:int|None=None, # blocks that receive prompts; None: all
-        n_ctx:int=8, # prompt length
+        depth: PositiveInteger | None = None,  # blocks that receive prompts; None: all
+        n_ctx: PositiveInteger = 8,  # prompt length
         **recipe): super().__init__(problem, hyper(locals()))
 
 # %% ../../nbs/methods/14_vpt_maple.ipynb #1846a661
@@ -54,8 +55,8 @@ class MaPLe(MuDPT):
     space = dict(lr=[1e-3, 3.5e-3, 1e-2])
     injection, n_vision, fuse_first, one_way, words = "linear_per_layer", None, True, True, None
     def __init__(self, problem,
-        depth:int|None=None, # blocks that receive prompts in both towers; None: three quarters of the shallower tower
-        n_ctx:int=2, # prompt length in both towers; further words of "a photo of a" stay as they are
+        depth: PositiveInteger | None = None,  # blocks that receive prompts; None: three quarters of the shallower tower
+        n_ctx: PositiveInteger = 2,  # prompt length in both towers; further words of "a photo of a" stay as they are
         **recipe): ImagePromptMethod.__init__(self, problem, hyper(locals()))
     @property
     def after(self)->str: return " ".join(PHOTO_WORDS.split()[self.n_ctx:])

@@ -6,20 +6,21 @@
 __all__ = ['ACTS', 'SKIPS', 'LEARN', 'TOWERS', 'ADAPTERS', 'WHERE', 'FFN', 'BOTTLENECK', 'project', 'merged_mask',
            'AttentionGraph', 'Site', 'Adapter', 'GraphAdapter', 'APPNPAdapter', 'GCNIIAdapter', 'bounded', 'PAdapter',
            'pooled', 'ReleasedAdapter', 'AdaptedAttention', 'attend', 'AdaptedMLP', 'thin_copy', 'tower_blocks',
-           'settings_of', 'add_adapters', 'reset_adapters', 'adapter_parameters', 'trainable_count', 'parameter_groups',
-           'frozen_key', 'save_adapters', 'load_adapters']
+           'settings_of', 'setting_types', 'add_adapters', 'reset_adapters', 'adapter_parameters', 'trainable_count',
+           'parameter_groups', 'frozen_key', 'save_adapters', 'load_adapters']
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #fab71eca
 import copy, inspect, math
 from collections import OrderedDict
 from functools import singledispatch
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
 from ..foundation import choose, content_key, load_arrays, save_arrays, stream
 from .p_laplacian import DEGREES, at_least_single, attention_matrix, plap_attention, plap_released, query_nodes
+from ..values import Fraction, NonNegative, Positive, PositiveInteger, declared_types
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #f3a7d549
 def project(
@@ -82,9 +83,9 @@ class Adapter(nn.Module):
 
     def __init__(self,
         site:Site, # where it sits
-        hidden:int|None=None, # bottleneck width; default D/8 (paper: 96 of 768)
-        act:str="relu", # a key of `ACTS`
-        up_std:float=0., # spread of the way up at the start; released code: 0.02
+        hidden: PositiveInteger | None = None,  # bottleneck width; default D/8 (paper: 96 of 768)
+        act: Literal["relu", "gelu", "silu", "tanh"] = "relu",  # activation, a key of `ACTS`
+        up_std: NonNegative = 0.0,  # standard deviation that `up` is initialised with; released code: 0.02
     ):
         super().__init__()
         self.site, self.act, self.up_std = site, choose(act, ACTS, "activation"), up_std
@@ -107,8 +108,8 @@ SKIPS = dict(aggregate={"graph"}, attention={"graph", "attended"})
 class GraphAdapter(Adapter):
     "An adapter on an aggregation over queries and values; this one's is a graph convolution, that is, attention."
     def __init__(self, site:Site,
-        skip:str="aggregate", # what the branch is added to: "aggregate" (paper) or "attention" (ours)
-        nodes:str="query", # query nodes: "query", "zero" or "noise" (paper, table 3)
+        skip: Literal["aggregate", "attention"] = "aggregate",  # what the branch is added to: "aggregate" (paper) or "attention" (ours)
+        nodes: Literal["query", "zero", "noise"] = "query",  # query nodes (paper, table 3)
         **bottleneck, # `hidden`, `act`, `up_std` of `Adapter`
     ):
         super().__init__(site, **bottleneck)
@@ -123,13 +124,13 @@ class GraphAdapter(Adapter):
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #4b4b5f08
 class APPNPAdapter(GraphAdapter):
     "Attention mixed with the query nodes by `alpha`, then the bottleneck."
-    def __init__(self, site:Site, alpha:float=.1, **rest): super().__init__(site, **rest); self.alpha = alpha
+    def __init__(self, site: Site, alpha: Fraction = 0.1, **rest): super().__init__(site, **rest); self.alpha = alpha
     def aggregate(self, graph:AttentionGraph)->torch.Tensor: return (1 - self.alpha)*super().aggregate(graph) + self.alpha*self.queries(graph)
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #cb107603
 class GCNIIAdapter(APPNPAdapter):
     "As APPNP, with a bottleneck that counts less in later layers: `lamb` / layer."
-    def __init__(self, site:Site, lamb:float=.5, **rest): super().__init__(site, **rest); self.beta = math.log(lamb/site.layer + 1)
+    def __init__(self, site: Site, lamb: NonNegative = 0.5, **rest): super().__init__(site, **rest); self.beta = math.log(lamb/site.layer + 1)
     def forward(self, attended:torch.Tensor, graph:AttentionGraph)->torch.Tensor:
         u = graph.out(self.aggregate(graph))
         return (attended if self.skip == "attention" else (1 - self.beta)*u) + self.beta*self.branch(u)
@@ -147,11 +148,11 @@ def bounded(
 class PAdapter(GraphAdapter):
     "p-Laplacian message passing over queries and values, then the bottleneck; Wu et al., eq. 14 to 16."
     def __init__(self, site:Site,
-        p:float=1.5, # exponent, or its start
-        learn:str="layer", # "layer", "shared" or "fixed"
-        mu:float=.1, # weight of the query node
-        degree:str="none", # "none", or "full" as in the paper
-        K:int=1, # steps of message passing
+        p: Positive = 1.5,  # exponent, or its initial value
+        learn: Literal["layer", "shared", "fixed"] = "layer",  # one exponent per layer, one for all, or none trained
+        mu: NonNegative = 0.1,  # weight of the query node
+        degree: Literal["none", "full"] = "none",  # "full" as in the paper
+        K: PositiveInteger = 1,  # steps of message passing
         **rest, # of `GraphAdapter`
     ):
         super().__init__(site, **rest)
@@ -179,9 +180,9 @@ class ReleasedAdapter(Adapter):
     "The p-adapter of the authors' released code: gated, aggregated inside the bottleneck."
     wants = {"attended", "graph"}
     def __init__(self, site:Site,
-        p:float=1.25, # start of the exponent: 1.25 VQA, 1.5 entailment, 1.75 captions
-        mu:float=.1, # mu is mu*(2 + tanh(theta)), theta learned from 0
-        pool:int=16, # groups of keys in cross-attention
+        p: Positive = 1.25,  # initial exponent: 1.25 VQA, 1.5 entailment, 1.75 captions
+        mu: NonNegative = 0.1,  # mu is mu*(2 + tanh(theta)), theta learned from 0
+        pool: PositiveInteger = 16,  # groups of keys in cross-attention
         **bottleneck, # of `Adapter`; the hidden size must be a multiple of the heads
     ):
         super().__init__(site, **bottleneck)
@@ -282,12 +283,32 @@ def _check_attention(name, attn):
 ADAPTERS = {"adapter": Adapter, "gcn": GraphAdapter, "appnp": APPNPAdapter, "gcnii": GCNIIAdapter, "p-adapter": PAdapter, "released": ReleasedAdapter}
 WHERE, FFN = ("self", "cross", "ffn"), dict(sequential=False, parallel=True)
 
+def _constructors(kind):
+    "The constructors that share the settings of a `kind` of adapter, the base class first."
+    parents = choose(kind, ADAPTERS, "adapter").__mro__
+    return [c.__init__ for c in reversed(parents) if issubclass(c, Adapter)]
+
+
 def settings_of(
-    kind:str, # a key of `ADAPTERS`
-)->dict:
+    kind: str,  # a key of `ADAPTERS`
+) -> dict:
     "The settings of a `kind` of adapter, with their defaults."
-    parents = [c for c in choose(kind, ADAPTERS, "adapter").__mro__ if issubclass(c, Adapter)]
-    return {n: p.default for c in reversed(parents) for n, p in inspect.signature(c.__init__).parameters.items() if p.default is not p.empty}
+    found = {}
+    for constructor in _constructors(kind):
+        for name, parameter in inspect.signature(constructor).parameters.items():
+            if parameter.default is not parameter.empty:
+                found[name] = parameter.default
+    return found
+
+
+def setting_types(
+    kind: str,  # a key of `ADAPTERS`
+) -> dict:
+    "The settings of a `kind` of adapter, with the types that they are declared with."
+    found = {}
+    for constructor in _constructors(kind):
+        found.update(declared_types(constructor))
+    return {name: found[name] for name in settings_of(kind)}
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #67d42fc7
 def add_adapters(
