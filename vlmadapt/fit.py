@@ -282,6 +282,7 @@ def _check_fittable(method, problem, what):
         raise ValueError(f"{what} takes a method built on the problem, not the class {name}: {what}({name}(problem), problem)")
     if not isinstance(method, Method):
         raise ValueError(f"{what} takes a method built on the problem, not {method!r:.60}")
+    method.check_scores()
     if not hasattr(problem, "labels"):
         raise ValueError(f"{what} takes a problem, such as few_shot('mini-digits'), not {problem!r:.60}")
     if "train" not in problem.labels or not len(problem.labels["train"]):

@@ -71,7 +71,7 @@ class Method(nn.Module):
 
     def constants(self, problem:Problem)->dict: raise NotImplementedError
     def init(self, generator:torch.Generator): pass
-    def logits(self, batch:Batch)->torch.Tensor: raise NotImplementedError
+    def logits(self, batch:Batch)->torch.Tensor: raise NotImplementedError(f"{type(self).__name__} gives no scores: logits(self, batch) is not defined")
     def loss(self, batch:Batch)->torch.Tensor: return F.cross_entropy(self.logits(batch), batch.y)
     def forward(self, batch:Batch, what:str="logits")->torch.Tensor: return getattr(self, what)(batch)
 
@@ -318,14 +318,19 @@ def _without_default(cls):
 
 @patch(cls_method=True)
 def _check_definition(cls: Method):
-    "Refuse a class that cannot work, naming what is to be defined."
-    own_scores = cls.logits is not Method.logits or cls.scorer is not Method.scorer
-    if not own_scores and not hasattr(cls, "judge"):
-        raise ValueError(f"{cls.__name__} gives no scores: define logits(self, batch), which returns a tensor (B, K)")
+    "Refuse a class that cannot be built, naming what is to be defined."
     if cls.constants is Method.constants:
         raise ValueError(f"{cls.__name__} has no constants: define constants(self, problem), such as dict(text=problem.features.text), or {{}}")
     for name in _without_default(cls):
         raise ValueError(f"{cls.__name__}: the hyper-parameter {name!r} needs a default in the constructor")
+
+
+@patch(cls_method=True)
+def check_scores(cls: Method):
+    "Refuse a class that gives no scores; `fit` calls it."
+    own_scores = cls.logits is not Method.logits or cls.scorer is not Method.scorer
+    if not own_scores and not hasattr(cls, "judge"):
+        raise ValueError(f"{cls.__name__} gives no scores: define logits(self, batch), which returns a tensor (B, K)")
 
 # %% ../nbs/05_method.ipynb #d1360323
 class MethodTable(dict):
