@@ -69,7 +69,8 @@ def subset(self:Images, index:list[int]|np.ndarray)->Images:
     "The images at `index`, in that order."
     index = [int(i) for i in index]
     items = self.items[index] if isinstance(self.items, np.ndarray) else [self.items[i] for i in index]
-    return Images(items, self.labels[index])
+    labels = self.labels.subset(index) if hasattr(self.labels, "subset") else self.labels[index]  # sealed labels stay sealed
+    return Images(items, labels)
 
 # %% ../nbs/01_datasets.ipynb #adb71528
 @patch

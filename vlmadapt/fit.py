@@ -22,7 +22,8 @@ from .backbones import CROP_SCALE, Pixels, ahead, drawn
 from .datasets import VAL_SHOTS
 from .foundation import choose, np_stream, stream
 from .method import Batch, Method
-from .problem import Features, Problem, SealedLabels, check_labels, drawing_from
+from .features import SealedLabels, as_labels
+from .problem import Features, Problem, drawing_from
 
 # %% ../nbs/06_fit.ipynb #18c8ee40
 def _cosine(lr, part): return lr*(1 + math.cos(math.pi*part))/2
@@ -264,7 +265,7 @@ def evaluate(
     sealed = problem.labels["test"]
     truth = sealed._labels if isinstance(sealed, SealedLabels) else sealed
     if hasattr(method, "judge"): return method.judge(problem, truth)
-    truth = check_labels(truth, problem.K, "test")
+    truth = as_labels(truth, problem.classnames, "test")
     predicted = method.scores(method.inputs(problem, "test"), problem.classnames).argmax(1)
     if len(truth) != len(predicted): raise ValueError(f"{len(predicted)} test images but {len(truth)} test labels")
     return dict(**metrics(predicted, truth, problem.K), predictions=predicted.tolist(), correct=(predicted == truth).tolist(), n=len(truth))
