@@ -263,7 +263,9 @@ def same_count(
     "Raise ValueError unless there is one label for each row."
     try:
         n = len(y)
-    except TypeError:
+    except Exception:
+        if isinstance(y, SealedLabels):  # counted when they are opened
+            return
         raise ValueError(f"{name} labels must be an array or a list, not {type(y).__name__}") from None
     if n != rows:
         raise ValueError(f"{name}: {rows} {what} but {n} labels")
@@ -284,7 +286,10 @@ class SealedLabels:
         return len(self._source) if self._index is None else len(self._index)
 
     def __repr__(self) -> str:
-        return f"SealedLabels({len(self)})"
+        try:
+            return f"SealedLabels({len(self)})"
+        except Exception:
+            return "SealedLabels(?)"
 
     def subset(self, index: list[int]) -> "SealedLabels":
         "The sealed labels at `index`, unread."

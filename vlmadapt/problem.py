@@ -149,7 +149,7 @@ class Problem:
     def _closed(self, y, split):
         "Labels of a `split` as a tensor, those of the test split unread."
         if split == "test":
-            y = y if isinstance(y, SealedLabels) else SealedLabels(y)
+            y = y if issubclass(type(y), SealedLabels) else SealedLabels(y)
         else:
             y = as_labels(y, self.classnames, split)
         rows = self.features.rows(split)
@@ -162,8 +162,8 @@ class Problem:
         y = self.labels.get(split)
         if y is None:
             y = SealedLabels(images.labels) if split == "test" else images.labels
-        elif len(images) != len(y):
-            raise ValueError(f"{split}: {len(images)} images but {len(y)} labels")
+        else:
+            same_count(len(images), y, split, "images")
         return images if images.labels is y else replace(images, labels=y)
 
 # %% ../nbs/04_problem.ipynb #98872988
@@ -213,6 +213,7 @@ def _pair(xy, split, classnames, width):
     x = as_features(x, f"{split} features", (2, 3) if split == "train" else (2,), width)
     if y is None:
         return x, None
+    y = SealedLabels(y) if split == "test" else y
     same_count(x.shape[-2], y, split, "feature rows" if x.ndim == 2 else f"feature rows in {len(x)} views (R, N, D)")
     return x, y if split == "test" else as_labels(y, classnames, split)
 
@@ -387,8 +388,8 @@ def _split_hash(dataset):
     for split, x in dataset.splits.items():
         names = x.key() if isinstance(x.items, np.ndarray) else "\n".join(str(p).removeprefix(dataset.root) for p in x.items)
         labels = x.labels
-        if not isinstance(labels, (torch.Tensor, np.ndarray, list, tuple)):
-            labels = len(labels)
+        if not issubclass(type(labels), (torch.Tensor, np.ndarray, list, tuple)):
+            labels = len(x)
         elif isinstance(labels, np.ndarray) and labels.dtype.kind not in "biuf":
             labels = labels.tolist()
         parts[split] = [names, labels]
