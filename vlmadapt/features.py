@@ -154,15 +154,11 @@ def as_features(
 
 
 def unit_rows(
-    x: torch.Tensor,  # (N, D), finite and without rows of zeros
+    x: torch.Tensor,  # (N, D), from `as_features`
 ) -> torch.Tensor:
     "Return rows of length 1; rows that have it to their stored precision stay as they are."
-    length = x.norm(dim=-1)
-    if ((length - 1).abs() < 1e-3).all():
+    if ((x.norm(dim=-1) - 1).abs() < 1e-3).all():
         return x
-    odd = (length < SHORTEST) | length.isinf()
-    if odd.any():
-        x = torch.where(odd[:, None], x / x.abs().amax(-1, keepdim=True), x)
     return F.normalize(x, dim=-1)
 
 # %% ../nbs/03_features.ipynb #3dfbe0a5

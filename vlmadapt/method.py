@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEEDS', 'NEEDED', 'Batch', 'problem_width', 'Method', 'same_length', 'hyper', 'as_inputs', 'NothingOpened',
-           'OpenedPixels', 'read_card', 'Card', 'ClassifierCard', 'check_card', 'check_backbone', 'Head']
+           'OpenedPixels', 'read_card', 'Card', 'ClassifierCard', 'check_card', 'card_backbone', 'check_backbone',
+           'Head']
 
 # %% ../nbs/05_method.ipynb #5e06200f
 import inspect, itertools, os, warnings, weakref
@@ -409,7 +410,7 @@ def _image_backbone(self: Method) -> Backbone:
     if self.backbone is None:
         if self.card.get("backbone") is None:
             raise ValueError(f"{type(self).__name__} was fitted on features and has no backbone: give features (N, {self.feature_width})")
-        self.backbone = _card_backbone(self.card, type(self).__name__)
+        self.backbone = card_backbone(self.card, type(self).__name__)
     return self.backbone
 
 
@@ -543,8 +544,12 @@ def _one_line(error):
     return text[0] if text else type(error).__name__
 
 
-def _card_backbone(card, who, load=load_backbone):
-    "Load the backbone that a card names, in the card's precision."
+def card_backbone(
+    card: dict,  # of a method
+    who: str | Path,  # for the message
+    load: Callable = load_backbone,  # function of a name and a precision
+) -> Backbone:
+    "Load the backbone that a card names, in the card's precision; raise ValueError in one line where that fails."
     name, precision = card["backbone"], card.get("precision")
     try:
         backbone = load(name, precision=precision)
@@ -587,7 +592,7 @@ def load(
     if backbone is not None:
         check_backbone(card, backbone, path)
     elif cls.runs_tower():
-        backbone = _card_backbone(card, path)
+        backbone = card_backbone(card, path)
     return _rebuild(cls, tensors, card, backbone, path)
 
 # %% ../nbs/05_method.ipynb #1040835e
