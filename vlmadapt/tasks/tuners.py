@@ -152,7 +152,7 @@ def load(
     self.backbone = backbone
     self.log = []
     self.diverged = None
-    self.card = {k: card[k] for k in ("backbone", "backbone_key", "precision", "problem", "notes") if k in card}
+    self.card = {k: card[k] for k in ("backbone", "backbone_key", "precision", "problem", "feature_width", "notes") if k in card}
     try:
         values = self._complete(card["hyper_parameters"])
     except (ValueError, TypeError) as error:
