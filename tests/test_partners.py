@@ -814,8 +814,8 @@ def test_the_backbone_of_the_card_is_loaded_when_an_image_comes(stored, digits, 
     monkeypatch.setattr(vlmadapt.method.card_backbone, "__defaults__", (offline,))
     told = refused(METHODS["TaskRes"].load(path).predict, images)
     assert (
-        "its backbone 'mini' cannot be loaded (no network); give features, or load the method with backbone=..."
-        in told
+        "its backbone 'mini' cannot be loaded (no network); "
+        "give features, or load the method with backbone=..." in told
     )
 
 

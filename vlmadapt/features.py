@@ -94,12 +94,18 @@ def _faults(x: torch.Tensor) -> dict[str, torch.Tensor]:
         return {}
     largest = x.abs().amax(-1)
     finite = x.isfinite().all(-1)
-    safe = (x / largest.clamp(min=torch.finfo(x.dtype).tiny)[:, None]).norm(dim=-1).double() * largest
+    safe = (x / largest.clamp(min=torch.finfo(x.dtype).tiny)[:, None]).norm(
+        dim=-1
+    ).double() * largest
     found = {
         "hold NaN or infinity": ~finite,
         "have length zero": finite & (largest == 0),
-        "are too short to be normalised; multiply all features by one number": finite & (largest > 0) & (safe < SHORTEST),
-        "are too long to be normalised; divide all features by one number": finite & (largest > 0) & ~length.isfinite(),
+        "are too short to be normalised; multiply all features by one number": finite
+        & (largest > 0)
+        & (safe < SHORTEST),
+        "are too long to be normalised; divide all features by one number": finite
+        & (largest > 0)
+        & ~length.isfinite(),
     }
     return {fault: rows for fault, rows in found.items() if rows.any()}
 
@@ -145,11 +151,15 @@ def as_features(
     width: int | None = None,  # D, where it is known
     rows: int | None = None,  # N, where it is known; only used to recognise transposed arrays
 ) -> torch.Tensor:  # float32 or float64
-    "Return features as a tensor; raise ValueError for other shapes, other types and rows without a direction."
+    "Return features as a tensor; raise ValueError for wrong shapes, types and rows."
     half = getattr(x, "dtype", None) in (torch.float16, np.dtype(np.float16))
     x = _numbers(x, name)
     _check_shape(x, name, dimensions, width, rows)
-    hint = "; half precision holds at most 65504, store float32" if half and bool(x.isinf().any()) else ""
+    hint = (
+        "; half precision holds at most 65504, store float32"
+        if half and bool(x.isinf().any())
+        else ""
+    )
     return check_rows(x, name, hint)
 
 
@@ -173,7 +183,9 @@ def as_class_names(
         raise ValueError("class names must be a list of at least one text, got an empty one")
     for k, name in enumerate(names):
         if not isinstance(name, str):
-            raise ValueError(f"class names must be texts, but name {k} is {name!r} ({type(name).__name__})")
+            raise ValueError(
+                f"class names must be texts, but name {k} is {name!r} ({type(name).__name__})"
+            )
     return [str(name) for name in names]
 
 # %% ../nbs/03_features.ipynb #4a967727
@@ -186,13 +198,17 @@ def _named_labels(y: np.ndarray, classnames: list[str], name: str) -> np.ndarray
     for row, label in enumerate(y.tolist()):
         label = label.decode() if isinstance(label, bytes) else label
         if not isinstance(label, str):
-            raise ValueError(f"{name} labels must be numbers or class names, but label {row} is {label!r}")
+            raise ValueError(
+                f"{name} labels must be numbers or class names, but label {row} is {label!r}"
+            )
         try:
             places = choose(label, position, "class name")
         except ValueError as error:
             raise ValueError(f"{name} label {row}: {error}") from None
         if len(places) > 1:
-            raise ValueError(f"{name} label {row}: {len(places)} classes are called {label!r}; give numbers")
+            raise ValueError(
+                f"{name} label {row}: {len(places)} classes are called {label!r}; give numbers"
+            )
         found.append(places[0])
     return np.array(found, dtype=np.int64)
 
@@ -204,18 +220,25 @@ def _one_column(y: np.ndarray, K: int, name: str) -> np.ndarray:
     if y.ndim == 2 and y.shape[1] == 1:
         return y[:, 0]
     if y.ndim != 2 or y.shape[1] != K or y.dtype.kind not in "biuf":
-        raise ValueError(f"{name} labels have the shape {y.shape}, expected (N,), or one-hot rows (N, {K})")
+        raise ValueError(
+            f"{name} labels have the shape {y.shape}, expected (N,), or one-hot rows (N, {K})"
+        )
     wrong = ((y == 1).sum(1) != 1) | ((y != 0).sum(1) != 1)
     if wrong.any():
         row = int(wrong.argmax())
-        raise ValueError(f"{name} labels (N, {K}) must be one-hot: one 1 and else 0, but {int(wrong.sum())} rows are not, the first is row {row}")
+        raise ValueError(
+            f"{name} labels (N, {K}) must be one-hot: one 1 and else 0, "
+            f"but {int(wrong.sum())} rows are not, the first is row {row}"
+        )
     return y.argmax(1)
 
 
 def _whole_numbers(y: np.ndarray, name: str) -> np.ndarray:
     "Refuse truth values, missing values, fractions and anything that is no number."
     if y.dtype.kind == "b":
-        raise ValueError(f"{name} labels are truth values; if they are classes, give numbers: labels.astype(int)")
+        raise ValueError(
+            f"{name} labels are truth values; if they are classes, give numbers: labels.astype(int)"
+        )
     if y.dtype.kind not in "iuf":
         raise ValueError(f"{name} labels must be whole numbers, not {y.dtype}")
     wrong = y != np.floor(y)
@@ -227,7 +250,7 @@ def _whole_numbers(y: np.ndarray, name: str) -> np.ndarray:
 
 # %% ../nbs/03_features.ipynb #0c099f03
 def as_labels(
-    y: ArrayLike,  # (N,) or (N, 1) whole numbers of any type, (N,) class names, or (N, K) one-hot rows
+    y: ArrayLike,  # (N,) or (N, 1) whole numbers, (N,) class names, or (N, K) one-hot rows
     classnames: list[str],  # K names
     name: str,  # of the split, for the message
 ) -> torch.Tensor:  # (N,) int64
@@ -237,14 +260,16 @@ def as_labels(
     if array.dtype.kind in "OSU" and array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.dtype.kind in "OSU" and array.ndim == 1:
-        numeric = all(isinstance(v, (int, float, np.number)) and not isinstance(v, bool) for v in array)
+        numeric = all(
+            isinstance(v, (int, float, np.number)) and not isinstance(v, bool) for v in array
+        )
         array = array.astype(np.float64) if numeric else _named_labels(array, classnames, name)
     array = _whole_numbers(_one_column(array, K, name), name)
     if len(array):
         low, high = int(array.min()), int(array.max())
         hint = "; they seem to run from 1, subtract 1" if low == 1 and high == K else ""
         if low < 0 or high >= K:
-            raise ValueError(f"{name} labels must lie in 0 .. {K-1}, found {low} .. {high}{hint}")
+            raise ValueError(f"{name} labels must lie in 0 .. {K - 1}, found {low} .. {high}{hint}")
     if isinstance(y, torch.Tensor) and y.dtype == torch.int64 and y.ndim == 1:
         return y
     return torch.from_numpy(array.astype(np.int64))
@@ -262,7 +287,9 @@ def same_count(
     except Exception:
         if isinstance(y, SealedLabels):  # counted when they are opened
             return
-        raise ValueError(f"{name} labels must be an array or a list, not {type(y).__name__}") from None
+        raise ValueError(
+            f"{name} labels must be an array or a list, not {type(y).__name__}"
+        ) from None
     if n != rows:
         raise ValueError(f"{name}: {rows} {what} but {n} labels")
 

@@ -187,13 +187,22 @@ def _check_backbones(method, problem):
         if key != backbone.key:
             own = f"{card['backbone']} ({card.get('precision')}, key {key[:6]})"
             other = f"{backbone.name} ({backbone.precision}, key {backbone.key[:6]})"
-            raise ValueError(f"{name} was built on backbone {own}, but {problem} has backbone {other}; build method and problem on one backbone")
+            raise ValueError(
+                f"{name} was built on backbone {own}, but {problem} has backbone {other}; "
+                "build method and problem on one backbone"
+            )
         return
     widths = method.feature_width, problem_width(problem)
     if None not in widths and widths[0] != widths[1]:
-        raise ValueError(f"{name} was built on features {widths[0]} wide, but those of {problem} are {widths[1]} wide")
+        raise ValueError(
+            f"{name} was built on features {widths[0]} wide, "
+            f"but those of {problem} are {widths[1]} wide"
+        )
     if not math.isclose(method.logit_scale, problem.logit_scale, rel_tol=1e-3):
-        raise ValueError(f"{name} was built with logit_scale {method.logit_scale:g}, but {problem} has {problem.logit_scale:g}")
+        raise ValueError(
+            f"{name} was built with logit_scale {method.logit_scale:g}, "
+            f"but {problem} has {problem.logit_scale:g}"
+        )
 
 
 def _check_class_names(method, problem):
@@ -204,9 +213,15 @@ def _check_class_names(method, problem):
     name = type(method).__name__
     if sorted(own) == sorted(other):
         k = next(k for k, (a, b) in enumerate(zip(own, other, strict=True)) if a != b)
-        raise ValueError(f"{name} was built on these classes in another order: class {k} is {own[k]!r} there and {other[k]!r} in {problem}; build it on the problem that it is fitted on")
+        raise ValueError(
+            f"{name} was built on these classes in another order: class {k} is {own[k]!r} there "
+            f"and {other[k]!r} in {problem}; build it on the problem that it is fitted on"
+        )
     only = [c for c in other if c not in own] or [c for c in own if c not in other] or other
-    raise ValueError(f"{name} was built on {len(own)} classes, {problem} has {len(other)}, and {only[0]!r} is not in both; build it on the problem that it is fitted on")
+    raise ValueError(
+        f"{name} was built on {len(own)} classes, {problem} has {len(other)}, "
+        f"and {only[0]!r} is not in both; build it on the problem that it is fitted on"
+    )
 
 
 def _check_constants(method, problem):
@@ -219,22 +234,31 @@ def _check_constants(method, problem):
         if own is x:
             continue
         own, x = own.cpu(), x.cpu()
-        if own.shape != x.shape or not torch.allclose(own.double(), x.double(), rtol=1e-3, atol=1e-4):
-            raise ValueError(f"{type(method).__name__} was built on another problem: the {name!r} it holds is not that of {problem}; build it on the problem that it is fitted on")
+        if own.shape != x.shape or not torch.allclose(
+            own.double(), x.double(), rtol=1e-3, atol=1e-4
+        ):
+            raise ValueError(
+                f"{type(method).__name__} was built on another problem: the {name!r} it holds is not "
+                f"that of {problem}; build it on the problem that it is fitted on"
+            )
 
 
 def check_partners(
     method: Method,  # built on some problem, or loaded
     problem: Problem,  # the problem it is to be fitted or tested on
-    fitting: bool = False,  # also compare what only fitting needs: class names, text and support images
+    fitting: bool = False,  # also compare class names, text and support images
 ):
     "Raise ValueError in one line where `method` and `problem` do not belong together."
     if isinstance(method, type):
-        raise ValueError(f"{method.__name__} is a class: build the method first, {method.__name__}(problem)")
+        raise ValueError(
+            f"{method.__name__} is a class: build the method first, {method.__name__}(problem)"
+        )
     generates = hasattr(method, "judge")
     if generates != hasattr(problem, "metric"):
         kinds = ("generates text", "classifies") if generates else ("classifies", "generates text")
-        raise ValueError(f"{type(method).__name__} {kinds[0]}, but {problem!r} is for a method that {kinds[1]}")
+        raise ValueError(
+            f"{type(method).__name__} {kinds[0]}, but {problem!r} is for a method that {kinds[1]}"
+        )
     _check_backbones(method, problem)
     if fitting and not generates:
         _check_class_names(method, problem)
@@ -321,7 +345,7 @@ def metrics(
 # %% ../nbs/06_fit.ipynb #da0494ad
 def evaluate(
     method: Method,  # fitted
-    problem: Problem,  # its test split; may have other images or class names than the method was fitted on
+    problem: Problem,  # with a test split; other images and class names are allowed
 ) -> dict:  # accuracy, macro_f1, per_class, predictions, correct, n
     "Test `method` on the sealed test split of `problem`."
     if "test" not in problem.labels:
@@ -336,7 +360,9 @@ def evaluate(
     same_count(len(x), truth, "test", "test images")
     predicted = method.scores(x, problem.classnames).argmax(1)
     found = metrics(predicted, truth, problem.K)
-    return dict(**found, predictions=predicted.tolist(), correct=(predicted == truth).tolist(), n=len(truth))
+    return dict(
+        **found, predictions=predicted.tolist(), correct=(predicted == truth).tolist(), n=len(truth)
+    )
 
 # %% ../nbs/06_fit.ipynb #d17fdce0
 def hold_out(

@@ -172,9 +172,10 @@ def _check_needs(self:Method, problem):
 
 # %% ../nbs/05_method.ipynb #5aa433e4
 @patch(cls_method=True)
-def reads_images(cls:Method)->bool:
+def reads_images(cls: Method) -> bool:
     "Does the method read pixels rather than features?"
     return "image_tower" in cls.needs
+
 
 @patch
 def inputs(self: Method, problem: Problem, split: str) -> torch.Tensor | Pixels:
@@ -192,7 +193,8 @@ def _described(x):
 def _expected(got, width):
     rows = "(N, D)" if width is None else f"(N, {width})"
     return ValueError(
-        f"expected paths, PIL images, arrays of pixels (uint8, or three and more dimensions) or features {rows} of floats, got {got}"
+        "expected paths, PIL images, arrays of pixels (uint8, or three and more dimensions) "
+        f"or features {rows} of floats, got {got}"
     )
 
 
@@ -223,7 +225,11 @@ def _array_inputs(x: Any, width: int | None) -> torch.Tensor | list:
             hint = "; a grey picture has the shape (H, W, 1)"
         raise _expected(_described(x) + hint, width)
     if width is not None and x.shape[1] != width:
-        turned = "; it looks transposed, give x.T" if x.shape[0] == width else "; a grey picture has the shape (H, W, 1)"
+        turned = (
+            "; it looks transposed, give x.T"
+            if x.shape[0] == width
+            else "; a grey picture has the shape (H, W, 1)"
+        )
         raise _expected(_described(x) + turned, width)
     return as_features(x, "features", width=width)
 
@@ -251,11 +257,19 @@ def _list_inputs(items: list, width: int | None) -> torch.Tensor | list:
     if "other" in sorts:
         n = sorts.index("other")
         item = items[n]
-        got = _described(item) if hasattr(item, "dtype") and hasattr(item, "shape") else repr(item)[:60]
+        got = (
+            _described(item)
+            if hasattr(item, "dtype") and hasattr(item, "shape")
+            else repr(item)[:60]
+        )
         raise _expected(f"{got} ({type(item).__name__}) as item {n} of a list", width)
     if len(set(sorts)) > 1:
         n = next(i for i, sort in enumerate(sorts) if sort != sorts[0])
-        raise _expected(f"a list that mixes pictures and rows of features: item 0 is a {sorts[0]}, item {n} a {sorts[n]}", width)
+        raise _expected(
+            "a list that mixes pictures and rows of features: "
+            f"item 0 is a {sorts[0]}, item {n} a {sorts[n]}",
+            width,
+        )
     return items if sorts[0] == "picture" else as_features(items, "features", width=width)
 
 
@@ -302,17 +316,23 @@ def columns(self: Method, classnames: list[str]) -> list | slice:
     unknown = [name for name in classnames if name not in places]
     if unknown:
         more = f" and {len(unknown) - 1} more" if unknown[1:] else ""
-        raise ValueError(f"{type(self).__name__} was fitted for other classes: it does not know {unknown[0]!r}{more}")
-    return [places[name].pop(0) if len(places[name]) > 1 else places[name][0] for name in classnames]
+        raise ValueError(
+            f"{type(self).__name__} was fitted for other classes: "
+            f"it does not know {unknown[0]!r}{more}"
+        )
+    return [
+        places[name].pop(0) if len(places[name]) > 1 else places[name][0] for name in classnames
+    ]
 
 
 @patch(as_prop=True)
-def device(self:Method)->torch.device:
+def device(self: Method) -> torch.device:
     "Where the method's tensors are."
     return next(itertools.chain(self.parameters(), self.buffers())).device
 
+
 @patch
-def scorer(self:Method, classnames:list[str])->Callable:
+def scorer(self: Method, classnames: list[str]) -> Callable:
     "A function from batches to scores (B, K) over `classnames`."
     columns = self.columns(classnames)
     return lambda batch: self.logits(batch)[:, columns]
@@ -328,7 +348,9 @@ def scores(
 ) -> torch.Tensor:  # (N, K) on the CPU
     "Scores of images over `classnames`."
     classnames = classnames or self.classnames
-    prepared = isinstance(x, torch.Tensor) and x.is_floating_point() and x.ndim == 4 and x.shape[1] == 3
+    prepared = (
+        isinstance(x, torch.Tensor) and x.is_floating_point() and x.ndim == 4 and x.shape[1] == 3
+    )
     if not isinstance(x, Pixels) and not (prepared and self.reads_images()):
         x = as_inputs(x, self.feature_width)
         if not isinstance(x, torch.Tensor):
@@ -345,13 +367,13 @@ class NothingOpened(ValueError):
 
 
 class OpenedPixels(Pixels):
-    "Pictures from outside as an encoder takes them, each opened when its batch is made; `opened` holds the positions of those that could be."
+    "Pictures from outside, each opened when its batch is made; `opened` are the positions read."
 
     def __init__(
         self,
         items: Sequence,  # what `open_photo` takes
         transform: Callable,  # PIL image -> tensor (3, s, s)
-        on_corrupt: str = "refuse",  # a file that cannot be decoded: "refuse", or "skip" with a warning that names it
+        on_corrupt: str = "refuse",  # files that cannot be decoded: "refuse", or "skip" with a warning
     ):
         super().__init__(items, transform)
         self.on_corrupt = convert(on_corrupt, Literal["refuse", "skip"], "on_corrupt")
@@ -377,7 +399,7 @@ class OpenedPixels(Pixels):
         self,
         batch_size: int,  # images per batch
         device: str | torch.device = "cpu",  # where the batches are wanted
-        threads: int | None = None,  # that decode; None is one beside a processor that encodes, and up to 8 beside a GPU
+        threads: int | None = None,  # that decode; default: 1, beside a GPU up to 8
     ) -> Iterator[torch.Tensor]:  # batches (B, 3, s, s)
         "The pictures in full batches; while one is used the next is made."
         threads = threads or (min(cores(), 8) if torch.device(device).type == "cuda" else 1)
@@ -409,7 +431,10 @@ def _image_backbone(self: Method) -> Backbone:
     "The backbone that encodes images; where the method has none yet, the one that its card names."
     if self.backbone is None:
         if self.card.get("backbone") is None:
-            raise ValueError(f"{type(self).__name__} was fitted on features and has no backbone: give features (N, {self.feature_width})")
+            raise ValueError(
+                f"{type(self).__name__} was fitted on features and has no backbone: "
+                f"give features (N, {self.feature_width})"
+            )
         self.backbone = card_backbone(self.card, type(self).__name__)
     return self.backbone
 
@@ -437,16 +462,20 @@ def predict(
     if not isinstance(x, torch.Tensor):
         return self._scores_of(x)[1]
     self._check_reads_features()
-    return self.scores(x.to(self._dtype(), copy=True))  # where rows begin in memory can change a last bit
+    return self.scores(
+        x.to(self._dtype(), copy=True)
+    )  # where rows begin in memory can change a last bit
 
 # %% ../nbs/05_method.ipynb #7af231a3
 @patch
 def predict_table(
     self: Method,
     inputs: Any,  # as in `predict`
-    on_corrupt: str = "refuse",  # a file that cannot be decoded: "refuse", or "skip" with a warning that names it
-) -> pd.DataFrame:  # one row per image: the predicted class, its probability, and the probability of every class
-    "Predictions as a table with class names; its index holds the paths, or the positions of images without one."
+    on_corrupt: str = "refuse",  # files that cannot be decoded: "refuse", or "skip" with a warning
+) -> (
+    pd.DataFrame
+):  # one row per image: the predicted class, its probability, and the probability of every class
+    "Predictions as a table with class names, indexed by path or position."
     convert(on_corrupt, Literal["refuse", "skip"], "on_corrupt")
     x = as_inputs(inputs, self.feature_width)
     if isinstance(x, torch.Tensor):
@@ -454,12 +483,16 @@ def predict_table(
     else:
         opened, scores = self._scores_of(x, on_corrupt)
     paths = x.items if isinstance(x, Images) else x
-    names = [str(paths[n]) if isinstance(paths[n], (str, os.PathLike)) else f"image {n}" for n in opened]
+    names = [
+        str(paths[n]) if isinstance(paths[n], (str, os.PathLike)) else f"image {n}" for n in opened
+    ]
     probability = scores.softmax(-1)
     table = pd.DataFrame(probability.numpy(), index=names, columns=self.classnames)
     best = probability.argmax(1).tolist() if names else []
     table.insert(0, "prediction", [self.classnames[k] for k in best], allow_duplicates=True)
-    table.insert(1, "probability", probability.amax(1).numpy() if names else [], allow_duplicates=True)
+    table.insert(
+        1, "probability", probability.amax(1).numpy() if names else [], allow_duplicates=True
+    )
     return table
 
 # %% ../nbs/05_method.ipynb #7c36a071
@@ -521,7 +554,7 @@ def check_card(
     cls: type,  # the method class that is to be rebuilt
     name: str,  # what `card["method"]` must be
 ) -> dict:
-    "Return `card`; raise ValueError in one line for another class, a missing key, a wrong type or unknown hyper-parameters."
+    "Return `card`; raise ValueError where it is not that of a stored `cls`."
     if not isinstance(card, dict) or "method" not in card:
         raise ValueError(f"{path} holds no method: its card does not name one")
     if card["method"] != name:
@@ -531,7 +564,9 @@ def check_card(
         raise ValueError(f"{path}: the card lacks {missing[0]!r}")
     convert(card, kind, f"{path}: card")
     if (card["backbone"] is None) != (card["backbone_key"] is None):
-        raise ValueError(f"{path}: the card must name both 'backbone' and 'backbone_key', or neither")
+        raise ValueError(
+            f"{path}: the card must name both 'backbone' and 'backbone_key', or neither"
+        )
     absent = sorted(set(cls.defaults()) - set(card["hyper_parameters"]))
     if absent:
         raise ValueError(f"{path}: the card lacks the hyper-parameter {absent[0]!r} of {name}")
@@ -549,13 +584,14 @@ def card_backbone(
     who: str | Path,  # for the message
     load: Callable = load_backbone,  # function of a name and a precision
 ) -> Backbone:
-    "Load the backbone that a card names, in the card's precision; raise ValueError in one line where that fails."
+    "Load the backbone that a card names, in its precision; raise ValueError where that fails."
     name, precision = card["backbone"], card.get("precision")
     try:
         backbone = load(name, precision=precision)
     except Exception as error:
         raise ValueError(
-            f"{who}: its backbone {name!r} cannot be loaded ({_one_line(error)}); give features, or load the method with backbone=..."
+            f"{who}: its backbone {name!r} cannot be loaded ({_one_line(error)}); "
+            "give features, or load the method with backbone=..."
         ) from error
     return check_backbone(card, backbone, who)
 
@@ -565,12 +601,15 @@ def check_backbone(
     backbone: Backbone,  # that is to be used with it
     who: str | Path,  # for the message
 ) -> Backbone:
-    "Return `backbone`; raise ValueError unless it has the weights and the precision that the card names."
+    "Return `backbone`; raise ValueError unless it has the weights and precision of the card."
     key = card.get("backbone_key")
     if backbone.key == key:
         return backbone
     if key is None:
-        raise ValueError(f"{who} was fitted on features without a backbone; encode the images yourself and give features")
+        raise ValueError(
+            f"{who} was fitted on features without a backbone; "
+            "encode the images yourself and give features"
+        )
     told = f"{who} was fitted on backbone {card['backbone']} ({card.get('precision')})"
     if backbone.name == card["backbone"] and backbone.precision != card.get("precision"):
         right = f"load_backbone({backbone.name!r}, precision={card.get('precision')!r})"
@@ -582,9 +621,11 @@ def check_backbone(
 def load(
     cls: Method,
     path: str | Path,  # a file made by `save`
-    backbone: str | Backbone | None = None,  # default: the one that the card names, loaded when it is needed
+    backbone: str
+    | Backbone
+    | None = None,  # default: the one that the card names, loaded when it is needed
 ) -> Method:
-    "Load a stored method, ready to predict; raise ValueError where card, tensors, class and backbone do not fit together."
+    "Load a stored method; raise ValueError where card, tensors, class and backbone differ."
     tensors, card = load_arrays(path)
     check_card(path, card, ClassifierCard, cls, cls.__name__)
     if isinstance(backbone, str):
@@ -600,7 +641,9 @@ def _fill(self, tensors, card, path):
     "Set up a method from what was stored."
     unknown = [n for n in card["trained"] if n not in tensors]
     if unknown:
-        raise ValueError(f"{path}: the card calls {unknown[0]!r} trained, but the file holds no such tensor")
+        raise ValueError(
+            f"{path}: the card calls {unknown[0]!r} trained, but the file holds no such tensor"
+        )
     constants = {n: x for n, x in tensors.items() if n not in card["trained"]}
     try:
         values = self._complete(card["hyper_parameters"])
@@ -611,7 +654,10 @@ def _fill(self, tensors, card, path):
         self.load_state_dict(tensors)
     except (RuntimeError, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: the tensors do not fit {type(self).__name__} as the card describes it ({reason[:200]})") from None
+        raise ValueError(
+            f"{path}: the tensors do not fit {type(self).__name__} "
+            f"as the card describes it ({reason[:200]})"
+        ) from None
 
 
 @torch.no_grad()
@@ -624,7 +670,9 @@ def _check_classes(self, path):
     except (RuntimeError, IndexError) as error:
         raise ValueError(f"{path}: the tensors do not fit together ({_one_line(error)})") from None
     if n != len(self.classnames):
-        raise ValueError(f"{path}: the card has {len(self.classnames)} class names, but the tensors {n} classes")
+        raise ValueError(
+            f"{path}: the card has {len(self.classnames)} class names, but the tensors {n} classes"
+        )
 
 
 def _rebuild(cls, tensors, card, backbone, path):

@@ -94,7 +94,7 @@ def cached_rows(
 
 # %% ../nbs/04_problem.ipynb #a0b54db4
 class Features:
-    "Named arrays of a problem; a source that is a function is called when its array is first asked for."
+    "Named arrays of a problem; a source that is a function is called when it is first needed."
 
     def __init__(self, **sources):
         self._sources = sources
@@ -128,7 +128,7 @@ class Problem:
         self,
         classnames: list[str],  # K names; repeated ones are distinct classes
         features: Features,  # the arrays
-        labels: dict,  # "train", "val", "test": labels as `as_labels` takes them; those of "test" are sealed
+        labels: dict,  # split -> labels as `as_labels` takes them; those of "test" are sealed
         logit_scale: float = 100.0,  # tau, the inverse temperature of the cosine
         backbone: Backbone | None = None,  # absent when built from arrays
         images: dict | None = None,  # split -> `Images`, absent when built from arrays
@@ -214,7 +214,12 @@ def _pair(xy, split, classnames, width):
     if y is None:
         return x, None
     y = SealedLabels(y) if split == "test" else y
-    same_count(x.shape[-2], y, split, "feature rows" if x.ndim == 2 else f"feature rows in {len(x)} views (R, N, D)")
+    same_count(
+        x.shape[-2],
+        y,
+        split,
+        "feature rows" if x.ndim == 2 else f"feature rows in {len(x)} views (R, N, D)",
+    )
     return x, y if split == "test" else as_labels(y, classnames, split)
 
 
@@ -249,7 +254,11 @@ def _check_scale(logit_scale):
     "Return the scale; warn where it looks like the logarithm that checkpoints of CLIP hold."
     scale = convert(logit_scale, Positive, "logit_scale")
     if 2.5 <= scale <= 5:
-        warnings.warn(f"logit_scale {scale:g} looks like a logarithm, as checkpoints hold it: CLIP's scale is exp({scale:g}) = {math.exp(scale):.4g}", stacklevel=3)
+        warnings.warn(
+            f"logit_scale {scale:g} looks like a logarithm, as checkpoints hold it: "
+            f"CLIP's scale is exp({scale:g}) = {math.exp(scale):.4g}",
+            stacklevel=3,
+        )
     return scale
 
 # %% ../nbs/04_problem.ipynb #cf30841b
@@ -268,7 +277,11 @@ def from_features(
     classnames = as_class_names(classnames)
     logit_scale = _check_scale(logit_scale)
     rows = as_features(text, "text features", rows=len(classnames))
-    negative = None if text_neg is None else as_features(text_neg, "text_neg features", width=rows.shape[1], rows=len(classnames))
+    negative = (
+        None
+        if text_neg is None
+        else as_features(text_neg, "text_neg features", width=rows.shape[1], rows=len(classnames))
+    )
     for what, array in (("text", rows), ("text_neg", negative)):
         if array is not None and len(array) != len(classnames):
             raise ValueError(f"{len(classnames)} class names but {len(array)} {what} features")
@@ -276,7 +289,9 @@ def from_features(
     pairs = {s: _pair(xy, s, classnames, rows.shape[1]) for s, xy in given.items()}
     key = _features_key(text, rows, text_neg, negative, given, pairs, logit_scale)
     text, negative, x, val_x, test_x = _one_dtype(
-        unit_rows(rows), None if negative is None else unit_rows(negative), *(pairs[s][0] for s in given)
+        unit_rows(rows),
+        None if negative is None else unit_rows(negative),
+        *(pairs[s][0] for s in given),
     )
     views = x if x is None or x.ndim == 3 else x[None]
     features = Features(
@@ -288,7 +303,9 @@ def from_features(
         test=test_x,
     )
     labels = {s: y for s, (_, y) in pairs.items()}
-    return cls(classnames, features, labels, logit_scale, provenance=dict(source="features", content=key))
+    return cls(
+        classnames, features, labels, logit_scale, provenance=dict(source="features", content=key)
+    )
 
 # %% ../nbs/04_problem.ipynb #842a36b2
 @contextmanager
@@ -371,22 +388,30 @@ def images_of(
 # %% ../nbs/04_problem.ipynb #8e76f8ee
 def _part_of(dataset, images, part):
     classes = choose(part, PARTS, "part of the classes")(len(dataset.classnames))
-    if part == "all": return dataset, images
-    if not classes: raise ValueError(f"{dataset.name} has no {part} classes")
+    if part == "all":
+        return dataset, images
+    if not classes:
+        raise ValueError(f"{dataset.name} has no {part} classes")
     kept = {}
     for split, x in (*dataset.splits.items(), *images.items()):
         y = as_labels(x.labels, dataset.classnames, f"{dataset.name} {split}")
         kept[id(x)] = images_of(replace(x, labels=y), classes)
     splits = {s: kept[id(x)] for s, x in dataset.splits.items()}
     names = [dataset.classnames[k] for k in classes]
-    return replace(dataset, classnames=names, splits=splits), {s: kept[id(x)] for s, x in images.items()}
+    return replace(dataset, classnames=names, splits=splits), {
+        s: kept[id(x)] for s, x in images.items()
+    }
 
 # %% ../nbs/04_problem.ipynb #5e3bb78f
 def _split_hash(dataset):
-    "A key of who is in which split; labels that are neither an array nor a list are counted, not read."
+    "A key of the splits; labels that are neither an array nor a list are not read."
     parts = {}
     for split, x in dataset.splits.items():
-        names = x.key() if isinstance(x.items, np.ndarray) else "\n".join(str(p).removeprefix(dataset.root) for p in x.items)
+        names = (
+            x.key()
+            if isinstance(x.items, np.ndarray)
+            else "\n".join(str(p).removeprefix(dataset.root) for p in x.items)
+        )
         labels = x.labels
         if not issubclass(type(labels), (torch.Tensor, np.ndarray, list, tuple)):
             labels = len(x)

@@ -65,7 +65,9 @@ def judge(self:Tuner, problem:TaskProblem, truth:list, split:str="test", **searc
 def _prompts(texts, n):
     "One prompt for each of `n` images."
     if texts is None:
-        raise ValueError("texts must be the question or prompt: one for all images, or one for each")
+        raise ValueError(
+            "texts must be the question or prompt: one for all images, or one for each"
+        )
     if isinstance(texts, str):
         return [texts] * n
     texts = list(texts)
@@ -80,7 +82,11 @@ def _prompts(texts, n):
 @patch
 def _ranked(self: Tuner, x, prompts):
     "The most probable candidate after each prompt."
-    spelled = spell(self.backbone.tokenizer, [p for p in prompts for _ in self.classnames], self.classnames * len(x))
+    spelled = spell(
+        self.backbone.tokenizer,
+        [p for p in prompts for _ in self.classnames],
+        self.classnames * len(x),
+    )
     spelled = Spelled(*(t.to(x.device) for t in spelled))
     patches = self.model._encode_image(x)[1].repeat_interleave(len(self.classnames), 0)
     losses = answer_losses(self.model, patches, spelled).view(len(x), -1)
@@ -92,11 +98,13 @@ def _ranked(self: Tuner, x, prompts):
 def predict(
     self: Tuner,
     inputs: Any,  # paths, PIL images or arrays of pixels: one or a list
-    texts: str | list[str] | None = None,  # questions or prompts: one for all images, or one for each
+    texts: str
+    | list[str]
+    | None = None,  # questions or prompts: one for all images, or one for each
     batch_size: int = 64,  # images at once
     **search,  # arguments of `write`
 ) -> list[str]:  # one answer for each image
-    "Answer in words: one of the candidates where the method has any, otherwise what is written after each text."
+    "Answer with one of the candidates where there are any, else with what is written."
     items = as_inputs(inputs)
     if isinstance(items, torch.Tensor):
         raise ValueError(f"{type(self).__name__} reads images, not features")
@@ -104,7 +112,11 @@ def predict(
     answers = []
     for x in OpenedPixels(items, self.backbone.preprocess).split(batch_size, self.device):
         own = prompts[len(answers) : len(answers) + len(x)]
-        answers += self._ranked(x, own) if self.classnames else write(self.backbone, x, own, self.model, **search)
+        answers += (
+            self._ranked(x, own)
+            if self.classnames
+            else write(self.backbone, x, own, self.model, **search)
+        )
     return answers
 
 # %% ../../nbs/tasks/06_tuners.ipynb #f1b2b4f1
@@ -115,7 +127,9 @@ def save(
     **notes,  # plain values for the card
 ):
     "Store the trained parameters, and nothing else."
-    made = dict(method=self.name, hyper_parameters=self.hyper_parameters, classnames=self.classnames)
+    made = dict(
+        method=self.name, hyper_parameters=self.hyper_parameters, classnames=self.classnames
+    )
     notes = {**self.card.get("notes", {}), **notes}
     save_arrays(path, adapter_parameters(self.model), {**self.card, **made, "notes": notes})
 
@@ -129,7 +143,9 @@ def _copy_trained(self, tensors, path):
         raise ValueError(f"{told} {odd[0]!r} is {'missing' if odd[0] in trained else 'unknown'}")
     for name, parameter in trained.items():
         if parameter.shape != tensors[name].shape:
-            raise ValueError(f"{told} {name!r} is {tuple(tensors[name].shape)}, not {tuple(parameter.shape)}")
+            raise ValueError(
+                f"{told} {name!r} is {tuple(tensors[name].shape)}, not {tuple(parameter.shape)}"
+            )
         parameter.data.copy_(tensors[name])
 
 
@@ -137,9 +153,11 @@ def _copy_trained(self, tensors, path):
 def load(
     cls: Tuner,
     path: str | Path,  # a file made by `save`
-    backbone: str | Backbone | None = None,  # default: the one that the card names, in its precision
+    backbone: str
+    | Backbone
+    | None = None,  # default: the one that the card names, in its precision
 ) -> Tuner:
-    "Load a stored tuner, ready to answer; raise ValueError where card, tensors, class and backbone do not fit together."
+    "Load a stored tuner; raise ValueError where card, tensors, class and backbone differ."
     tensors, card = load_arrays(path)
     check_card(path, card, Card, cls, cls.name)
     if backbone is None:
@@ -152,7 +170,11 @@ def load(
     self.backbone = backbone
     self.log = []
     self.diverged = None
-    self.card = {k: card[k] for k in ("backbone", "backbone_key", "precision", "problem", "feature_width", "notes") if k in card}
+    self.card = {
+        k: card[k]
+        for k in ("backbone", "backbone_key", "precision", "problem", "feature_width", "notes")
+        if k in card
+    }
     try:
         values = self._complete(card["hyper_parameters"])
     except (ValueError, TypeError) as error:
