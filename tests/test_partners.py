@@ -449,11 +449,9 @@ def test_fitting_wants_the_problem_that_the_method_was_built_on():
         fit, METHODS["TaskRes"](own), features_problem(NAMES[:3], TEXT[:3], X[:15], Y[:15])
     )
     other_text = features_problem(text=TEXT[:, ::-1].copy(), x=X[:, ::-1].copy())
-    assert "the 'text' it holds is not that of" in refused(fit, METHODS["TaskRes"](own), other_text)
+    assert "its 'text' is not that of" in refused(fit, METHODS["TaskRes"](own), other_text)
     other_support = features_problem(x=X + 0.5)
-    assert "the 'keys' it holds is not that of" in refused(
-        fit, METHODS["TipAdapter"](own), other_support
-    )
+    assert "its 'keys' is not that of" in refused(fit, METHODS["TipAdapter"](own), other_support)
     fit(METHODS["TaskRes"](own), other_support)  # it holds nothing of the support images
 
 

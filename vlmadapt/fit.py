@@ -238,7 +238,7 @@ def _check_constants(method, problem):
             own.double(), x.double(), rtol=1e-3, atol=1e-4
         ):
             raise ValueError(
-                f"{type(method).__name__} was built on another problem: the {name!r} it holds is not "
+                f"{type(method).__name__} was built on another problem: its {name!r} is not "
                 f"that of {problem}; build it on the problem that it is fitted on"
             )
 
@@ -260,7 +260,7 @@ def check_partners(
             f"{type(method).__name__} {kinds[0]}, but {problem!r} is for a method that {kinds[1]}"
         )
     _check_backbones(method, problem)
-    if fitting and not generates:
+    if fitting and not generates and "train" in problem.labels:
         _check_class_names(method, problem)
         _check_constants(method, problem)
 
