@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'OPTIMIZERS', 'NEEDED_RECIPE', 'STACK_LIMIT', 'SWEEP_LIMIT', 'Batches', 'ImageBatches', 'Stacked',
-           'Single', 'deterministic', 'problem_device', 'fit', 'fit_many', 'metrics', 'evaluate', 'hold_out', 'sweep',
-           'Tuned', 'tune_many', 'tune']
+           'Single', 'deterministic', 'check_partners', 'problem_device', 'fit', 'fit_many', 'metrics', 'evaluate',
+           'hold_out', 'sweep', 'Tuned', 'tune_many', 'tune']
 
 # %% ../nbs/06_fit.ipynb #26624c43
 import itertools, math
@@ -19,9 +19,10 @@ from torch.func import functional_call, vmap
 from tqdm.auto import tqdm
 from .backbones import CROP_SCALE, Pixels, ahead, drawn
 from .datasets import VAL_SHOTS
+from .features import SealedLabels, as_labels, same_count
 from .foundation import choose, np_stream, stream
-from .method import Batch, Method
-from .problem import Features, Problem, SealedLabels, check_labels, drawing_from
+from .method import Batch, Method, problem_width
+from .problem import Features, Problem, drawing_from
 from .values import NonNegativeInteger, convert
 
 # %% ../nbs/06_fit.ipynb #18c8ee40
@@ -271,6 +272,92 @@ def _train(methods, problems, seeds, progress=True, after_epoch=None):
         if all(m.diverged for m in methods): break
     stack.release()
 
+# %% ../nbs/06_fit.ipynb #b39461e1
+def _check_backbones(method, problem):
+    "Refuse a problem whose features come from other weights than those the method was built on."
+    card, backbone, name = getattr(method, "card", {}), problem.backbone, type(method).__name__
+    key = card.get("backbone_key")
+    if key is not None and backbone is not None:
+        if key != backbone.key:
+            own = f"{card['backbone']} ({card.get('precision')}, key {key[:6]})"
+            other = f"{backbone.name} ({backbone.precision}, key {backbone.key[:6]})"
+            raise ValueError(
+                f"{name} was built on backbone {own}, but {problem} has backbone {other}; "
+                "build method and problem on one backbone"
+            )
+        return
+    widths = method.feature_width, problem_width(problem)
+    if None not in widths and widths[0] != widths[1]:
+        raise ValueError(
+            f"{name} was built on features {widths[0]} wide, "
+            f"but those of {problem} are {widths[1]} wide"
+        )
+    if not math.isclose(method.logit_scale, problem.logit_scale, rel_tol=1e-3):
+        raise ValueError(
+            f"{name} was built with logit_scale {method.logit_scale:g}, "
+            f"but {problem} has {problem.logit_scale:g}"
+        )
+
+
+def _check_class_names(method, problem):
+    "Refuse to fit on other classes, or on the same in another order."
+    own, other = method.classnames, problem.classnames
+    if own == other:
+        return
+    name = type(method).__name__
+    if sorted(own) == sorted(other):
+        k = next(k for k, (a, b) in enumerate(zip(own, other, strict=True)) if a != b)
+        raise ValueError(
+            f"{name} was built on these classes in another order: class {k} is {own[k]!r} there "
+            f"and {other[k]!r} in {problem}; build it on the problem that it is fitted on"
+        )
+    only = [c for c in other if c not in own] or [c for c in own if c not in other] or other
+    raise ValueError(
+        f"{name} was built on {len(own)} classes, {problem} has {len(other)}, "
+        f"and {only[0]!r} is not in both; build it on the problem that it is fitted on"
+    )
+
+
+def _check_constants(method, problem):
+    "Refuse to fit on a problem whose text or support images are not those that the method holds."
+    same = method.card.get("problem") == problem.provenance
+    if problem.provenance and same:
+        return
+    for name, x in method._shared(problem).items():
+        own = method._buffers[name]
+        if own is x:
+            continue
+        own, x = own.cpu(), x.cpu()
+        if own.shape != x.shape or not torch.allclose(
+            own.double(), x.double(), rtol=1e-3, atol=1e-4
+        ):
+            raise ValueError(
+                f"{type(method).__name__} was built on another problem: its {name!r} is not "
+                f"that of {problem}; build it on the problem that it is fitted on"
+            )
+
+
+def check_partners(
+    method: Method,  # built on some problem, or loaded
+    problem: Problem,  # the problem it is to be fitted or tested on
+    fitting: bool = False,  # also compare class names, text and support images
+):
+    "Raise ValueError in one line where `method` and `problem` do not belong together."
+    if isinstance(method, type):
+        raise ValueError(
+            f"{method.__name__} is a class: build the method first, {method.__name__}(problem)"
+        )
+    generates = hasattr(method, "judge")
+    if generates != hasattr(problem, "metric"):
+        kinds = ("generates text", "classifies") if generates else ("classifies", "generates text")
+        raise ValueError(
+            f"{type(method).__name__} {kinds[0]}, but {problem!r} is for a method that {kinds[1]}"
+        )
+    _check_backbones(method, problem)
+    if fitting and not generates and "train" in problem.labels:
+        _check_class_names(method, problem)
+        _check_constants(method, problem)
+
 # %% ../nbs/06_fit.ipynb #b55529cc
 NEEDED_RECIPE = ("optimizer", "lr", "weight_decay", "epochs", "batch_size", "schedule")
 
@@ -330,6 +417,7 @@ def fit(
 )->Method: # the same method, trained
     "Reset `method` from `seed` and train it on the support images of `problem`; raises FloatingPointError when loss, trained tensors or scores are not finite."
     _check_fittable(method, problem, "fit")
+    check_partners(method, problem, fitting=True)
     seed = convert(seed, NonNegativeInteger, "seed")
     with deterministic():
         _start(method, problem, seed, device)
@@ -413,18 +501,25 @@ def metrics(
 
 # %% ../nbs/06_fit.ipynb #da0494ad
 def evaluate(
-    method:Method, # fitted
-    problem:Problem, # its test split; may have other images or class names than the method was fitted on
-)->dict: # accuracy, macro_f1, per_class, predictions, correct, n
+    method: Method,  # fitted
+    problem: Problem,  # with a test split; other images and class names are allowed
+) -> dict:  # accuracy, macro_f1, per_class, predictions, correct, n
     "Test `method` on the sealed test split of `problem`."
-    if "test" not in problem.labels: raise ValueError(f"{problem!r} has no test split")
+    if "test" not in problem.labels:
+        raise ValueError(f"{problem!r} has no test split")
+    check_partners(method, problem)
     sealed = problem.labels["test"]
     truth = sealed._labels if isinstance(sealed, SealedLabels) else sealed
-    if hasattr(method, "judge"): return method.judge(problem, truth)
-    truth = check_labels(truth, problem.K, "test")
-    predicted = method.scores(method.inputs(problem, "test"), problem.classnames).argmax(1)
-    if len(truth) != len(predicted): raise ValueError(f"{len(predicted)} test images but {len(truth)} test labels")
-    return dict(**metrics(predicted, truth, problem.K), predictions=predicted.tolist(), correct=(predicted == truth).tolist(), n=len(truth))
+    if hasattr(method, "judge"):
+        return method.judge(problem, truth)
+    truth = as_labels(truth, problem.classnames, "test")
+    x = method.inputs(problem, "test")
+    same_count(len(x), truth, "test", "test images")
+    predicted = method.scores(x, problem.classnames).argmax(1)
+    found = metrics(predicted, truth, problem.K)
+    return dict(
+        **found, predictions=predicted.tolist(), correct=(predicted == truth).tolist(), n=len(truth)
+    )
 
 # %% ../nbs/06_fit.ipynb #d17fdce0
 def hold_out(

@@ -452,9 +452,10 @@ LOADERS = {}  # beginning of a name -> function from name to backbone; later not
 
 def load_writer(
     name:str|Backbone, # of any library, or a loaded backbone
+    **options, # of `load_backbone`, such as `precision`
 )->Backbone:
     "The backbone of that `name`: open_clip's, unless the name begins as one of `LOADERS`."
-    return next((load for start, load in LOADERS.items() if isinstance(name, str) and name.startswith(start)), load_backbone)(name)
+    return next((load for start, load in LOADERS.items() if isinstance(name, str) and name.startswith(start)), load_backbone)(name, **options)
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #47151751
 class TaskProblem:

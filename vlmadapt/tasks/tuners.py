@@ -10,7 +10,7 @@ __all__ = ['QKV', 'TUNERS', 'PETL', 'Tuner', 'Frozen', 'Full', 'BitFit', 'LowRan
 import copy, math
 from functools import singledispatch
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
@@ -18,10 +18,12 @@ from fastcore.basics import patch
 import vlmadapt.fit
 from ..backbones import Backbone
 from ..foundation import choose, load_arrays, save_arrays, stream
-from ..method import Method, MethodTable, hyper, one_or_more
+from ..method import (Card, Method, MethodTable, OpenedPixels, as_inputs, card_backbone, check_backbone, check_card, hyper,
+                             one_or_more)
 from .adapted_attention import (WHERE, AdaptedAttention, AttentionGraph, add_adapters, adapter_parameters, parameter_groups,
                                               setting_types, settings_of, thin_copy, tower_blocks)
-from .task_problem import TaskBatch, TaskBatches, TaskProblem, answer_losses, judged, load_writer
+from .decoding import write
+from .task_problem import Spelled, TaskBatch, TaskBatches, TaskProblem, answer_losses, judged, load_writer, spell
 from ..values import NonNegative, PositiveInteger
 
 # %% ../../nbs/tasks/06_tuners.ipynb #ebabecab
@@ -63,26 +65,126 @@ def judge(self:Tuner, problem:TaskProblem, truth:list, split:str="test", **searc
     "Answer the examples of a `split` and score the answers against `truth`."
     return judged(self.model, problem, truth, split, **search)
 
+# %% ../../nbs/tasks/06_tuners.ipynb #d3beda66
+def _prompts(texts, n):
+    "One prompt for each of `n` images."
+    if texts is None:
+        raise ValueError(
+            "texts must be the question or prompt: one for all images, or one for each"
+        )
+    if isinstance(texts, str):
+        return [texts] * n
+    texts = list(texts)
+    if len(texts) != n:
+        raise ValueError(f"{n} images but {len(texts)} texts")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"texts must be text, but item {i} is {text!r}")
+    return texts
+
+
+@patch
+def _ranked(self: Tuner, x, prompts):
+    "The most probable candidate after each prompt."
+    spelled = spell(
+        self.backbone.tokenizer,
+        [p for p in prompts for _ in self.classnames],
+        self.classnames * len(x),
+    )
+    spelled = Spelled(*(t.to(x.device) for t in spelled))
+    patches = self.model._encode_image(x)[1].repeat_interleave(len(self.classnames), 0)
+    losses = answer_losses(self.model, patches, spelled).view(len(x), -1)
+    return [self.classnames[k] for k in losses.argmin(1).tolist()]
+
+
+@patch
+@torch.no_grad()
+def predict(
+    self: Tuner,
+    inputs: Any,  # paths, PIL images or arrays of pixels: one or a list
+    texts: str
+    | list[str]
+    | None = None,  # questions or prompts: one for all images, or one for each
+    batch_size: int = 64,  # images at once
+    **search,  # arguments of `write`
+) -> list[str]:  # one answer for each image
+    "Answer with one of the candidates where there are any, else with what is written."
+    items = as_inputs(inputs)
+    if isinstance(items, torch.Tensor):
+        raise ValueError(f"{type(self).__name__} reads images, not features")
+    prompts = _prompts(texts, len(items))
+    answers = []
+    for x in OpenedPixels(items, self.backbone.preprocess).split(batch_size, self.device):
+        own = prompts[len(answers) : len(answers) + len(x)]
+        answers += (
+            self._ranked(x, own)
+            if self.classnames
+            else write(self.backbone, x, own, self.model, **search)
+        )
+    return answers
+
 # %% ../../nbs/tasks/06_tuners.ipynb #f1b2b4f1
 @patch
-def save(self:Tuner, path:str|Path):
+def save(
+    self: Tuner,
+    path: str | Path,  # the file to write
+    **notes,  # plain values for the card
+):
     "Store the trained parameters, and nothing else."
-    card = dict(method=self.name, hyper_parameters=self.hyper_parameters, classnames=self.classnames, **self.card)
-    save_arrays(path, adapter_parameters(self.model), card)
+    made = dict(
+        method=self.name, hyper_parameters=self.hyper_parameters, classnames=self.classnames
+    )
+    notes = {**self.card.get("notes", {}), **notes}
+    save_arrays(path, adapter_parameters(self.model), {**self.card, **made, "notes": notes})
 
 # %% ../../nbs/tasks/06_tuners.ipynb #d4135a76
+def _copy_trained(self, tensors, path):
+    "Put the stored tensors into the model; raise ValueError where names or shapes differ."
+    trained = adapter_parameters(self.model)
+    told = f"{path}: the tensors do not fit {self.name!r} as the card describes it:"
+    odd = sorted(trained.keys() ^ tensors.keys())
+    if odd:
+        raise ValueError(f"{told} {odd[0]!r} is {'missing' if odd[0] in trained else 'unknown'}")
+    for name, parameter in trained.items():
+        if parameter.shape != tensors[name].shape:
+            raise ValueError(
+                f"{told} {name!r} is {tuple(tensors[name].shape)}, not {tuple(parameter.shape)}"
+            )
+        parameter.data.copy_(tensors[name])
+
+
 @patch(cls_method=True)
-def load(cls:Tuner, path:str|Path, backbone:Backbone|None=None)->Tuner:
-    "A stored tuner, ready to answer; refuses another kind and other weights."
+def load(
+    cls: Tuner,
+    path: str | Path,  # a file made by `save`
+    backbone: str
+    | Backbone
+    | None = None,  # default: the one that the card names, in its precision
+) -> Tuner:
+    "Load a stored tuner; raise ValueError where card, tensors, class and backbone differ."
     tensors, card = load_arrays(path)
-    if card.get("method") != cls.name: raise ValueError(f"{path} holds a tuner of kind {card.get('method')}, not {cls.name}")
-    backbone = load_writer(backbone or card["backbone"])
-    if backbone.key != card["backbone_key"]: raise ValueError(f"{path} was fitted on backbone {card['backbone']} with other weights than {backbone.name}")
-    self = cls.__new__(cls); nn.Module.__init__(self)
-    self.backbone, self.log, self.diverged = backbone, [], None
-    self._setup(card["classnames"], 1., card["hyper_parameters"], dict)
-    for n, p in adapter_parameters(self.model).items(): p.data.copy_(tensors[n])
-    self.card = {k: card[k] for k in ("backbone", "backbone_key")}
+    check_card(path, card, Card, cls, cls.name)
+    if backbone is None:
+        backbone = card_backbone(card, path, load_writer)
+    elif isinstance(backbone, str):
+        backbone = load_writer(backbone, precision=card.get("precision"))
+    check_backbone(card, backbone, path)
+    self = cls.__new__(cls)
+    nn.Module.__init__(self)
+    self.backbone = backbone
+    self.log = []
+    self.diverged = None
+    self.card = {
+        k: card[k]
+        for k in ("backbone", "backbone_key", "precision", "problem", "feature_width", "notes")
+        if k in card
+    }
+    try:
+        values = self._complete(card["hyper_parameters"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    self._setup(card["classnames"], 1.0, values, dict)
+    _copy_trained(self, tensors, path)
     return self.eval()
 
 # %% ../../nbs/tasks/06_tuners.ipynb #b25d586d
