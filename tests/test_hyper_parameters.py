@@ -90,7 +90,7 @@ def test_every_default_of_every_method_is_declared():
         for name in cls.defaults():
             if name not in annotated or bare_types(annotated[name]):
                 offenders.append(f"{label} {name}")
-    assert not offenders
+    assert not offenders, ", ".join(offenders)
 
 
 def test_defaults_and_search_spaces_are_allowed_and_stay_as_they_are():
