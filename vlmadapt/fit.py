@@ -337,16 +337,23 @@ def _check_constants(method, problem):
             )
 
 
+def _check_method(method, what):
+    "Refuse a class, or anything else, where a method is expected."
+    expected = f"{what} takes a method built on the problem"
+    if isinstance(method, type):
+        name = method.__name__
+        raise ValueError(f"{expected}, not the class {name}: {what}({name}(problem), problem)")
+    if not isinstance(method, Method):
+        raise ValueError(f"{expected}, not {method!r:.60}")
+
+
 def check_partners(
     method: Method,  # built on some problem, or loaded
     problem: Problem,  # the problem it is to be fitted or tested on
     fitting: bool = False,  # also compare class names, text and support images
 ):
     "Raise ValueError in one line where `method` and `problem` do not belong together."
-    if isinstance(method, type):
-        raise ValueError(
-            f"{method.__name__} is a class: build the method first, {method.__name__}(problem)"
-        )
+    _check_method(method, "fit" if fitting else "evaluate")
     generates = hasattr(method, "judge")
     if generates != hasattr(problem, "metric"):
         kinds = ("generates text", "classifies") if generates else ("classifies", "generates text")
@@ -364,11 +371,7 @@ NEEDED_RECIPE = ("optimizer", "lr", "weight_decay", "epochs", "batch_size", "sch
 
 def _check_fittable(method, problem, what):
     "Refuse what is no method, or no problem with support images."
-    if isinstance(method, type):
-        name = method.__name__
-        raise ValueError(f"{what} takes a method built on the problem, not the class {name}: {what}({name}(problem), problem)")
-    if not isinstance(method, Method):
-        raise ValueError(f"{what} takes a method built on the problem, not {method!r:.60}")
+    _check_method(method, what)
     method.check_scores()
     if not hasattr(problem, "labels"):
         raise ValueError(f"{what} takes a problem, such as few_shot('mini-digits'), not {problem!r:.60}")
