@@ -18,9 +18,10 @@ def test_outputs_are_pinned(group):
     stored, stored_facts = pins.pinned(group)
     assert arrays.keys() == stored.keys()
     for label, x in arrays.items():
-        expected = stored[label]
-        report = f"{label}: differs by {(x - expected).abs().max()}"
-        torch.testing.assert_close(x, expected, **TOLERANCE[group], msg=report)
+        close = x.shape == stored[label].shape and torch.allclose(
+            x, stored[label], **TOLERANCE[group], equal_nan=True
+        )
+        assert close, label
     assert json.loads(json.dumps(facts)) == stored_facts
 
 
