@@ -27,9 +27,10 @@ from .backbones import Backbone, Pixels, ahead, cores, load_backbone
 from .datasets import CorruptImage, Images
 from .features import as_features
 from .foundation import choose, load_arrays, save_arrays, stream
-from .photos import open_photo
+from .images import eight_bits, numbers_of
+from .photos import named_errors, open_photo
 from .problem import Problem
-from .values import Flag, Fraction, Integer, NonNegative, Positive, PositiveInteger, Real, convert, declared_types
+from .values import Flag, Fraction, Integer, NonNegative, Positive, PositiveInteger, Real, convert, declared_types, plain
 
 # %% ../nbs/05_method.ipynb #31d66af5
 class Batch(NamedTuple):
@@ -405,7 +406,7 @@ def _array_inputs(x: Any, width: int | None) -> torch.Tensor | list:
     if x.ndim == 1 and not isinstance(x, torch.Tensor) and x.dtype.kind in "OU":
         return _list_inputs(x.tolist(), width)
     if x.ndim == 4:
-        return list(x)
+        return list(eight_bits(numbers_of(x)))  # the stack has one range
     if x.ndim == 3 or (x.ndim == 2 and _is_bytes(x)):
         return [x]
     if x.ndim != 2 or not _is_float(x):
@@ -571,7 +572,9 @@ class OpenedPixels(Pixels):
         self.opened = []
 
     def pixels(self, i: int) -> torch.Tensor:
-        return self.one(open_photo(self.images[i]))[None]
+        image = open_photo(self.images[i])
+        self.watch(i, image)
+        return self.one(image)[None]
 
     def _tried(self, i):
         try:
@@ -595,6 +598,8 @@ class OpenedPixels(Pixels):
         "The pictures in full batches; while one is used the next is made."
         threads = threads or (min(cores(), 8) if torch.device(device).type == "cuda" else 1)
         self.opened = []
+        self.cropped.clear()
+        skipped = []
         parts = []
         pool = ThreadPoolExecutor(threads)
         try:
@@ -602,7 +607,7 @@ class OpenedPixels(Pixels):
             for i, work in enumerate(ahead(works, 2 * batch_size)):
                 made = work.result()
                 if isinstance(made, Exception):
-                    warnings.warn(f"skipped: {made}", stacklevel=2)
+                    skipped.append(made)
                     continue
                 self.opened.append(i)
                 parts.append(made)
@@ -613,6 +618,10 @@ class OpenedPixels(Pixels):
                 yield self._batch(parts, device)
         finally:
             pool.shutdown(cancel_futures=True)
+        self.warn_of_crops()
+        if skipped:
+            told = f"skipped: {len(skipped)} of {len(self.images)} files: {named_errors(skipped)}"
+            warnings.warn(told, stacklevel=2)
         if not self.opened:
             raise NothingOpened(f"none of {len(self.images)} images could be opened")
 
@@ -703,7 +712,7 @@ def save(
         trainable_parameters=self.trainable_parameters(),
         version=__version__,
     )
-    notes = {**self.card.get("notes", {}), **notes}
+    notes = plain({**self.card.get("notes", {}), **notes})
     save_arrays(path, self.state_dict(), {**self.card, **made, "notes": notes})
 
 # %% ../nbs/05_method.ipynb #733abb83
@@ -758,7 +767,8 @@ def check_card(
         raise ValueError(
             f"{path}: the card must name both 'backbone' and 'backbone_key', or neither"
         )
-    absent = sorted(set(cls.defaults()) - set(card["hyper_parameters"]))
+    needed = set(cls.defaults()) - set(cls.recipe)  # the recipe acts in training only
+    absent = sorted(needed - set(card["hyper_parameters"]))
     if absent:
         raise ValueError(f"{path}: the card lacks the hyper-parameter {absent[0]!r} of {name}")
     return card

@@ -18,6 +18,7 @@ from .foundation import choose, content_key, environment, write_json
 from .methods import METHODS
 from .problem import Problem
 from .tasks import PETL
+from .values import plain
 
 # %% ../nbs/59_rows.ipynb #45923370
 try:
@@ -67,11 +68,6 @@ def _timed(f, *args, **kwargs):
     return result, time.perf_counter() - start
 
 # %% ../nbs/59_rows.ipynb #5b3c75c4
-def _plain(value):
-    if isinstance(value, dict): return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return [_plain(v) for v in value]
-    return value.item() if hasattr(value, "item") else value
-
 def _ends(log): return dict(entries=len(log), first=log[0], last=log[-1]) if log else dict(entries=0)
 
 # %% ../nbs/59_rows.ipynb #3e0f35da
@@ -103,7 +99,7 @@ def _for_target(method, problem):
 def _row(method, tuned, problem, targets, cost):
     scores, seconds = _tested(method, problem)
     tried = getattr(tuned, "trials", None)
-    return _plain(dict(
+    return plain(dict(
         **scores, family=type(method).__name__, selection=tuned.selection if tuned is not None else "defaults", candidates=0 if tried is None else len(tried), val_accuracy=None if tried is None else tried["accuracy"].max(),
         hyper_parameters=method.hyper_parameters, trainable_parameters=method.trainable_parameters(), log=_ends(method.log),
         **({"targets": {name: _tested(_for_target(method, p), p)[0] for name, p in targets.items()}} if targets else {}),

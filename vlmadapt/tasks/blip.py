@@ -17,7 +17,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 import torch.nn.functional as F
-from ..backbones import PRECISIONS, Backbone, default_device, default_precision
+from ..backbones import PRECISIONS, Backbone, check_device, default_device, default_precision
 from ..foundation import choose, content_key, import_open_clip, stream
 from ..mini.frames import vocabulary
 from .adapted_attention import Adapter, AttentionGraph, thin_copy, tower_blocks
@@ -150,7 +150,8 @@ def load_blip(
     precision:str|None=None, # default: fp32 on CPU, bf16 or fp16 on GPU
 )->BlipBackbone:
     "Load a frozen BLIP by `name`; the same arguments give the same object."
-    device = device or default_device(); precision = precision or default_precision(device)
+    device = check_device(device or default_device())
+    precision = precision or default_precision(device)
     choose(precision, PRECISIONS, "precision")
     return _load(name, device, precision)
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from PIL import Image
 from torch.utils.weak import WeakIdKeyDictionary
-from ..backbones import Backbone, Pixels, load_backbone
+from ..backbones import Backbone, Pixels, kept_share, load_backbone
 from ..foundation import choose, content_key, stream
 from ..photos import open_photo
 from ..problem import SealedLabels
@@ -432,12 +432,11 @@ def warn_crops(
     backbone: Backbone,  # whose transform crops
 ):
     "Warn once of images of which the central crop leaves less than half."
-    if backbone.preprocess_cfg.resize_mode != "shortest":
-        return
     distinct = list({id(image): image for image in images}.values())
     looked_at = distinct[:: -(-len(distinct) // LOOKED_AT)]
     sizes = [_image_size(image) for image in looked_at]
-    narrow = [n for n, size in enumerate(sizes) if 2 * min(size) < max(size)]
+    shares = [kept_share(backbone.preprocess, size) for size in sizes]
+    narrow = [n for n, share in enumerate(shares) if share < 0.5]
     if narrow:
         image, (width, height) = looked_at[narrow[0]], sizes[narrow[0]]
         name = f"{image}, " if isinstance(image, (str, Path)) else ""
