@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PROGRESS', 'HEADER_BYTES', 'BLOCK', 'HASH', 'DEEPEST', 'UNPACKED_RATIO', 'UNPACKED_FLOOR', 'LONGEST_HEADER',
            'ZIP_METHODS', 'DECOMPRESSORS', 'UNREADABLE', 'ARCHIVES', 'COOP', 'LARGEST_SPLIT', 'Gone', 'Refused',
-           'NoRoom', 'check_room', 'Limits', 'resume_point', 'WrongRange', 'receive', 'known_hash', 'read_pins',
-           'fetch', 'member_path', 'unpack', 'lacks', 'missing_parts', 'find_part', 'find_parts', 'put_part',
-           'workplace', 'resolve', 'file_name', 'Preparation', 'prepare', 'state', 'vlmadapt_data']
+           'NoRoom', 'check_room', 'Limits', 'resume_point', 'receive', 'known_hash', 'read_pins', 'fetch',
+           'member_path', 'unpack', 'lacks', 'missing_parts', 'find_part', 'find_parts', 'put_part', 'workplace',
+           'resolve', 'file_name', 'prepare', 'state', 'vlmadapt_data']
 
 # %% ../nbs/01_downloads.ipynb #5dc56189
 import bz2
@@ -18,6 +18,7 @@ import itertools
 import logging
 import lzma
 import os
+import posixpath
 import re
 import shutil
 import signal
@@ -206,7 +207,8 @@ class _Redirects(HTTPRedirectHandler):
     def redirect_request(self, request, answer, code, message, headers, url):
         answer.close()
         if not url.startswith(("http://", "https://")):
-            raise HTTPError(request.full_url, code, "redirected to another protocol", headers, io.BytesIO())
+            reason = "redirected to another protocol"
+            raise HTTPError(request.full_url, code, reason, headers, io.BytesIO())
         return super().redirect_request(request, answer, code, message, headers, url)
 
 
@@ -254,7 +256,7 @@ def _validator(headers):
     return headers.get("Last-Modified")
 
 # %% ../nbs/01_downloads.ipynb #30b60662
-class WrongRange(ConnectionError):
+class _WrongRange(ConnectionError):
     "A server sent another range than the requested one."
 
 
@@ -267,7 +269,7 @@ def _extent(response, start):
     given = response.headers.get("Content-Range", "")
     match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", given.strip(), re.ASCII)
     if not match or int(match[1]) != start:
-        raise WrongRange(f"asked for bytes from {start}, got {given[:60]!r}")
+        raise _WrongRange(f"asked for bytes from {start}, got {given[:60]!r}")
     return start, None if match[3] == "*" else int(match[3])
 
 
@@ -282,7 +284,7 @@ def _check_answer(response, part, start, total, reserve, limits):
         response.meter.left = min(limits.largest, free / (1 + reserve))
         return
     if total > limits.largest:
-        raise Refused(f"{total:,} bytes, and at most {limits.largest:,.0f} are expected")
+        raise Refused(f"larger than the {limits.largest:,.0f} bytes that are expected")
     response.meter.left = limits.largest + HEADER_BYTES
     check_room(part.parent, total * (1 + reserve) - start, part.name.removesuffix(".part"))
 
@@ -330,7 +332,7 @@ def _receive(url, part, reserve, limits):
                 progress.update(len(block))
     received = part.stat().st_size
     if total is not None and received > total:
-        raise WrongRange(f"{received:,} bytes came, {total:,} were announced")
+        raise _WrongRange(f"{received:,} bytes came, {total:,} were announced")
     if total is not None and received < total:
         raise ConnectionError(f"cut after {received:,} of {total:,} bytes")
 
@@ -358,7 +360,7 @@ def _attempt(url, part, reserve, limits):
     except (Gone, Refused, NoRoom, CannotWrite):
         raise
     except (OSError, http.client.HTTPException, ValueError) as e:
-        if isinstance(e, WrongRange):
+        if isinstance(e, _WrongRange):
             _discard(part)
         return e
     return None
@@ -433,8 +435,8 @@ def read_pins(
         return {}
     pins = {u: h for u, h in saved.items() if isinstance(h, str) and HASH.fullmatch(h)}
     if len(pins) < len(saved):
-        count = len(saved) - len(pins)
-        print(f"{path}: {count} of {len(saved)} entries hold no hash and are ignored", file=sys.stderr)
+        ignored = f"{len(saved) - len(pins)} of {len(saved)} entries hold no hash"
+        print(f"{path}: {ignored} and are ignored", file=sys.stderr)
     return pins
 
 # %% ../nbs/01_downloads.ipynb #d7c36b54
@@ -454,15 +456,17 @@ def fetch(
 
 
 def _fetch_part(source, part, pins, **kwargs):
-    "Fetch into `part` and return its hash; the state stays, so that a whole part is not fetched again."
+    "Fetch into `part` and return its hash; the state stays, so that it is not fetched again."
     part.parent.mkdir(parents=True, exist_ok=True)
     expected = known_hash(source, pins)
     receive(source.url, part, **kwargs)
     got = digest(part, expected.partition(":")[0] or "sha256")
     if expected and got != expected:
         _discard(part)
-        stored = "" if source.hash or source.url not in pins else " as in downloads.json"
-        raise Refused(f"{source.url}: its hash is {got}, not {expected}{stored}")
+        message = f"{source.url}: its hash is {got}, not {expected}"
+        if not source.hash and source.url in pins:
+            message += " as at first; if the file was replaced, remove it from downloads.json"
+        raise Refused(message)
     return got
 
 # %% ../nbs/01_downloads.ipynb #1a7e68e4
@@ -476,7 +480,7 @@ def member_path(
     archive: str,  # name of the archive, for the message
     name: str,  # of a member; either separator counts
 ) -> PurePosixPath:  # relative to the folder; `.` for the folder itself
-    "Return where a member belongs; refuse a `name` that leads out of the folder or cannot be a file."
+    "Return where a member belongs; refuse a `name` that leads out or cannot be a file."
     path = PurePosixPath(name.replace("\\", "/"))
     shown = repr(name if len(name) <= 80 else name[:77] + "...")
     drive = path.parts and ":" in path.parts[0]
@@ -514,7 +518,8 @@ class _Budget:
         "Where the file `path` is to be written; refuse a second one of the same name."
         key = unicodedata.normalize("NFC", str(path)).casefold()
         if key in self.keys or not path.parts:
-            raise Refused(f"{self.name}: {str(path)!r} is in it twice, or differs only in capitals")
+            problem = "is in it twice, or differs from another only in capitals"
+            raise Refused(f"{self.name}: {str(path)!r} {problem}")
         self.keys.add(key)
         return self.folder / path
 
@@ -670,6 +675,8 @@ def unpack(
     except Exception as e:  # parsers of hostile bytes raise anything
         if isinstance(e, OSError) and e.errno in DISK_ERRORS:
             raise _cannot_write(e, e.filename or folder) from None
+        if isinstance(e, OSError) and e.strerror:
+            raise Refused(f"{budget.name}: cannot be unpacked ({e.strerror})") from None
         raise Refused(f"{budget.name}: damaged ({_plain(e)})") from None
 
 # %% ../nbs/01_downloads.ipynb #a4ee4283
@@ -705,7 +712,7 @@ def _listed_images(row, folder):
             return None
     except UNREADABLE:
         return None
-    return [os.path.join(row.images, path) for path in paths]
+    return [posixpath.join(row.images, path) for path in paths]
 
 
 def _count_images(folder):
@@ -827,7 +834,10 @@ def find_parts(
     reasons = {}
     for part, name in wanted.items():
         path, problem = find_part(unpacked, name, partial(reason, part))
-        inner = None if path else _unpack_inner(unpacked, name)
+        try:
+            inner = None if path else _unpack_inner(unpacked, name)
+        except Refused as e:
+            inner, problem = None, f"its {e}"
         if inner:
             path, problem = find_part(inner, name, partial(reason, part))
         if path:
@@ -839,30 +849,26 @@ def find_parts(
 # %% ../nbs/01_downloads.ipynb #caca0b24
 def _spare_name(path):
     "A free name beside `path` for what it holds now."
-    names = (f"{path.name}.incomplete{n or ''}" for n in itertools.count())
-    return next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
+    names = (path.with_name(f"{path.name}.incomplete{n or ''}") for n in itertools.count())
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def put_part(
     found: Path,  # a complete file or folder on the same disk
     folder: Path,  # the dataset's
     part: str,  # its name there
-    ours: bool,  # whether this call has put there what is to be replaced
 ):
-    "Move a part to its place in one step; what a user had there is renamed, never removed."
+    "Move a part to its place in one step; what was there is renamed, never removed."
     target = folder / part
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         old = locate(folder, part)
+        if old.is_dir() and not old.is_symlink() and not any(old.iterdir()):
+            old.rmdir()
         if os.path.lexists(old):
-            is_empty = old.is_dir() and not old.is_symlink() and not any(old.iterdir())
-            if is_empty:
-                old.rmdir()
-            else:
-                aside = found.with_name(f"{found.name}.replaced") if ours else _spare_name(old)
-                os.replace(old, aside)
-                if not ours:
-                    print(f"{old} was incomplete; what it held is now {aside}", file=sys.stderr)
+            aside = _spare_name(old)
+            os.replace(old, aside)
+            print(f"{old} was incomplete; what it held is now {aside}", file=sys.stderr)
         os.replace(found, target)
     except OSError as e:
         raise _cannot_write(e, target) from None
@@ -930,13 +936,14 @@ LARGEST_SPLIT = 1e8  # bytes
 
 
 @dataclass
-class Preparation:
+class _Preparation:
     "One call of `prepare`: the sources used, the parts put in place and the hashes to be stored."
 
     name: str
     row: Benchmark
     root: Path
     place: Path
+    pins: dict  # url -> hash of earlier downloads
     keep: bool = False
     options: dict = field(default_factory=dict)
     used: dict = field(default_factory=dict)  # (part, source) -> why it failed, or nothing
@@ -945,10 +952,6 @@ class Preparation:
     @property
     def folder(self):
         return locate(self.root, self.row.folder)
-
-    @property
-    def pins_file(self):
-        return self.root / "downloads.json"
 
     def reason(self, part, path):
         "Why `path` cannot become the `part`, or nothing; an archive's split file must be CoOp's."
@@ -960,8 +963,20 @@ class Preparation:
         return problem
 
     def put(self, found, part, origin=None):
-        put_part(found, self.folder, part, part in self.origins)
+        put_part(found, self.folder, part)
         self.origins[part] = origin
+
+    def take_back(self, part):
+        "Remove a part that this call has put in place, and that the lists show to be incomplete."
+        problem = lacks(self.row, self.folder, part, self.folder / part)
+        for key, error in self.used.items():
+            if key[0] == part and error is None:
+                self.used[key] = Refused(f"{key[1].url}: its {part!r} {problem}")
+        _remove(self.folder / part)
+        del self.origins[part]
+
+    def failures(self, part):
+        return [e for (p, _), e in self.used.items() if p == part and e]
 
     def unpack(self, archive, name):
         check_room(self.place, archive.stat().st_size, f"{name}, unpacked,")
@@ -989,9 +1004,8 @@ def _install(work, source, parts):
     part = work.place / f"{name}.part"
     is_archive = _stem(name) or not _is_file_part(work.row, parts[0])
     options = work.options if is_archive else {"largest": LARGEST_SPLIT} | work.options
-    pins = read_pins(work.pins_file)
-    hash = _fetch_part(source, part, pins, reserve=1 if is_archive else 0, **options)
-    origin = None if source.hash or source.url in pins else (source.url, hash)
+    got = _fetch_part(source, part, work.pins, reserve=1 if is_archive else 0, **options)
+    origin = None if source.hash or source.url in work.pins else (source.url, got)
     try:
         if is_archive:
             _install_archive(work, part, name, source, parts, origin)
@@ -1010,16 +1024,21 @@ def _install(work, source, parts):
 def _obtain(work, parts):
     "Use the sources of a part that were not used in this call, until one gives it."
     part = parts[0]
+    if part in work.origins:
+        work.take_back(part)
     for source in work.row.sources[part]:
         if (part, source) in work.used:
             continue
         work.used[part, source] = None
         try:
-            return _install(work, source, parts if not source.inside else parts[:1])
+            _install(work, source, parts[:1] if source.inside else parts)
         except (Gone, Refused, NoRoom) as e:
             work.used[part, source] = e
-            print(f"{e}; the next source is used", file=sys.stderr)
-    failures = [e for (p, _), e in work.used.items() if p == part and e]
+            continue
+        for error in work.failures(part):
+            print(f"{error}; another source had it", file=sys.stderr)
+        return
+    failures = work.failures(part)
     if failures and all(isinstance(e, NoRoom) for e in failures):
         raise failures[0]
     raise Gone(_instructions(work, part, failures))
@@ -1048,14 +1067,16 @@ def _instructions(work, part, failures):
 
 def _store_hashes(work):
     "Store the hashes of sources without a published one, whose part is complete."
+    if not any(work.origins.values()):
+        return
     missing = missing_parts(work.row, work.root)
     new = dict(o for part, o in work.origins.items() if o and part not in missing)
+    for url, got in new.items():
+        print(f"{url}: no published hash; this one is {got}")
     if not new:
         return
-    for url, hash in new.items():
-        print(f"{url}: no published hash; this one is {hash}")
     try:
-        write_json(work.pins_file, read_pins(work.pins_file) | new)
+        write_json(work.root / "downloads.json", work.pins | new)
     except CannotWrite as e:
         print(f"{e}; the hashes are not stored", file=sys.stderr)
 
@@ -1116,7 +1137,8 @@ def prepare(
     row = row or choose(name, BENCHMARKS, "dataset")
     if use or missing_parts(row, root):
         with workplace(root, name) as place:
-            work = Preparation(name, row, root, place, keep, options)
+            pins = read_pins(root / "downloads.json")
+            work = _Preparation(name, row, root, place, pins, keep, options)
             if use:
                 _use(work, use)
             _complete(work)
@@ -1164,9 +1186,9 @@ def _check(names, root, wanted):
     kinds = {name: kind for name, (kind, _) in states.items()}
     complete = sum(kind == "complete" for kind in kinds.values())
     print(f"{complete} of {len(states)} complete under {root}")
-    harmless = ("complete", "absent")
-    bad = [n for n, kind in kinds.items() if kind not in harmless or (kind == "absent" and n in wanted)]
-    return 1 if bad else 0
+    failed = {name for name, kind in kinds.items() if kind in ("incomplete", "other split")}
+    failed |= {name for name in wanted if kinds.get(name) == "absent"}
+    return 1 if failed else 0
 
 # %% ../nbs/01_downloads.ipynb #62873908
 def _list():
