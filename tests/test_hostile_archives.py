@@ -4,11 +4,9 @@ import functools
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from hostile import (
     Member,
     RawHost,
     good_members,
+    head,
     hostile_archives,
     make,
     make_tar,
@@ -43,14 +42,21 @@ from vlmadapt.downloads import (
     unpack,
     vlmadapt_data,
 )
-from vlmadapt.foundation import CannotWrite
+from vlmadapt.foundation import CannotWrite, content_key
 
 PARTS = ("train", "val", "test")
 SPLIT = {
     part: [[p, int(p[0] == "d"), p.split("/")[0]] for p in IMAGES[k::4]]
     for k, part in enumerate(PARTS)
 }
-LIMITS = dict(tries=2, wait=0.01, timeout=1.0, window=0.4, slowest=1000, largest=20e6)
+LIMITS = {
+    "tries": 2,
+    "wait": 0.01,
+    "timeout": 1.0,
+    "window": 0.4,
+    "slowest": 1000,
+    "largest": 20e6,
+}
 ARCHIVES = hostile_archives()
 
 
@@ -117,7 +123,11 @@ def check_second_source(host, row, tmp_path, capsys):
     assert dataset.note == "CoOp's split"
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].endswith("another source had it"), lines
-    assert "hostile.zip" in lines[0] and lines[0].isprintable() and len(lines[0]) < 500
+    assert (
+        lines[0].startswith(f"{host.url}/hostile.zip")
+        and lines[0].isprintable()
+        and len(lines[0]) < 500
+    )
     kept = files_below(tmp_path / "data")
     images = [f"dtd/images/{path}" for path in IMAGES]
     assert kept == sorted([".downloads/dtd.lock", *images, "dtd/split.json", "downloads.json"])
@@ -136,7 +146,7 @@ def check_only_source(host, row, tmp_path, capsys, monkeypatch):
     assert guarded(vlmadapt_data, ["dtd"], root=str(tmp_path / "data")) == 1
     lines = capsys.readouterr().err.splitlines()
     assert "Traceback" not in "".join(lines)
-    assert len([line for line in lines if "hostile.zip" in line]) == 1, lines
+    assert len([line for line in lines if f"{host.url}/hostile.zip" in line]) == 1, lines
     assert not (tmp_path / "data/dtd").exists()
     left = set(files_below(tmp_path)) - set(before)
     allowed = ("data/.downloads/dtd.lock", ".part", ".part.json")
@@ -236,7 +246,8 @@ def test_enough_images_of_other_names(host, row, tmp_path, capsys):
 
 
 def test_enough_images_of_other_names_alone(host, row, tmp_path):
-    host.answers["/hostile.zip"] = serve(make_zip([Member(f"images/x/{i}.jpg", b"x") for i in range(8)]))
+    other = [Member(f"images/x/{i}.jpg", b"x") for i in range(8)]
+    host.answers["/hostile.zip"] = serve(make_zip(other))
     with pytest.raises(Gone, match="its 'images' lacks 6 of 6 images"):
         prepare("dtd", tmp_path / "data", with_images(row, row.sources["images"][0]), **LIMITS)
     assert os.listdir(tmp_path / "data/dtd") == ["split.json"]
@@ -272,7 +283,10 @@ def test_half_a_dataset_is_not_complete(row, tmp_path, capsys, make_images, with
         assert f"{folder}/images was incomplete" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"train": 3}', '{"train": [[1]]}', "\0", "NaN"])
+DAMAGED_SPLITS = ["", "{", "[]", "null", "{}", '{"train": 3}', '{"train": [[1]]}', "\0", "NaN"]
+
+
+@pytest.mark.parametrize("text", DAMAGED_SPLITS)
 def test_damaged_split_file_is_missing(row, tmp_path, text):
     folder = tmp_path / "data/dtd"
     half(folder / "images", 8)
@@ -288,12 +302,14 @@ def test_lists_without_a_split(tmp_path):
     assert lacks(row, folder, "images", folder / "images") == "holds 3 images, 10,000 are needed"
     (folder / "variants.txt").write_text("A 1\n")
     for part in PARTS:
-        (folder / f"images_variant_{part}.txt").write_text(f"{part} A 1\n")
-        assert lacks(row, folder, f"images_variant_{part}.txt", folder / f"images_variant_{part}.txt") == ""
+        path = folder / f"images_variant_{part}.txt"
+        path.write_text(f"{part} A 1\n")
+        assert lacks(row, folder, path.name, path) == ""
         (folder / f"images/{part}.jpg").write_text("x")
     assert missing_parts(row, tmp_path) == []
     (folder / "images/val.jpg").write_text("")
-    assert lacks(row, folder, "images", folder / "images") == "lacks 1 of 3 images, such as 'val.jpg'"
+    problem = lacks(row, folder, "images", folder / "images")
+    assert problem == "lacks 1 of 3 images, such as 'val.jpg'"
 
 
 # ---- locks, state files, own files ----
@@ -309,20 +325,26 @@ def test_link_in_place_of_the_lock(row, tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
+def part_folder(row, tmp_path):
+    "Where parts of the good archive are stored."
+    url = row.sources["images"][1].url
+    return tmp_path / "data/.downloads/dtd" / content_key(url=url)[:8]
+
+
 def test_link_in_place_of_a_part(host, row, tmp_path):
     "Neither a part nor its state is written through a link."
-    place = tmp_path / "data/.downloads/dtd"
+    place = part_folder(row, tmp_path)
     place.mkdir(parents=True)
     for name in ("good.zip.part", "good.zip.part.json"):
         (tmp_path / name).write_text("years of work")
         (place / name).symlink_to(tmp_path / name)
-    (place / "unpacked-x").symlink_to(tmp_path)
+    (place.parent / "unpacked-x").symlink_to(tmp_path)
     prepare("dtd", tmp_path / "data", with_images(row, row.sources["images"][1]), **LIMITS)
     for name in ("good.zip.part", "good.zip.part.json"):
         assert (tmp_path / name).read_text() == "years of work"
 
 
-DAMAGED = ["", "{", "[]", "null", "3", '"a"', '{"url": 3}', "{}", '{"url": null, "validator": 1}', "\0", "folder"]
+DAMAGED = ["", "{", "[]", "null", "3", '"a"', '{"url": 3}', "{}", '{"url": null}', "\0", "folder"]
 
 
 def damage(path, text):
@@ -335,7 +357,7 @@ def damage(path, text):
 
 @pytest.mark.parametrize("text", DAMAGED)
 def test_damaged_state_of_a_part(row, tmp_path, text):
-    place = tmp_path / "data/.downloads/dtd"
+    place = part_folder(row, tmp_path)
     damage(place / "good.zip.part.json", text)
     (place / "good.zip.part").write_bytes(b"x" * 100)
     only = with_images(row, row.sources["images"][1])
@@ -361,7 +383,10 @@ def split_of_another(path):
     path.write_text("{}")
 
 
-@pytest.mark.parametrize("make_file", [os.mkfifo, Path.mkdir, Path.touch, encrypted, split_of_another])
+OWN_FILES = [os.mkfifo, Path.mkdir, Path.touch, encrypted, split_of_another]
+
+
+@pytest.mark.parametrize("make_file", OWN_FILES)
 @pytest.mark.parametrize("name", ["own.zip", "own.json"])
 def test_own_file_that_is_none(row, tmp_path, capsys, monkeypatch, make_file, name):
     monkeypatch.setitem(BENCHMARKS, "dtd", row)
@@ -460,7 +485,8 @@ def completes(host, row, tmp_path):
 def test_full_disk(host, row, tmp_path, limit):
     "The download (200 kB) does not fit, or one image of the archive (300 kB) does not."
     big = Member("dtd/big.jpg", bytes(range(250)) * 1200)
-    padding = Member("dtd/padding", random.Random(0).randbytes(100_000 if limit == "150000" else 200_000))
+    size = {"50000": 200_000, "150000": 100_000}[limit]
+    padding = Member("dtd/padding", random.Random(0).randbytes(size))
     host.answers["/large.zip"] = serve(make_zip([*good_members(), padding, big]))
     run = run_child(host, row, tmp_path, limit)
     assert run.returncode == 1, run.stderr
@@ -469,6 +495,39 @@ def test_full_disk(host, row, tmp_path, limit):
     left = files_below(tmp_path / "data")
     assert all(name.endswith((".lock", ".part", ".part.json")) for name in left), left
     completes(host, row, tmp_path)
+
+
+def cut_once(handler, start, host):
+    "A server that supports ranges; its first connection is cut."
+    if start:
+        span = f"bytes {start}-{len(GOOD) - 1}/{len(GOOD)}"
+        rest = GOOD[start:]
+        handler.wfile.write(head(206, len(rest), ETag='"1"', Content_Range=span) + rest)
+    else:
+        handler.wfile.write(head(200, len(GOOD), ETag='"1"') + GOOD[:500])
+
+
+def test_part_is_kept_through_failures(host, row, tmp_path):
+    "A part stays while its server is away, and while another address of the same name fails."
+    first, second = Source(f"{host.url}/a/x.zip"), Source(f"{host.url}/b/x.zip")
+    only = with_images(row, first, second)
+    host.answers["/a/x.zip"] = cut_once
+    for _ in range(2):
+        with pytest.raises(Gone, match="x.zip"):
+            prepare("dtd", tmp_path / "data", only, **LIMITS | {"tries": 1})
+        (part,) = (tmp_path / "data").rglob("*.part")
+        assert part.stat().st_size == 500
+        host.answers.pop("/a/x.zip", None)
+    host.answers["/a/x.zip"] = cut_once
+    assert prepare("dtd", tmp_path / "data", only, **LIMITS).note == "CoOp's split"
+    assert files_below(tmp_path / "data/.downloads") == ["dtd.lock"]
+
+
+def test_https_without_a_certificate(host, row, tmp_path):
+    host.answers["/hostile.zip"] = serve(GOOD)
+    secure = Source(f"{host.url}/hostile.zip".replace("http:", "https:"))
+    with pytest.raises(Gone, match="https://127.0.0.1"):
+        prepare("dtd", tmp_path / "data", with_images(row, secure), **LIMITS | {"timeout": 0.3})
 
 
 @pytest.mark.parametrize("event", ["SIGINT", "SIGTERM"])

@@ -66,7 +66,14 @@ from vlmadapt.datasets import (
     read_benchmark,
     rebuild_split,
 )
-from .foundation import DISK_ERRORS, CannotWrite, choose, write_atomic, write_json
+from vlmadapt.foundation import (
+    DISK_ERRORS,
+    CannotWrite,
+    choose,
+    content_key,
+    write_atomic,
+    write_json,
+)
 from .records import RecordError, check_file, read_json, validate
 
 # %% ../nbs/01_downloads.ipynb #b64f717e
@@ -103,6 +110,10 @@ def _plain(error):
     if isinstance(reason, socket.gaierror) or "Errno -2" in text or "Errno -3" in text:
         return "no such host, or no network"
     line = text.splitlines()[0] if text else type(reason).__name__
+    if isinstance(error, HTTPError):
+        line = f"{error.code} {line}"
+    elif isinstance(error, http.client.HTTPException):
+        line = f"no valid HTTP answer ({line})"
     return "".join(c if c.isprintable() else "?" for c in line)[:300]
 
 
@@ -217,7 +228,7 @@ def _open(url, start, validator, limits):
     if start:
         headers |= {"Range": f"bytes={start}-", "If-Range": validator}
     if not url.startswith(("http://", "https://")):
-        raise Gone(f"{url}: not an http or https address")
+        raise Gone("not an http or https address")
     opener = build_opener(_Http(limits), _Https(limits), _Redirects())
     return opener.open(Request(url, headers=headers), timeout=limits.timeout)
 
@@ -347,7 +358,7 @@ def _is_whole(error, part, url):
         return whole
     if error.code in (408, 416, 429) or error.code >= 500:
         return False
-    raise Gone(f"{error.code} {_plain(error)}")
+    raise Gone(_plain(error))
 
 
 def _attempt(url, part, reserve, limits):
@@ -380,8 +391,9 @@ def receive(
         try:
             error = _attempt(url, part, reserve, limits)
         except (Gone, Refused) as e:
-            _discard(part)
-            raise type(e)(f"{url}: {str(e).removeprefix(f'{url}: ')}") from None
+            if isinstance(e, Refused) or not before:
+                _discard(part)
+            raise type(e)(f"{url}: {e}") from None
         if error is None:
             return
         after = resume_point(part, url)[0]
@@ -505,8 +517,14 @@ class _Budget:
         self.total = 0
         self.keys = set()
 
+    def progress(self, members):
+        title = f"unpacking {self.name.rpartition('/')[2]}"
+        return tqdm(members, desc=title, leave=False)
+
     def spend(self, count):
         "Account for `count` bytes that are about to be written."
+        if count < 0:
+            raise Refused(f"{self.name}: damaged (a member of {count:,} bytes)")
         self.total += count
         if self.total > self.free:
             check_room(self.folder, self.total, f"{self.name}, unpacked,")
@@ -555,7 +573,7 @@ def _unpack_zip(archive, budget):
     with zipfile.ZipFile(archive) as opened:
         members = [(*_zip_member(m, budget), m) for m in opened.infolist()]
         budget.spend(sum(m.file_size for *_, m in members))
-        for path, is_folder, member in tqdm(members, desc=f"unpacking {budget.name}", leave=False):
+        for path, is_folder, member in budget.progress(members):
             if is_folder:
                 (budget.folder / path).mkdir(parents=True, exist_ok=True)
                 continue
@@ -614,7 +632,7 @@ def _copy_links(links, budget):
 
 def _unpack_tar(opened, budget):
     links = {}
-    for member in tqdm(opened, desc=f"unpacking {budget.name}", leave=False):
+    for member in budget.progress(opened):
         path = member_path(budget.name, member.name)
         tarfile.data_filter(member, str(budget.folder))
         if member.isdir():
@@ -675,6 +693,8 @@ def unpack(
     except Exception as e:  # parsers of hostile bytes raise anything
         if isinstance(e, OSError) and e.errno in DISK_ERRORS:
             raise _cannot_write(e, e.filename or folder) from None
+        if isinstance(e, (FileExistsError, NotADirectoryError)):
+            raise Refused(f"{budget.name}: a file in it has the name of a folder") from None
         if isinstance(e, OSError) and e.strerror:
             raise Refused(f"{budget.name}: cannot be unpacked ({e.strerror})") from None
         raise Refused(f"{budget.name}: damaged ({_plain(e)})") from None
@@ -875,8 +895,11 @@ def put_part(
 
 # %% ../nbs/01_downloads.ipynb #a08a19f5
 def _clear(folder):
-    for path in folder.glob("unpacked-*"):
-        _remove(path)
+    "Remove what was being unpacked, and folders that hold no part to resume."
+    for path in folder.iterdir():
+        is_folder = path.is_dir() and not path.is_symlink()
+        if path.name.startswith("unpacked-") or (is_folder and not any(path.iterdir())):
+            _remove(path)
 
 
 @contextmanager
@@ -985,14 +1008,15 @@ class _Preparation:
         return unpacked
 
 # %% ../nbs/01_downloads.ipynb #7c092da5
-def _install_archive(work, archive, name, source, parts, origin):
+def _install_archive(work, archive, source, parts, origin):
     "Unpack an archive and move the complete parts in it to their places."
-    unpacked = work.unpack(archive, name)
+    unpacked = work.unpack(archive, source.url)
     wanted = {part: source.inside or part for part in parts}
     found, reasons = find_parts(unpacked, wanted, work.reason)
     if parts[0] not in found:
         there = ", ".join(map(repr, sorted(os.listdir(unpacked))[:5])) or "nothing"
-        raise Refused(f"{name}: {reasons.get(parts[0]) or f'holds no {parts[0]!r}, but {there}'}")
+        reason = reasons.get(parts[0]) or f"holds no {parts[0]!r}, but {there}"
+        raise Refused(f"{source.url}: {reason}")
     for part, path in found.items():
         work.put(path, part, origin)
 
@@ -1001,16 +1025,16 @@ def _install(work, source, parts):
     "Fetch a source and put the first of `parts` in place, and the others if they come with it."
     source = resolve(source)
     name = file_name(source.url)
-    part = work.place / f"{name}.part"
+    part = work.place / content_key(url=source.url)[:8] / f"{name}.part"
     is_archive = _stem(name) or not _is_file_part(work.row, parts[0])
     options = work.options if is_archive else {"largest": LARGEST_SPLIT} | work.options
     got = _fetch_part(source, part, work.pins, reserve=1 if is_archive else 0, **options)
     origin = None if source.hash or source.url in work.pins else (source.url, got)
     try:
         if is_archive:
-            _install_archive(work, part, name, source, parts, origin)
+            _install_archive(work, part, source, parts, origin)
         elif problem := work.reason(parts[0], part):
-            raise Refused(f"{name}: {problem}")
+            raise Refused(f"{source.url}: {problem}")
         else:
             work.put(part, parts[0], origin)
     except (Refused, NoRoom):
@@ -1088,7 +1112,7 @@ def _complete(work):
             _obtain(work, parts)
     finally:
         _store_hashes(work)
-    for path in work.place.glob("*.part*"):
+    for path in work.place.rglob("*.part*"):
         _remove(path)  # parts of sources that broke, while another had the file
 
 # %% ../nbs/01_downloads.ipynb #b4ca6fc8
