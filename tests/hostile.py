@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 import random
+import socket
 import socketserver
 import struct
 import tarfile
@@ -321,7 +322,8 @@ def _reset(first=b""):
 
     def behave(handler, start, host):
         handler.wfile.write(first)
-        handler.connection.setsockopt(1, 13, struct.pack("ii", 1, 0))  # SO_LINGER
+        linger = struct.pack("ii", 1, 0)
+        handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         handler.connection.close()
 
     return behave

@@ -220,6 +220,15 @@ def test_links_within_become_files(tmp_path):
         assert path.stat().st_nlink == 1
 
 
+@pytest.mark.parametrize("time", ["1000000000", "-1e300", "1e300", "nan"])
+def test_times_in_a_tar(tmp_path, time):
+    "The time of a file is kept; one that no disk can store is not."
+    member = Member("a.jpg", b"x", pax={"mtime": time})
+    (tmp_path / "a.tar").write_bytes(make_tar([member]))
+    unpack(tmp_path / "a.tar", tmp_path / "out")
+    assert ((tmp_path / "out/a.jpg").stat().st_mtime == 1e9) == (time == "1000000000")
+
+
 def test_separators_of_windows(tmp_path):
     (tmp_path / "a.zip").write_bytes(make_zip([Member("dtd\\images\\a.jpg", b"x")]))
     unpack(tmp_path / "a.zip", tmp_path / "out")

@@ -31,7 +31,7 @@ import time
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -641,7 +641,10 @@ def _unpack_tar(opened, budget):
             links[path] = _link_target(member, path)
         elif member.isreg():
             budget.spend(member.size)
-            _save(opened.extractfile(member), budget.target(path))
+            target = budget.target(path)
+            _save(opened.extractfile(member), target)
+            with suppress(OSError, OverflowError, ValueError):  # a time may be absurd
+                os.utime(target, (member.mtime, member.mtime))
         else:
             raise Refused(f"{budget.name}: {member.name!r} is neither a file nor a folder")
     _copy_links(links, budget)
