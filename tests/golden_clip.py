@@ -4,12 +4,14 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
 from vlmadapt.backbones import Backbone
 from vlmadapt.foundation import import_open_clip
+from vlmadapt.images import Images
 from vlmadapt.problem import Features, Problem
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,5 +96,7 @@ def golden_problem(
     features = Features(text=text, views=x[None], train=x)
     labels = {"train": arrays["labels"]}
     backbone = backbone or golden_clip()
-    pixels = {"train": list(arrays["images"])}
-    return Problem(names, features, labels, backbone.logit_scale, backbone, images=pixels)
+    # the pixels of the golden numbers are preprocessed already; tests hand them to the methods themselves
+    pictures = Images(np.zeros((len(arrays["labels"]), 32, 32, 3), np.uint8), arrays["labels"])
+    scale = backbone.logit_scale
+    return Problem(names, features, labels, scale, backbone, images={"train": pictures})
