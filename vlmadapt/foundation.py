@@ -113,11 +113,15 @@ def _call_write_hooks(moment, path):
         hook(moment, path)
 
 
+def _make_folder_of(path):
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "a path cannot hold NUL")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def _temporary_beside(path):
     "Create an empty file beside `path`; its name is short, whatever the length of the target's."
-    if "\0" in str(path):
-        raise OSError(errno.EINVAL, "a name cannot hold NUL")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder_of(path)
     temporary = path.with_name(f".{path.name[:32]}.{secrets.token_hex(6)}.tmp")
     temporary.touch(exist_ok=False)
     return temporary
@@ -159,7 +163,7 @@ def locked(
     path = Path(path)
     lock = FileLock(path)
     with _named_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder_of(path)
         lock.acquire()
     try:
         yield
