@@ -27,7 +27,7 @@ from pydantic import BaseModel
 
 from .backbones import Backbone, load_backbone, shortened
 from .datasets import Dataset, Images, digest, few_shot_indices, load_dataset
-from .features import SealedLabels, as_features, as_labels, check_rows, same_count, unit_rows
+from .features import SealedLabels, as_features, as_labels, check_rows, read_bundle, same_count, unit_rows
 from vlmadapt.foundation import (
     CannotWrite,
     DamagedFile,
@@ -44,7 +44,7 @@ from vlmadapt.foundation import (
 )
 from .photos import read_photos
 from .prompts import NEGATIVE, POOLS, PROMPTS, check_classnames, class_prompts, fill, pool_text
-from .records import read_json, validate
+from .records import RecordError, read_json, validate
 from .values import Flag, NonNegativeInteger, Positive, PositiveInteger, convert
 
 # %% ../nbs/04_problem.ipynb #2fc419f3
@@ -529,6 +529,22 @@ def from_features(
     labels = {s: y for s, (_, y) in pairs.items()}
     provenance = dict(source="features", content=key)
     return cls(classnames, features, labels, logit_scale, provenance=provenance)
+
+# %% ../nbs/04_problem.ipynb #1ee0bca2
+@patch(cls_method=True)
+def from_bundle(
+    cls: Problem,
+    folder: str | Path,  # with features.safetensors and classnames.json, see `read_bundle`
+    logit_scale: float = 100.0,  # CLIP's exp(logit_scale)
+) -> Problem:
+    "A problem from a folder of features."
+    logit_scale = convert(logit_scale, Positive, "logit_scale")
+    classnames, arrays = read_bundle(folder)
+    try:
+        return cls.from_features(classnames, logit_scale=logit_scale, **arrays)
+    except ValueError as e:
+        told = " ".join(str(e).split())
+        raise RecordError(f"{shown_path(Path(folder) / 'features.safetensors')}: {told}") from None
 
 # %% ../nbs/04_problem.ipynb #842a36b2
 @contextmanager
