@@ -649,7 +649,8 @@ def outcome(form, folder, mutation, key=None):
     place = re.search(r"line \d|entry \d|byte \d|column \d|\[\d|: \S", text)
     if place is None and not text.startswith("no such file"):
         return f"{mutation}: no place in {text!r}"
-    if key is not None and key not in text and not re.search(r"line \d|entry \d|\[\d", text):
+    item = r"line \d|entry \d|\[\d|: '|: class '"
+    if key is not None and key not in text and not re.search(item, text):
         known = ("not JSON", "nested too deeply", "holds no method", "no class", "damaged file")
         extra = ("no examples", "no name of class", "do not", "other frozen", "lacks", "card: ")
         if not any(told in text for told in known + extra):
@@ -665,7 +666,7 @@ def run(form, folder, mutations):
     try:
         for mutation, key, content in mutations:
             if callable(content):
-                path.unlink()
+                path.unlink(missing_ok=True)
                 content(path)
             else:
                 path.write_bytes(content)

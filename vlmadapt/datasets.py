@@ -219,13 +219,23 @@ def _check_places(parts, path):
 
 
 def _check_names(parts, path):
-    "Refuse two labels with one class name."
-    labels = {}
+    "Refuse two labels with one class name, a label with two names, and labels with gaps."
+    labels, names = {}, {}
     for items in parts.values():
         for name, label, class_name in items:
             before = labels.setdefault(class_name.replace("_", " "), label)
+            where = f"{path}: {shown_path(name)!r}"
             if before != label:
-                raise RecordError(f"{path}: {shown_path(name)!r}: the labels {before} and {label} are both called {shown_path(class_name)!r}")
+                both = f"the labels {before} and {label} are both called"
+                raise RecordError(f"{where}: {both} {shown_path(class_name)!r}")
+            called = names.setdefault(label, class_name)
+            if called != class_name:
+                told = f"{shown_path(class_name)!r}, and {shown_path(called)!r} before"
+                raise RecordError(f"{where}: label {label} is called {told}")
+    missing = sorted(set(range(len(names))) - set(names))
+    if missing:
+        told = f"labels are not 0 .. {len(names) - 1}, {missing[0]} is missing"
+        raise RecordError(f"{path}: {told}")
 
 # %% ../nbs/01_datasets.ipynb #82f005fc
 def read_parts(

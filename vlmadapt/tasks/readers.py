@@ -33,7 +33,7 @@ class Row(dict):
 
     def __init__(self, values: dict, where: str):
         if not isinstance(values, dict):
-            raise RecordError(f"{where}: expected fields in braces, not {str(values)[:40]}")
+            raise RecordError(f"{where}: expected fields in braces, not {_shown(values)}")
         super().__init__(values)
         self.where = where
 
@@ -72,7 +72,11 @@ WholeNumber = Annotated[NonNegativeInteger, Field(lt=2**63)]
 
 
 def _shown(value):
-    return json.dumps(value, ensure_ascii=False)[:40]
+    "The start of a value for a message."
+    try:
+        return shown_path(json.dumps(value, ensure_ascii=False)[:40])
+    except RecursionError:
+        return "something nested too deeply"
 
 # %% ../../nbs/tasks/04b_readers.ipynb #b7aecfb3
 def entries(
