@@ -210,7 +210,7 @@ def write_adapters(folder, card=None):
 
 
 def write_bundle(folder):
-    arrays = dict(text=torch.eye(2, 4), train_x=torch.eye(2, 4), train_y=torch.arange(2))
+    arrays = {"text": torch.eye(2, 4), "train_x": torch.eye(2, 4), "train_y": torch.arange(2)}
     save_file(arrays, folder / "features.safetensors")
 
 
@@ -639,7 +639,7 @@ def outcome(form, folder, mutation, key=None):
         return f"{mutation}: hangs"
     except (ValueError, FileNotFoundError) as e:
         text = str(e)
-    except BaseException as e:
+    except BaseException as e:  # noqa: BLE001, what may never come out of a reader
         return f"{mutation}: {type(e).__name__}: {str(e)[:200]}"
     if len(text.splitlines()) != 1 or not text.isprintable():
         return f"{mutation}: not one printable line: {text[:200]!r}"

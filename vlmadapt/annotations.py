@@ -216,7 +216,7 @@ def read_matlab(
 
 def _column(found, name, path):
     "The values of a field of a Matlab structure."
-    if name not in (getattr(found, "dtype", None).names or () if hasattr(found, "dtype") else ()):
+    if name not in (getattr(getattr(found, "dtype", None), "names", None) or ()):
         raise RecordError(f"{shown_path(path)}: its annotations have no field {name!r}")
     return found[name].ravel().tolist()
 

@@ -102,7 +102,8 @@ def _named_errors(path, only=None):
     except OSError as e:
         if isinstance(e, CannotWrite) or (only and e.errno not in only):
             raise
-        raise CannotWrite(e.errno, f"{shown_path(path)} cannot be written: {e.strerror or e}") from None
+        told = f"{shown_path(path)} cannot be written: {e.strerror or e}"
+        raise CannotWrite(e.errno, told) from None
 
 # %% ../nbs/00_foundation.ipynb #2c6c2c89
 write_hooks: list[Callable] = []  # called with ("before" or "after", path) around each rename

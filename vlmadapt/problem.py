@@ -214,7 +214,7 @@ class _Digesting:
 
 
 def _write_whole(path, folder, spans):
-    "Join shards to one `.npy` file; it is written in order, so that a full disk is an error and not a bus error."
+    "Join shards to one `.npy` file, in order: a full disk is then an error and not a bus error."
     with write_atomic(path) as temporary, open(temporary, "wb") as file:
         out = _Digesting(file)
         for i, (start, stop) in enumerate(spans):
