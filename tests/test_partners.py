@@ -723,11 +723,11 @@ WRONG_CARDS = {
     ),
     "names of another type": (
         lambda t, c: c.update(classnames="abc"),
-        "card['classnames']: input should be a valid list",
+        "card: classnames: input should be a valid list",
     ),
     "a name of another type": (
         lambda t, c: c["classnames"].__setitem__(2, 7),
-        "card['classnames'][2]: input should be a valid string",
+        "card: classnames[2]: input should be a valid string",
     ),
     "fewer names": (
         lambda t, c: c["classnames"].pop(),
@@ -739,14 +739,14 @@ WRONG_CARDS = {
     ),
     "negative scale": (
         lambda t, c: c.update(logit_scale=-1),
-        "card['logit_scale']: input should be greater than 0",
+        "card: logit_scale: input should be greater than 0",
     ),
     "infinite scale": (
         lambda t, c: c.update(logit_scale=float("inf")),
-        "card['logit_scale']: input should be a finite number",
+        "card: logit_scale: input should be a finite number",
     ),
-    "scale as text": (lambda t, c: c.update(logit_scale=None), "card['logit_scale']"),
-    "unknown precision": (lambda t, c: c.update(precision="int8"), "card['precision']"),
+    "scale as text": (lambda t, c: c.update(logit_scale=None), "card: logit_scale"),
+    "unknown precision": (lambda t, c: c.update(precision="int8"), "card: precision"),
     "unknown hyper-parameter": (
         lambda t, c: c["hyper_parameters"].update(alpah=1.0),
         "unknown TaskRes parameter 'alpah'; did you mean 'alpha'",
@@ -879,7 +879,7 @@ WRONG_TUNERS = {
     ),
     "no key": (lambda t, c: c.pop("backbone_key"), "lacks 'backbone_key'"),
     "unknown hyper-parameter": (lambda t, c: c["hyper_parameters"].update(rnk=1), "unknown"),
-    "names of another type": (lambda t, c: c.update(classnames=None), "card['classnames']"),
+    "names of another type": (lambda t, c: c.update(classnames=None), "card: classnames"),
 }
 
 

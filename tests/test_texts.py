@@ -363,12 +363,12 @@ def test_wrong_description(pets, tmp_path, change, part):
         (b"null", "holds a NoneType"),
         (b"", "the file is empty"),
         (b" \n", "the file is empty"),
-        (b"{'a': 1}", "line 1, column 2: not JSON"),
-        (b'{"a": ["x"],\n', "line 2, column 1: not JSON"),
-        ('{"a":\n"caf\xe9"}'.encode("latin-1"), "line 2, byte 10: not UTF-8"),
+        (b"{'a': 1}", "at line 1, column 2"),
+        (b'{"a": ["x"],\n', "at line 2, column 1"),
+        ('{"a":\n"caf\xe9"}'.encode("latin-1"), "line 2: not UTF-8 (byte 10)"),
         ('{"a": "x"}'.encode("utf-16"), "not UTF-8"),
         (b'{"a": "x", "a": "y"}', "the name 'a' occurs twice"),
-        (b"[" * 100_000, "recursion"),
+        (b"[" * 100_000, "nested too deeply"),
     ],
 )
 def test_wrong_file_of_descriptions(pets, tmp_path, content, part):
@@ -432,7 +432,7 @@ def test_wrong_prompts(digits, prompts, part):
 def test_folder_as_file_of_descriptions(tmp_path):
     folder = tmp_path / "folder.json"
     folder.mkdir()
-    refused(lambda: read_descriptions(folder), "cannot be read")
+    refused(lambda: read_descriptions(folder), "folder.json: a folder, not a file")
 
 
 # Backbones by name and path

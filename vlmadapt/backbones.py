@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from PIL import Image
 from tqdm.auto import tqdm
 from .images import Images
-from .foundation import choose, content_key, import_open_clip, stream
+from .foundation import choose, content_key, import_open_clip, regular_file, stream
 from .mini import models as mini
 from .values import Flag, convert
 
@@ -194,8 +194,10 @@ def _with_tag(model, tag):
 def _with_file(model, path):
     "A model with the weights of a checkpoint file; pickled code in it is not run."
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise ValueError(f"no such weight file: {path}")
+    try:
+        regular_file(path, "a weight file", ValueError)
+    except FileNotFoundError as e:
+        raise ValueError(str(e)) from None
 
     def build():
         try:
@@ -208,12 +210,21 @@ def _with_file(model, path):
     return _checked(built, _config_quick(model), f"{model} with the weights of {path}")
 
 
+def _check_local_folder(name, folder):
+    "Refuse a folder without open_clip's configuration, or with a pipe that would be waited for."
+    if not (folder / "open_clip_config.json").is_file():
+        raise ValueError(f"{name}: there is no {folder}/open_clip_config.json")
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not path.is_dir():
+            regular_file(path, "a weight file", ValueError)
+
+
 def _with_scheme(name):
     "A model by open_clip's own schemes, architecture and weights from one place."
     factory = import_open_clip().factory
     scheme, place = name.split(":", 1)
-    if scheme == "local-dir" and not (Path(place) / "open_clip_config.json").is_file():
-        raise ValueError(f"{name}: there is no {place}/open_clip_config.json")
+    if scheme == "local-dir":
+        _check_local_folder(name, Path(place))
 
     def build():
         if scheme == "hf-hub":  # open_clip goes on with random weights where it finds none

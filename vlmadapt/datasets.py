@@ -10,21 +10,20 @@ __all__ = ['PHOTO', 'MIRROR', 'SECOND', 'SPLITS', 'VGG', 'CARS', 'BERKELEY', 'BE
 
 # %% ../nbs/01_datasets.ipynb #bb535511
 import hashlib
-import json
 import os
 import posixpath
 import random
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from . import annotations as official
-from .annotations import cut_items, is_image
-from .foundation import choose, write_json
+from .annotations import Text, cut_items, is_image, relative_path
+from .foundation import choose, shown_path, write_json
 from vlmadapt.images import (  # noqa: F401, some are imported from here elsewhere
     CorruptImage,
     Images,
@@ -32,7 +31,8 @@ from vlmadapt.images import (  # noqa: F401, some are imported from here elsewhe
     open_image,
 )
 from .mini import data as mini
-from .values import NonNegativeInteger, convert
+from .records import RecordError, read_json, validate
+from .values import NonNegativeInteger
 
 # %% ../nbs/01_datasets.ipynb #10b7dbae
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def read_items(
     for items in parts.values():
         for path, label, name in items:
             if names.setdefault(label, name) != name:
-                raise ValueError(f"{path}: label {label} is called {name!r}, and {names[label]!r} before")
+                raise ValueError(f"{shown_path(path)}: label {label} is called {name!r}, and {names[label]!r} before")
     missing = sorted(set(range(len(names))) - set(names))
     if missing:
         raise ValueError(f"{images}: labels are not 0 .. {len(names) - 1}, {missing[0]} is missing")
@@ -178,14 +178,7 @@ def part_of_name(
     return PART_NAMES.get(name.casefold())
 
 # %% ../nbs/01_datasets.ipynb #0c33d172
-Item = tuple[str, NonNegativeInteger, str]
-
-
-def _read_json(path):
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a JSON file ({str(error).splitlines()[0]})") from None
+Item = tuple[str, NonNegativeInteger, Text]
 
 
 def _named_parts(found, path):
@@ -196,26 +189,21 @@ def _named_parts(found, path):
         if part is None:
             unknown.append(key)
         elif part in keys:
-            raise ValueError(f"{path}: {keys[part]!r} and {key!r} are both the {part} part")
+            raise RecordError(f"{path}: {keys[part]!r} and {key!r} are both the {part} part")
         else:
             keys[part] = key
     if unknown:
-        shown = ", ".join(map(repr, unknown[:3]))
+        shown = ", ".join(repr(shown_path(key)) for key in unknown[:3])
         warnings.warn(f"{path}: {len(unknown)} parts are left out, for example {shown}", stacklevel=3)
     ordered = [part for part in ("train", "val", "test") if part in keys]
-    return {part: convert(found[keys[part]], list[Item], f"{path}[{keys[part]!r}]") for part in ordered}
+    named = validate({keys[part]: found[keys[part]] for part in ordered}, dict[str, list[Item]], path)
+    return {part: named[keys[part]] for part in ordered}
 
 # %% ../nbs/01_datasets.ipynb #93163a3a
 def _inside(name, images, path):
     "The path `name` with slashes, relative to the folder `images`."
     clean = name.replace("\\", "/")
-    folder = os.path.abspath(images)
-    if clean.startswith(f"{folder}/"):
-        clean = clean[len(folder) + 1 :]
-    outside = posixpath.normpath(clean).split("/")[0] in ("..", ".", "")
-    if outside or clean.startswith("/") or PureWindowsPath(clean).is_absolute():
-        raise ValueError(f"{path}: {name!r} is no file in the image folder; give paths relative to it")
-    return clean
+    return relative_path(clean.removeprefix(f"{os.path.abspath(images)}/"), path)
 
 
 def _check_places(parts, path):
@@ -225,33 +213,44 @@ def _check_places(parts, path):
         for name, label, _ in items:
             before = places.setdefault(posixpath.normpath(name), (part, label))
             if before[0] != part:
-                raise ValueError(f"{path}: {name!r} is in {before[0]} and in {part}; keep it in one part")
+                raise RecordError(f"{path}: {shown_path(name)!r} is in {before[0]} and in {part}; keep it in one part")
             if before[1] != label:
-                raise ValueError(f"{path}: {name!r} has the labels {before[1]} and {label}; keep one")
+                raise RecordError(f"{path}: {shown_path(name)!r} has the labels {before[1]} and {label}; keep one")
 
 
 def _check_names(parts, path):
-    "Refuse two labels with one class name."
-    labels = {}
+    "Refuse two labels with one class name, a label with two names, and labels with gaps."
+    labels, names = {}, {}
     for items in parts.values():
         for name, label, class_name in items:
             before = labels.setdefault(class_name.replace("_", " "), label)
+            where = f"{path}: {shown_path(name)!r}"
             if before != label:
-                raise ValueError(f"{path}: {name!r}: the labels {before} and {label} are both called {class_name!r}")
+                both = f"the labels {before} and {label} are both called"
+                raise RecordError(f"{where}: {both} {shown_path(class_name)!r}")
+            called = names.setdefault(label, class_name)
+            if called != class_name:
+                told = f"{shown_path(class_name)!r}, and {shown_path(called)!r} before"
+                raise RecordError(f"{where}: label {label} is called {told}")
+    missing = sorted(set(range(len(names))) - set(names))
+    if missing:
+        told = f"labels are not 0 .. {len(names) - 1}, {missing[0]} is missing"
+        raise RecordError(f"{path}: {told}")
 
 # %% ../nbs/01_datasets.ipynb #82f005fc
 def read_parts(
     path: str | Path,  # a split_zhou_*.json file, or one of that form
     images: str | Path = "",  # folder that its paths are relative to
 ) -> dict[str, list[Item]]:  # train, val and test, as far as they are there
-    "Read the items of a split file; raise ValueError in one line that names the place of what is wrong."
-    found = convert(_read_json(path), dict[str, list], str(path))
+    "Read the items of a split file; raise RecordError in one line that names the place of what is wrong."
+    found = validate(read_json(path), dict[str, list], path)
+    path = shown_path(path)
     parts = {}
     for part, items in _named_parts(found, path).items():
         parts[part] = [(_inside(name, images, path), label, class_name) for name, label, class_name in items]
     labels = {label for items in parts.values() for _, label, _ in items}
     if not labels:
-        raise ValueError(f"{path}: no items under 'train', 'val' or 'test'")
+        raise RecordError(f"{path}: no items under 'train', 'val' or 'test'")
     if labels == set(range(1, len(labels) + 1)):
         for part, items in parts.items():
             parts[part] = [(name, label - 1, class_name) for name, label, class_name in items]

@@ -9,7 +9,6 @@ __all__ = ['SLACK', 'CHANNELS', 'UNDECODED', 'BLOCK', 'TURNED', 'eight_bits', 'n
 # %% ../nbs/00_images.ipynb #dc2615ae
 import hashlib
 import os
-import stat
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from .foundation import content_key
+from .foundation import content_key, regular_file, shown_path
 
 # %% ../nbs/00_images.ipynb #98a2f2f4
 SLACK = 1e-6  # rounding of floating-point pictures beyond their range
@@ -148,11 +147,6 @@ class CorruptImage(ValueError):
     "An image file cannot be decoded."
 
 
-def _shown(path):
-    text = os.fspath(path)
-    return str(text) if str(text).isprintable() else repr(text)
-
-
 def _reason(error):
     if isinstance(error, UnidentifiedImageError):
         return "no image format that Pillow knows"
@@ -168,21 +162,13 @@ def check_file(
 ) -> os.stat_result:
     "Return the status of a file; raise `CorruptImage` for what can be no image file."
     try:
-        status = os.stat(path)
-    except FileNotFoundError:
+        status = regular_file(path, "an image file", CorruptImage)
+    except FileNotFoundError as error:
         if os.path.islink(path):
-            raise CorruptImage(
-                f"{_shown(path)}: a link to {os.readlink(path)}, which is not there"
-            ) from None
-        raise FileNotFoundError(f"no such image: {_shown(path)}") from None
-    except (OSError, ValueError) as error:
-        raise CorruptImage(f"{_shown(path)[:200]}: cannot be opened ({_reason(error)})") from None
-    if stat.S_ISDIR(status.st_mode):
-        raise CorruptImage(f"{_shown(path)}: a folder, not an image file")
-    if not stat.S_ISREG(status.st_mode):
-        raise CorruptImage(f"{_shown(path)}: a pipe, socket or device, not an image file")
+            raise CorruptImage(str(error)) from None
+        raise
     if status.st_size == 0:
-        raise CorruptImage(f"{_shown(path)}: cannot be decoded as an image (the file is empty)")
+        raise CorruptImage(f"{shown_path(path)}: cannot be decoded as an image (the file is empty)")
     return status
 
 
@@ -196,7 +182,7 @@ def _open_file(path, plain):
         raise
     except Exception as error:
         raise CorruptImage(
-            f"{_shown(path)}: cannot be decoded as an image ({_reason(error)})"
+            f"{shown_path(path)}: cannot be decoded as an image ({_reason(error)})"
         ) from None
 
 # %% ../nbs/00_images.ipynb #ad73d387
@@ -255,7 +241,7 @@ def fingerprint(
     try:
         blocks = _block_hash(path, status.st_size)
     except OSError as error:
-        raise CorruptImage(f"{_shown(path)}: cannot be opened ({_reason(error)})") from None
+        raise CorruptImage(f"{shown_path(path)}: cannot be read ({_reason(error)})") from None
     return [str(path), status.st_size, status.st_mtime_ns, blocks]
 
 # %% ../nbs/00_images.ipynb #3fb511ea

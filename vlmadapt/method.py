@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPE', 'PLAIN', 'NEEDS', 'NEEDED', 'Batch', 'problem_width', 'Method', 'one_or_more', 'same_length', 'hyper',
-           'MethodTable', 'as_inputs', 'NothingOpened', 'OpenedPixels', 'read_card', 'Card', 'ClassifierCard',
+           'MethodTable', 'as_inputs', 'NothingOpened', 'OpenedPixels', 'Card', 'ClassifierCard', 'read_card',
            'check_card', 'card_backbone', 'check_backbone', 'Head']
 
 # %% ../nbs/05_method.ipynb #5e06200f
@@ -26,10 +26,11 @@ from . import __version__
 from .backbones import Backbone, Pixels, ahead, cores, load_backbone
 from .datasets import CorruptImage, Images
 from .features import as_features
-from .foundation import choose, load_arrays, save_arrays, stream
+from .foundation import choose, load_arrays, save_arrays, shown_path, stream
 from .images import eight_bits, numbers_of
 from .photos import named_errors, open_photo
 from .problem import Problem
+from .records import RecordError, validate
 from .values import Flag, Fraction, Integer, NonNegative, Positive, PositiveInteger, Real, convert, declared_types, plain
 
 # %% ../nbs/05_method.ipynb #31d66af5
@@ -716,16 +717,6 @@ def save(
     save_arrays(path, self.state_dict(), {**self.card, **made, "notes": notes})
 
 # %% ../nbs/05_method.ipynb #733abb83
-def read_card(
-    path: str | Path,  # a file made by `save`
-) -> dict:  # method, class names, hyper-parameters, backbone, problem, notes, ...
-    "What a stored method says about itself."
-    card = load_arrays(path)[1]
-    if not isinstance(card, dict) or "method" not in card:
-        raise ValueError(f"{path} holds no method: its card does not name one")
-    return card
-
-# %% ../nbs/05_method.ipynb #13f33e49
 class Card(BaseModel, extra="allow", strict=True):
     "What the card of a stored method must hold."
 
@@ -737,7 +728,7 @@ class Card(BaseModel, extra="allow", strict=True):
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     problem: dict[str, Any] = {}
     notes: dict[str, Any] = {}
-    feature_width: int | None = None
+    feature_width: Annotated[int, Field(ge=1, lt=2**20)] | None = None
 
 
 class ClassifierCard(Card):
@@ -747,6 +738,29 @@ class ClassifierCard(Card):
     logit_scale: Positive
 
 
+def _checked(path, card, kind):
+    "Return `card`; raise RecordError where it is none of this `kind`."
+    place = shown_path(path)
+    if not isinstance(card, dict) or "method" not in card:
+        raise RecordError(f"{place} holds no method: its card does not name one")
+    required = [name for name, field in kind.model_fields.items() if field.is_required()]
+    missing = [name for name in required if name not in card]
+    if missing:
+        raise RecordError(f"{place}: the card lacks {missing[0]!r}")
+    validate(card, kind, f"{place}: card")
+    if (card["backbone"] is None) != (card["backbone_key"] is None):
+        told = "the card must name both 'backbone' and 'backbone_key', or neither"
+        raise RecordError(f"{place}: {told}")
+    return card
+
+
+def read_card(
+    path: str | Path,  # a file made by `save`
+) -> dict:  # method, class names, hyper-parameters, backbone, problem, notes, ...
+    "What a stored method says about itself."
+    return _checked(path, load_arrays(path)[1], Card)
+
+
 def check_card(
     path: str | Path,  # the file, for messages
     card: Any,  # what was read
@@ -754,30 +768,23 @@ def check_card(
     cls: type,  # the method class that is to be rebuilt
     name: str,  # what `card["method"]` must be
 ) -> dict:
-    "Return `card`; raise ValueError where it is not that of a stored `cls`."
-    if not isinstance(card, dict) or "method" not in card:
-        raise ValueError(f"{path} holds no method: its card does not name one")
-    if card["method"] != name:
-        raise ValueError(f"{path} holds a method of class {card['method']}, not {name}")
-    missing = [n for n, field in kind.model_fields.items() if field.is_required() and n not in card]
-    if missing:
-        raise ValueError(f"{path}: the card lacks {missing[0]!r}")
-    convert(card, kind, f"{path}: card")
-    if (card["backbone"] is None) != (card["backbone_key"] is None):
-        raise ValueError(
-            f"{path}: the card must name both 'backbone' and 'backbone_key', or neither"
-        )
+    "Return `card`; raise RecordError where it is not that of a stored `cls`."
+    place = shown_path(path)
+    if isinstance(card, dict) and card.get("method", name) != name:
+        found = validate(card["method"], str, f"{place}: card: method")
+        raise RecordError(f"{place} holds a method of class {shown_path(found)}, not {name}")
+    _checked(path, card, kind)
     needed = set(cls.defaults()) - set(cls.recipe)  # the recipe acts in training only
     absent = sorted(needed - set(card["hyper_parameters"]))
     if absent:
-        raise ValueError(f"{path}: the card lacks the hyper-parameter {absent[0]!r} of {name}")
+        raise RecordError(f"{place}: the card lacks the hyper-parameter {absent[0]!r} of {name}")
     return card
 
-# %% ../nbs/05_method.ipynb #269832f6
+# %% ../nbs/05_method.ipynb #13f33e49
 def _one_line(error):
     "The first line of an error, or its name where it says nothing."
     text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
+    return text[0][:300] if text else type(error).__name__
 
 
 def card_backbone(
@@ -843,17 +850,17 @@ def _fill(self, tensors, card, path):
     unknown = [n for n in card["trained"] if n not in tensors]
     if unknown:
         raise ValueError(
-            f"{path}: the card calls {unknown[0]!r} trained, but the file holds no such tensor"
+            f"{path}: the card calls {shown_path(unknown[0])!r} trained, but the file holds no such tensor"
         )
     constants = {n: x for n, x in tensors.items() if n not in card["trained"]}
     try:
         values = self._complete(card["hyper_parameters"])
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {_one_line(error)}") from None
+    except Exception as error:
+        raise RecordError(f"{path}: {_one_line(error)}") from None
     try:
         self._setup(card["classnames"], float(card["logit_scale"]), values, lambda: constants)
         self.load_state_dict(tensors)
-    except (RuntimeError, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever a class makes of tensors that are not its own
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{path}: the tensors do not fit {type(self).__name__} "
@@ -868,7 +875,7 @@ def _check_classes(self, path):
         return
     try:
         n = self.logits(Batch(torch.ones(1, self.feature_width, dtype=self._dtype()))).shape[-1]
-    except (RuntimeError, IndexError) as error:
+    except Exception as error:
         raise ValueError(f"{path}: the tensors do not fit together ({_one_line(error)})") from None
     if n != len(self.classnames):
         raise ValueError(

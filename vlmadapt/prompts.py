@@ -7,14 +7,15 @@ __all__ = ['ENSEMBLE', 'NEGATIVE', 'PROMPTS', 'POOLS', 'check_classnames', 'chec
            'match_descriptions', 'check_prompts', 'class_prompts', 'class_means', 'pool_text']
 
 # %% ../nbs/03_prompts.ipynb #780c52bf
-import difflib, json, os, string, warnings
+import difflib, os, string, warnings
 from collections.abc import Iterable
 from pathlib import Path
 import torch
 import torch.nn.functional as F
-from .backbones import check_texts, one_line, shortened
+from .backbones import check_texts, shortened
 from .datasets import PHOTO, Dataset
-from .foundation import choose
+from .foundation import choose, shown_path
+from .records import RecordError, read_json
 
 # %% ../nbs/03_prompts.ipynb #eed355b7
 ENSEMBLE = [
@@ -80,61 +81,38 @@ def fill(
     return [[template.format(name) for template in templates] for name in spoken]
 
 # %% ../nbs/03_prompts.ipynb #1e159687
-def _no_duplicates(pairs):
-    "A JSON object; names that occur twice are refused."
-    found = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"the name {name!r} occurs twice")
-        found[name] = value
-    return found
-
-
 def read_descriptions(
     path: str | Path,  # a JSON file in UTF-8
 ) -> dict:  # name -> texts, as the file has them
     "Read a file of descriptions; raise ValueError in one line where it is none."
     try:
-        content = Path(path).expanduser().read_bytes()
+        found = read_json(Path(path).expanduser())
     except FileNotFoundError:
-        raise ValueError(f"no such file of descriptions: {path}") from None
-    except (OSError, ValueError) as e:
-        raise ValueError(f"{path}: cannot be read ({one_line(e)})") from None
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        line = content.count(b"\n", 0, e.start) + 1
-        place = f"line {line}, byte {e.start}"
-        raise ValueError(f"{path}: {place}: not UTF-8; save it as UTF-8") from None
-    if not text.strip():
-        raise ValueError(f"{path}: the file is empty")
-    try:
-        found = json.loads(text, object_pairs_hook=_no_duplicates)
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path}: line {e.lineno}, column {e.colno}: not JSON ({e.msg})") from None
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path}: {one_line(e)}") from None
+        raise RecordError(f"no such file of descriptions: {shown_path(path)}") from None
     if not isinstance(found, dict):
         form = '{"class name": ["text", ...], ...}'
-        raise ValueError(f"{path}: holds a {type(found).__name__}; the form is {form}")
+        told = f"holds a {type(found).__name__}; the form is {form}"
+        raise RecordError(f"{shown_path(path)}: {told}")
+    for name, texts in found.items():
+        _texts_of(texts, name, shown_path(path))
     return found
 
 # %% ../nbs/03_prompts.ipynb #710c24ab
 def _texts_of(value, name, source):
     "The descriptions of one class as a list of texts."
-    wrong = f"{source}: class {name!r}"
+    wrong = f"{source}: class {shown_path(name)!r}"
     if isinstance(value, str):
         value = [value]
     if isinstance(value, dict):
         value = list(value.values())
     if not isinstance(value, (list, tuple)):
-        raise ValueError(f"{wrong}: a list of texts is needed, got {shortened(repr(value))}")
+        raise RecordError(f"{wrong}: a list of texts is needed, got {shortened(repr(value))}")
     if not value:
-        raise ValueError(f"{wrong}: its list of descriptions is empty")
+        raise RecordError(f"{wrong}: its list of descriptions is empty")
     for i, text in enumerate(value):
         if not isinstance(text, str) or not text.strip():
             shown = shortened(repr(text))
-            raise ValueError(f"{wrong}: description {i} must be a text, got {shown}")
+            raise RecordError(f"{wrong}: description {i} must be a text, got {shown}")
     return list(value)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from numpy.typing import ArrayLike
 import vlmadapt
-from ..foundation import choose, import_open_clip, load_arrays, save_arrays
+from ..foundation import DamagedFile, choose, import_open_clip, load_arrays, save_arrays, shown_path
 
 # %% ../../nbs/00_mini/03_models.ipynb #595c8842
 HERE = Path(vlmadapt.__file__).parent/"mini"
@@ -125,6 +125,8 @@ def load_weights(
 )->tuple[dict, torch.Tensor]: # state dict in single precision, token ids
     "Read a weight file."
     arrays, _ = load_arrays(path)
+    if "token_ids" not in arrays:
+        raise DamagedFile(f"{shown_path(path)}: no weights of a mini model, it holds no 'token_ids'")
     ids = arrays.pop("token_ids")
     return {k: v.float() if v.is_floating_point() else v for k, v in arrays.items()}, ids
 
@@ -137,8 +139,12 @@ def build(
     "The pretrained model `name`."
     choose(name, CONFIGS, "mini model")
     full = choose(vocabulary, dict(full=True, compact=False), "vocabulary")
-    state, ids = load_weights(weights or HERE/"weights"/f"{name}.safetensors")
-    if full: state = expand(state, compact_index(ids))
+    path = weights or HERE/"weights"/f"{name}.safetensors"
+    state, ids = load_weights(path)
     model = _create(name, ROWS if full else len(ids))
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(expand(state, compact_index(ids)) if full else state)
+    except (RuntimeError, KeyError, IndexError) as e:
+        reason = " ".join(str(e).split())[:200]
+        raise DamagedFile(f"{shown_path(path)}: no weights of {name} ({reason})") from None
     return model.eval()

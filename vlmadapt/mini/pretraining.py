@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from ..foundation import load_arrays, np_stream, save_arrays, stream
+from ..foundation import DamagedFile, load_arrays, np_stream, save_arrays, shown_path, stream
 from .data import TARGETS, load, pretraining_batch
 from .language import caption, token_ids
 from .models import ROWS, compact_index, pixels, tokenizer, untrained
@@ -289,6 +289,9 @@ def save(self:Pretraining, path:str|Path):
 def resume(cls:Pretraining, path:str|Path, device:str|None=None)->Pretraining:
     "The run stored at `path`."
     arrays, meta = load_arrays(path)
+    absent = {"recipe", "stage", "step", "log", "seconds"} - meta.keys()
+    if absent:
+        raise DamagedFile(f"{shown_path(path)}: no pretraining run, it holds no {min(absent)!r}")
     run = cls(Recipe(**meta["recipe"]), device)
     run.stage, run.step, run.log, run.seconds = (meta[k] for k in ("stage", "step", "log", "seconds"))
     part = lambda prefix: {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}

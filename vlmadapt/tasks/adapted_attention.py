@@ -7,20 +7,22 @@ __all__ = ['ACTS', 'SKIPS', 'LEARN', 'TOWERS', 'ADAPTERS', 'WHERE', 'FFN', 'BOTT
            'AttentionGraph', 'Site', 'Adapter', 'GraphAdapter', 'APPNPAdapter', 'GCNIIAdapter', 'bounded', 'PAdapter',
            'pooled', 'ReleasedAdapter', 'AdaptedAttention', 'attend', 'AdaptedMLP', 'thin_copy', 'tower_blocks',
            'settings_of', 'setting_types', 'add_adapters', 'reset_adapters', 'adapter_parameters', 'trainable_count',
-           'parameter_groups', 'frozen_key', 'save_adapters', 'load_adapters']
+           'parameter_groups', 'frozen_key', 'save_adapters', 'AdapterCard', 'load_adapters']
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #fab71eca
 import copy, inspect, math
 from collections import OrderedDict
 from functools import singledispatch
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel
 from torch import nn
-from ..foundation import choose, content_key, load_arrays, save_arrays, stream
+from ..foundation import choose, content_key, load_arrays, save_arrays, shown_path, stream
+from ..records import RecordError, validate
 from .p_laplacian import DEGREES, at_least_single, attention_matrix, plap_attention, plap_released, query_nodes
-from ..values import Fraction, NonNegative, Positive, PositiveInteger, declared_types
+from ..values import Fraction, NonNegative, NonNegativeInteger, Positive, PositiveInteger, declared_types
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #f3a7d549
 def project(
@@ -393,14 +395,37 @@ def save_adapters(
     save_arrays(path, adapter_parameters(adapted), {**adapted.adapter_card, "frozen": frozen_key(adapted)})
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #f4fa9000
+class AdapterCard(BaseModel, extra="forbid", strict=True):
+    "What is stored beside adapters: the arguments of `add_adapters`, and the key of the frozen weights."
+
+    kind: str
+    where: list[str]
+    towers: list[str]
+    ffn: str
+    seed: NonNegativeInteger
+    settings: dict[str, Any]
+    frozen: str
+
+
 def load_adapters(
-    path:str|Path, # a file of `save_adapters`
-    model:nn.Module, # the frozen model that they belong to; it is not changed
-)->nn.Module: # a thin copy with the stored adapters
+    path: str | Path,  # a file of `save_adapters`
+    model: nn.Module,  # the frozen model that they belong to; it is not changed
+) -> nn.Module:  # a thin copy with the stored adapters
     "Put stored adapters into a copy of `model`, refusing one with other weights."
-    tensors, card = load_arrays(path)
-    if card.pop("frozen") != frozen_key(model): raise ValueError(f"{path}: these adapters belong to a model with other frozen weights")
-    adapted = add_adapters(model, **card.pop("settings"), **card); parameters = adapter_parameters(adapted)
-    if tensors.keys() != parameters.keys(): raise ValueError(f"{path}: stored adapters do not match {card['kind']}")
-    for n, p in parameters.items(): p.data.copy_(tensors[n])
+    tensors, found = load_arrays(path)
+    place = shown_path(path)
+    card = validate(found, AdapterCard, f"{place}: card").model_dump()
+    if card.pop("frozen") != frozen_key(model):
+        told = "these adapters belong to a model with other frozen weights"
+        raise RecordError(f"{place}: {told}")
+    try:
+        adapted = add_adapters(model, **card.pop("settings"), **card)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise RecordError(f"{place}: card: {' '.join(str(error).split())[:200]}") from None
+    parameters = adapter_parameters(adapted)
+    shapes = {name: x.shape for name, x in tensors.items()}
+    if shapes != {name: x.shape for name, x in parameters.items()}:
+        raise RecordError(f"{place}: stored adapters do not match {card['kind']}")
+    for name, parameter in parameters.items():
+        parameter.data.copy_(tensors[name])
     return adapted

@@ -16,10 +16,11 @@ from torch import nn
 from torch.nn.utils import parametrize
 from fastcore.basics import patch
 import vlmadapt.fit
-from ..backbones import Backbone
-from ..foundation import choose, load_arrays, save_arrays, stream
+from ..backbones import Backbone, one_line
+from ..foundation import choose, load_arrays, save_arrays, shown_path, stream
 from ..method import (Card, Method, MethodTable, OpenedPixels, as_inputs, card_backbone, check_backbone, check_card, hyper,
                              one_or_more)
+from ..records import RecordError
 from .adapted_attention import (WHERE, AdaptedAttention, AttentionGraph, add_adapters, adapter_parameters, parameter_groups,
                                               setting_types, settings_of, thin_copy, tower_blocks)
 from .decoding import write
@@ -144,7 +145,7 @@ def _copy_trained(self, tensors, path):
     told = f"{path}: the tensors do not fit {self.name!r} as the card describes it:"
     odd = sorted(trained.keys() ^ tensors.keys())
     if odd:
-        raise ValueError(f"{told} {odd[0]!r} is {'missing' if odd[0] in trained else 'unknown'}")
+        raise ValueError(f"{told} {shown_path(odd[0])!r} is {'missing' if odd[0] in trained else 'unknown'}")
     for name, parameter in trained.items():
         if parameter.shape != tensors[name].shape:
             raise ValueError(
@@ -181,9 +182,9 @@ def load(
     }
     try:
         values = self._complete(card["hyper_parameters"])
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from None
-    self._setup(card["classnames"], 1.0, values, dict)
+        self._setup(card["classnames"], 1.0, values, dict)
+    except Exception as error:
+        raise RecordError(f"{shown_path(path)}: {one_line(error)}") from None
     _copy_trained(self, tensors, path)
     return self.eval()
 
