@@ -26,6 +26,7 @@ from vlmadapt.markup import (
     escape_html,
     escape_latex,
     escape_markdown,
+    file_stem,
     safe_style,
 )
 from .records import RecordError, check_file, read_text, validate
@@ -315,8 +316,8 @@ def save(self:Table,
     flat = pd.concat({"mean": self.mean, "sd": self.sd}, axis=1).swaplevel(axis=1).sort_index(axis=1, level=0, sort_remaining=False)
     flat.columns = [f"{c} {k}" for c, k in flat.columns]
     for ending, content in (("md", self.markdown()), ("tex", self.latex()), ("html", self._repr_html_())):
-        _write_text(Path(folder)/f"{name}.{ending}", content)
-    write_csv(flat, Path(folder)/f"{name}.csv")
+        _write_text(Path(folder)/f"{file_stem(name)}.{ending}", content)
+    write_csv(flat, Path(folder)/f"{file_stem(name)}.csv")
 
 def save_frame(
     frame:pd.DataFrame, # any other table of a report
@@ -328,8 +329,8 @@ def save_frame(
     if not folder:
         return frame
     shown = frame.astype(object).where(frame.notna(), None)  # tabulate prints NaN as it is, and None as nothing
-    write_csv(frame, Path(folder)/f"{name}.csv")
-    _write_text(Path(folder)/f"{name}.md", escape_frame(shown, escape_markdown).to_markdown(**markdown) + "\n")
+    write_csv(frame, Path(folder)/f"{file_stem(name)}.csv")
+    _write_text(Path(folder)/f"{file_stem(name)}.md", escape_frame(shown, escape_markdown).to_markdown(**markdown) + "\n")
     return frame
 
 # %% ../nbs/61_results.ipynb #60ac7fd5
