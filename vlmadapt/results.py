@@ -201,7 +201,7 @@ def caption(
 )->str:
     "What the numbers are and how they were made."
     _one(results, *({"shots", "backbone", "prompts", "views"} - set(axes)))
-    backbone, prompts, shots = (sorted(results[c].unique()) if c in results else "?" for c in ("backbone", "prompts", "shots"))
+    backbone, prompts, shots = (sorted(results[c].dropna().unique()) if c in results else "?" for c in ("backbone", "prompts", "shots"))
     return (f"Test accuracy in percent, {_listed(shots)} shots per class, backbone {_listed(backbone)}, prompts {_listed(prompts)}: "
             f"{seeds_in_words(results)}. Hyper-parameters{_chosen(results)}.")
 
@@ -236,7 +236,7 @@ def dataset_table(
     "Methods against datasets at one number of `shots`, with the average."
     at = results[results["shots"] == shots]
     if at.empty: raise ValueError(f"no results with {shots} shots; there are {_listed(sorted(results['shots'].unique()))}")
-    wide = {k: cells(at).pivot(index="method", columns="dataset", values=k).reindex(columns=sorted(results["dataset"].unique())) for k in ("mean", "sd", "seeds")}
+    wide = {k: cells(at).pivot(index="method", columns="dataset", values=k).reindex(columns=sorted(results["dataset"].dropna().unique())) for k in ("mean", "sd", "seeds")}
     wide["marks"] = _marks(wide["seeds"].fillna(0), at["seed"].nunique())
     return _assemble([wide, _average_part(at, name="Average")], _rows_of(at, methods), caption(at))
 
@@ -247,7 +247,7 @@ def axis_table(
     methods:list|None=None, # these first, in this order
 )->Table:
     "Methods against the values of `axis`, each cell the average over the datasets."
-    names = sorted(results["dataset"].unique()); part = _average_part(results, axis, "{}-shot" if axis == "shots" else "{}")
+    names = sorted(results["dataset"].dropna().unique()); part = _average_part(results, axis, "{}-shot" if axis == "shots" else "{}")
     text = f"Average over {len(names)} datasets ({_listed(names)}). " if len(names) > 1 else f"Dataset {names[0]}. "
     return _assemble([part], _rows_of(results, methods), text + caption(results, {axis}))
 

@@ -361,6 +361,7 @@ _Text = StrictStr
 _Count = Annotated[int, Strict(), Field(ge=0, lt=2**63)]
 _Number = StrictFloat
 _Score = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
+_Share = Annotated[float, Strict(), Field(ge=0, le=100)]
 _Percentage = Annotated[_Number | None, AfterValidator(_is_percentage)]
 _Label = Annotated[str, Strict(), Field(min_length=1, max_length=1000)]
 _Point = Annotated[str, Strict(), Field(pattern="=", max_length=1000)]  # hyper-parameter=value
@@ -398,6 +399,14 @@ class _Environment(_Part):
     versions: dict[_Text, _Text | None] = {}
 
 
+class _Cost(_Part):
+    fit_s: _Number | None = None
+    evaluate_s: _Number | None = None
+    encode_s: _Number | None = None
+    peak_memory_mb: _Number | None = None
+    memory_of: _Text | None = None
+
+
 class _Released(_Part):
     accuracy: _Percentage = None
     selection: _Text | None = None
@@ -408,7 +417,7 @@ class _Scores(_Part):
     accuracy: _Score
     macro_f1: _Percentage = None
     n: _Count | None = None
-    per_class: list[_Percentage] | None = None
+    per_class: list[_Share | None] | None = None
     predictions: _Text | None = None
     correct: Annotated[str, Strict(), Field(pattern="^[01]*$")] | None = None
 
@@ -426,7 +435,7 @@ class _Result(_Scores):
     trainable_parameters: _Count | None = None
     val_accuracy: _Number | None = None
     above_zero_shot: Annotated[float, Strict(), Field(allow_inf_nan=False)] | None = None
-    cost: dict[_Text, _Number | _Text | None] = {}
+    cost: _Cost = _Cost()
     provenance: _Provenance = _Provenance()
     environment: _Environment = _Environment()
     targets: dict[_Label, _Scores] = {}
