@@ -1,7 +1,8 @@
-"Names that are commands in HTML, LaTeX, Markdown, figures and spreadsheets; damaged result files; full disks."
+"Names that are commands in HTML, LaTeX, Markdown, figures, CSV; damaged results; full disks."
 
 import copy
 import csv
+import itertools
 import json
 import math
 import os
@@ -174,7 +175,7 @@ READ = "return [...document.querySelectorAll(arguments[0])].map(e => e.textConte
 
 
 def test_pages_in_a_browser(table, results, report, tmp_path):
-    "No script runs, not even one in an output that nothing has escaped; names are shown as they are."
+    "No script runs, not even in an output that nothing has escaped; names stay as they are."
     lines = [escape_markdown(line) for line in in_words(results, 4)]
     write_html(notebook_of(table, lines, tmp_path / "page.ipynb"), tmp_path / "page.html")
     shutil.copy(report / "table.html", tmp_path / "table.html")
@@ -244,8 +245,9 @@ OURS = set(
     "textquotedbl".split()
 )
 BACK = {
-    r"\textbackslash{}": "\\", r"\textasciicircum{}": "^", r"\textasciitilde{}": "~", r"\textless{}": "<",
-    r"\textgreater{}": ">", r"\textbar{}": "|", r"\textquotedbl{}": '"', r"\textasciigrave{}": "`",
+    r"\textbackslash{}": "\\", r"\textasciicircum{}": "^", r"\textasciitilde{}": "~",
+    r"\textless{}": "<", r"\textgreater{}": ">", r"\textbar{}": "|", r"\textquotedbl{}": '"',
+    r"\textasciigrave{}": "`",
     "{[}": "[", "{]}": "]", "{*}": "*", "{}": "",
 }  # fmt: skip
 
@@ -291,13 +293,17 @@ def cells_of(text):
     markdown_it = pytest.importorskip("markdown_it", reason="pip install -e '.[docs]'")
     rows, tags = [], set()
     tokens = markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
-    for before, token in zip(tokens, tokens[1:], strict=False):
+    for before, token in itertools.pairwise(tokens):
         if before.type == "tr_open":
             rows.append([])
         if before.type in ("th_open", "td_open"):
             parts = token.children
             tags |= {part.content for part in parts if part.type == "html_inline"}
-            tags |= {part.type for part in parts if part.type not in ("text", "html_inline", "text_special")}
+            tags |= {
+                part.type
+                for part in parts
+                if part.type not in ("text", "html_inline", "text_special")
+            }
             rows[-1].append("".join(part.content for part in parts if part.type != "html_inline"))
     return rows, tags
 
@@ -313,7 +319,9 @@ def test_markdown_cells_are_the_names(report, table):
     assert tags <= {"<span>", "</span>"}
 
 
-@pytest.mark.parametrize("name", [*EVIL, "# a", "1. a", "- a", "---", "===", "[a](b)", "~~a~~", "_a_", "&lt;"])
+@pytest.mark.parametrize(
+    "name", [*EVIL, "# a", "1. a", "- a", "---", "===", "[a](b)", "~~a~~", "_a_", "&lt;"]
+)
 def test_markdown_in_jupyter_is_the_name(name):
     "Jupyter's own converter takes dollars and backslashes for formulas."
     from nbconvert.filters import markdown2html
@@ -368,7 +376,9 @@ def test_figures_take_no_name_for_a_formula(results, tmp_path):
 
 
 def test_numbers_and_plain_names_stay_as_they_are():
-    frame = pd.DataFrame({"peak_memory_mb": [1.5, None], "of": ["TipAdapter (x)", None]}, index=[1, 2])
+    frame = pd.DataFrame(
+        {"peak_memory_mb": [1.5, None], "of": ["TipAdapter (x)", None]}, index=[1, 2]
+    )
     for escape in (escape_html, escape_markdown):
         pd.testing.assert_frame_equal(escape_frame(frame, escape), frame, check_dtype=False)
 
@@ -376,7 +386,9 @@ def test_numbers_and_plain_names_stay_as_they_are():
 # Damaged result files
 
 
-SETTINGS = dict(dataset="mini-digits", shots=4, backbone="mini", prompts="template", trials=0, fixed={})
+SETTINGS = dict(
+    dataset="mini-digits", shots=4, backbone="mini", prompts="template", trials=0, fixed={}
+)
 
 
 def sealed(row):
@@ -392,10 +404,12 @@ def run(tmp_path):
     for method in ("ZeroShot", "TipAdapter"):
         for seed in (1, 2):
             scores = dict(
-                accuracy=50.0 + seed, macro_f1=50.0, n=4, per_class=[25.0, 75.0], predictions="0 1 1 0",
-                correct="0110", selection="defaults", trainable_parameters=5, cost=dict(fit_s=1.0),
+                accuracy=50.0 + seed, macro_f1=50.0, n=4, per_class=[25.0, 75.0],
+                predictions="0 1 1 0", correct="0110", selection="defaults", trainable_parameters=5,
+                cost=dict(fit_s=1.0),
                 provenance=dict(split="s"), environment=dict(versions=dict(torch="2")),
-                targets={"mini-shapes": dict(accuracy=40.0)}, points={"alpha=1": dict(accuracy=45.0)},
+                targets={"mini-shapes": dict(accuracy=40.0)},
+                points={"alpha=1": dict(accuracy=45.0)},
             )  # fmt: skip
             rows.save(method, seed, scores)
     rows.gather()
@@ -432,13 +446,34 @@ def deep(levels):
     return value
 
 
-WRONG = [None, True, -1, 1000.0, math.nan, math.inf, "1", "", [], {}, [[1]], {"a": 1}, 10**300, "x" * 10**5]
+WRONG = [
+    None,
+    True,
+    -1,
+    1000.0,
+    math.nan,
+    math.inf,
+    "1",
+    "",
+    [],
+    {},
+    [[1]],
+    {"a": 1},
+    10**300,
+    "x" * 10**5,
+]
 
 
 def places(value, path=()):
     "Every place in a nested value."
     yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, inner in items:
         yield from places(inner, (*path, key))
 
@@ -478,7 +513,9 @@ def dumped(value):
 
 def damaged(text, random):
     "The bytes of a damaged file."
-    kind = random.choice(["value", "value", "value", "value", "cut", "bytes", "utf-16", "bom", "digit", "zero"])
+    kind = random.choice(
+        ["value", "value", "value", "value", "cut", "bytes", "utf-16", "bom", "digit", "zero"]
+    )
     if kind == "value":
         return dumped(mutate(json.loads(text), random)).encode()
     if kind == "cut":
@@ -557,7 +594,10 @@ def test_mutated_results_never_stop_a_reader(run, part):
         (dict(accuracy="51"), "accuracy: input should be a valid number, got '51'"),
         (dict(targets={"a": dict(accuracy=101.0)}), "input should be a percentage, not 101"),
         (dict(points={"alpha": dict(accuracy=1.0)}), "points.alpha"),
-        (dict(per_class=[200.0]), "per_class[0]: input should be less than or equal to 100, got 200.0"),
+        (
+            dict(per_class=[200.0]),
+            "per_class[0]: input should be less than or equal to 100, got 200.0",
+        ),
         (dict(predictions=[0, 1]), "predictions: input should be a valid string"),
         (dict(correct="0120"), "correct: string should match pattern"),
         (dict(seed=True), "seed: input should be a valid integer, got True"),
@@ -584,7 +624,9 @@ def test_missing_digest_and_edit_are_named(run):
     del found["rows"][0]["digest"]
     found["rows"][1]["accuracy"] = 99.0
     path.write_text(json.dumps(found))
-    with pytest.warns(UserWarning, match="2 of 4 results are left out, the first is TipAdapter, seed 1: digest"):
+    with pytest.warns(
+        UserWarning, match="2 of 4 results are left out, the first is TipAdapter, seed 1: digest"
+    ):
         assert len(read_rows(run)) == 2
 
 
@@ -606,7 +648,9 @@ def test_caption_scores_may_exceed_100(tmp_path):
     rows.save("frozen", 1, dict(accuracy=120.0))
     rows.gather()
     assert read_rows(tmp_path)[0]["accuracy"] == 120.0
-    with pytest.raises(ValueError, match="frozen, seed 2: accuracy: input should be a finite number"):
+    with pytest.raises(
+        ValueError, match="frozen, seed 2: accuracy: input should be a finite number"
+    ):
         rows.save("frozen", 2, dict(accuracy=math.nan))
 
 
@@ -692,7 +736,10 @@ def test_full_disk_leaves_nothing(kind, disk, table, results, tmp_path):
     )
     writers["page"]()
     (folder / "report.html").unlink()
-    with pytest.raises(CannotWrite, match="cannot be written: (File too large|Read-only)") as caught, disk():
+    with (
+        pytest.raises(CannotWrite, match="cannot be written: (File too large|Read-only)") as caught,
+        disk(),
+    ):
         writers[kind]()
     plt.close(figure)
     assert "\n" not in str(caught.value)

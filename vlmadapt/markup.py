@@ -80,7 +80,7 @@ def escape_markdown(
 def escape_figure(
     value: Any,  # text, or what is shown as text
 ) -> str:
-    "Return `value` as text for matplotlib, which takes what stands between two dollars for a formula."
+    "Return `value` as text for matplotlib, which typesets what stands between two dollars."
     return str(value).replace("$", r"\$")
 
 # %% ../nbs/00_markup.ipynb #2ca4651e

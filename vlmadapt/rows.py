@@ -422,7 +422,8 @@ class _Scores(_Part):
     correct: Annotated[str, Strict(), Field(pattern="^[01]*$")] | None = None
 
 # %% ../nbs/59_rows.ipynb #d55c74ae
-SHARES = ("dataset", "shots", "shape", "bundle", "classes")  # settings of experiments whose accuracy is a share
+# settings of experiments whose accuracy is a percentage
+SHARES = ("dataset", "shots", "shape", "bundle", "classes")
 
 
 class _Result(_Scores):
@@ -477,7 +478,7 @@ def check_result(
 # %% ../nbs/59_rows.ipynb #15263c57
 @dataclass
 class ResultFile:
-    "The results in a file that can be trusted, the failures it tells of, and in words what is left out."
+    "The valid results in a file, the failures it tells of, and in words what is left out."
     rows: list[dict] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     problem: str = ""
@@ -518,7 +519,8 @@ def read_result_file(
     rows, problems = _good_rows(gathered.rows)
     problem = ""
     if problems:
-        problem = f"{path}: {len(problems)} of {len(gathered.rows)} results are left out, the first is {problems[0]}"
+        count = f"{len(problems)} of {len(gathered.rows)} results are left out"
+        problem = f"{path}: {count}, the first is {problems[0]}"
     return ResultFile(rows, gathered.failed or {}, problem)
 
 
