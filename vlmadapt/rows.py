@@ -27,14 +27,12 @@ from fastcore.basics import patch
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     Strict,
     StrictBool,
     StrictFloat,
     StrictInt,
     StrictStr,
-    model_validator,
 )
 
 from .fit import evaluate, fit_many, tune_many
@@ -368,11 +366,10 @@ _Point = Annotated[str, Strict(), Field(pattern="=", max_length=1000)]  # hyper-
 _Plain = StrictStr | StrictInt | StrictFloat | StrictBool | None
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="allow")
+_ABSENT = Field(default=None)  # may be missing, but not null
 
 
-class _Settings(_Part):
+class _Settings(BaseModel):
     "Parameters of a run."
     dataset: _Label | None = None
     backbone: _Label | None = None
@@ -385,7 +382,7 @@ class _Settings(_Part):
     rates: dict[_Text, Any] | None = None
 
 
-class _Provenance(_Part):
+class _Provenance(BaseModel):
     backbone_key: _Plain = None
     split: _Plain = None
     transform: _Plain = None
@@ -393,13 +390,13 @@ class _Provenance(_Part):
     part: _Plain = None
 
 
-class _Environment(_Part):
+class _Environment(BaseModel):
     commit: _Text | None = None
     device: _Text | None = None
-    versions: dict[_Text, _Text | None] = {}
+    versions: dict[_Text, _Text | None] = _ABSENT
 
 
-class _Cost(_Part):
+class _Cost(BaseModel):
     fit_s: _Number | None = None
     evaluate_s: _Number | None = None
     encode_s: _Number | None = None
@@ -407,12 +404,12 @@ class _Cost(_Part):
     memory_of: _Text | None = None
 
 
-class _Released(_Part):
+class _Released(BaseModel):
     accuracy: _Percentage = None
     selection: _Text | None = None
 
 
-class _Scores(_Part):
+class _Scores(BaseModel):
     "What a method reached on one set of images or examples."
     accuracy: _Score
     macro_f1: _Percentage = None
@@ -436,20 +433,21 @@ class _Result(_Scores):
     trainable_parameters: _Count | None = None
     val_accuracy: _Number | None = None
     above_zero_shot: Annotated[float, Strict(), Field(allow_inf_nan=False)] | None = None
-    cost: _Cost = _Cost()
-    provenance: _Provenance = _Provenance()
-    environment: _Environment = _Environment()
-    targets: dict[_Label, _Scores] = {}
-    points: dict[_Point, _Scores] = {}
+    cost: _Cost = _ABSENT
+    provenance: _Provenance = _ABSENT
+    environment: _Environment = _ABSENT
+    targets: dict[_Label, _Scores] = _ABSENT
+    points: dict[_Point, _Scores] = _ABSENT
     as_released: _Released | None = None
 
-    @model_validator(mode="after")
-    def _accuracy_is_share(self):
-        names = set(self.settings.model_extra) | self.settings.model_fields_set
-        if "task" not in names and not names.isdisjoint(SHARES):
-            for scores in (self, *self.targets.values(), *self.points.values()):
-                _is_percentage(scores.accuracy)
-        return self
+
+def _check_shares(row):
+    "Refuse accuracies above 100 where they are percentages."
+    settings = row["settings"]
+    if "task" in settings or settings.keys().isdisjoint(SHARES):
+        return
+    for scores in (row, *row.get("targets", {}).values(), *row.get("points", {}).values()):
+        _is_percentage(scores["accuracy"])
 
 # %% ../nbs/59_rows.ipynb #f8d289b9
 def _name_of(row):
@@ -468,9 +466,14 @@ def check_result(
     name = _name_of(row)
     try:
         validate(row, _Result, name)
+        _check_shares(row)
         digest = content_key(row={k: v for k, v in row.items() if k != "digest"})
+    except RecordError:
+        raise
     except RecursionError:
         raise RecordError(f"{name}: nested too deeply") from None
+    except ValueError as e:
+        raise RecordError(f"{name}: {e}") from None
     if row["digest"] != digest:
         raise RecordError(f"{name}: edited, it is not what its digest says")
     return row
@@ -484,7 +487,7 @@ class ResultFile:
     problem: str = ""
 
 
-class _Gathered(_Part):
+class _Gathered(BaseModel):
     rows: list
     failed: dict[_Text, _Text] | None = None
 
