@@ -18,7 +18,7 @@ from .datasets import DATASETS
 from .foundation import choose
 from .methods import METHODS
 from .published import BACKBONE_NAMES, DATASET_NAMES, ELEVEN, METHOD_NAMES, binomial_error, half_width
-from .results import averages, read_results, read_rows
+from .results import averages, read_results, rows_below
 from .rows import UNTRAINED, base_of, in_order
 from .tasks import PETL
 
@@ -177,12 +177,11 @@ def collapsed(
 )->pd.DataFrame: # run, backbone, shots, method, seed, accuracy, what; and of how many seeds
     "The rows below `folder` that have collapsed."
     found = []
-    for f in sorted(Path(folder).rglob("result.json")):
-        rows = read_rows(f.parent)
+    for run, rows in rows_below(folder):
         for row in rows:
             if what := collapse_of(row, **limits):
                 seeds, settings = sum(r["method"] == row["method"] for r in rows), {k: row["settings"].get(k) for k in ("dataset", "backbone", "shots")}
-                found.append(dict(run=f.parent.name, **settings, method=row["method"], seed=row["seed"], accuracy=row["accuracy"], what=what, seeds=seeds))
+                found.append(dict(run=run.name, **settings, method=row["method"], seed=row["seed"], accuracy=row["accuracy"], what=what, seeds=seeds))
     return pd.DataFrame(found, columns=["run", "dataset", "backbone", "shots", "method", "seed", "accuracy", "what", "seeds"])
 
 # %% ../nbs/66_claims.ipynb #961df0ff

@@ -22,6 +22,7 @@ from .figures import draw_panel, node_maps, page_style, small_pictures
 from .figures import _columns, _legend
 from .fit import fit
 from .foundation import choose
+from .markup import escape_figure, escape_html, safe_style
 from .method import Batch, Method
 from .methods import METHODS
 from .methods.hegraph_adapter import RELATIONS, edge_weights, graph_nodes, propagation
@@ -86,7 +87,7 @@ def shot_curves(
     with page_style():
         fig, ax = plt.subplots(figsize=(width, 2.6), layout="constrained")
         draw_panel(ax, curves, methods)
-        ax.set(title=f"{view.dataset.name}, {view.backbone.name}", xlabel="labelled images per class", ylabel="validation accuracy (%)")
+        ax.set(title=escape_figure(f"{view.dataset.name}, {view.backbone.name}"), xlabel="labelled images per class", ylabel="validation accuracy (%)")
         _legend(fig, methods, loc="outside upper center", ncols=min(4, _columns(methods)))
     return fig
 
@@ -122,14 +123,14 @@ def confusion_map(
 )->plt.Figure:
     "The classes that `method` confuses most, as a map."
     M = confusion(view.images.labels, view.scores(method, shots).argmax(1), len(view.classnames)); at = most_confused(M, most)
-    names = [view.classnames[k] for k in at]
+    names = [escape_figure(view.classnames[k]) for k in at]
     with page_style():
         fig, ax = plt.subplots(figsize=(width, width*.86), layout="constrained")
         drawn = ax.imshow(100*M[at][:, at], cmap="cividis", vmin=0, vmax=100); ax.grid(False)
         for (i, j), v in np.ndenumerate(M[at][:, at].numpy()):
             if v >= .005: ax.text(j, i, f"{100*v:.0f}", ha="center", va="center", fontsize=6, color="black" if v > .5 else "white")
         ax.set_xticks(range(len(at)), names, rotation=45, ha="right"); ax.set_yticks(range(len(at)), names)
-        ax.set(xlabel="taken for", ylabel="is", title=f"{method}, {shots} shots"); fig.colorbar(drawn, ax=ax, shrink=.8, label="% of the class")
+        ax.set(xlabel="taken for", ylabel="is", title=escape_figure(f"{method}, {shots} shots")); fig.colorbar(drawn, ax=ax, shrink=.8, label="% of the class")
     return fig
 
 # %% ../nbs/65_explore.ipynb #4862a959
@@ -211,7 +212,7 @@ def _arrow(ax, start, end, weight, largest, color):
 def _draw_nodes(ax, places, classname):
     for (kind, name), (x, y, angle) in places.items():
         ax.plot(x, y, ls="", marker=NODES[kind][2], ms=6, color=NODES[kind][1], zorder=4)
-        ax.text(*_polar(angle, 1.09), name, fontsize=6.5, ha="left" if np.cos(np.radians(angle)) > .15 else "right" if np.cos(np.radians(angle)) < -.15 else "center", va="center", zorder=5)
+        ax.text(*_polar(angle, 1.09), escape_figure(name), fontsize=6.5, ha="left" if np.cos(np.radians(angle)) > .15 else "right" if np.cos(np.radians(angle)) < -.15 else "center", va="center", zorder=5)
     for kind, (_, color, marker, middle) in NODES.items():
         x, y = _polar(middle, .3); ax.plot(x, y, ls="", marker=marker, ms=13, color=color, mec="black", mew=.8, zorder=5); ax.text(x, y, kind, fontsize=6.5, color="white", ha="center", va="center", zorder=6)
 
@@ -227,7 +228,7 @@ def class_graph(
     with page_style():
         fig, ax = plt.subplots(figsize=(width, width*.8), layout="constrained"); ax.set_axis_off(); ax.set_aspect("equal"); ax.set(xlim=(-1.75, 1.75), ylim=(-1.3, 1.3))
         for e in edges.itertuples(): _arrow(ax, places[e.src, e.sender][:2], _polar(NODES[e.dst][3], .3), e.weight, largest, RELATION_COLORS[e.relation])
-        _draw_nodes(ax, places, classname); ax.set_title(f"messages to the nodes of “{classname}”")
+        _draw_nodes(ax, places, classname); ax.set_title(escape_figure(f"messages to the nodes of “{classname}”"))
         lines = [mpl.lines.Line2D([], [], color=c, label=f"{NODES[RELATIONS[r][0]][0]} to {NODES[RELATIONS[r][1]][0]}") for r, c in RELATION_COLORS.items()]
         lines.append(mpl.lines.Line2D([], [], color="#555555", ls=(0, (3, 2)), label="negative weight"))
         fig.legend(handles=lines, frameon=False, ncols=3, loc="outside lower center", fontsize=6.5)
@@ -283,8 +284,11 @@ def mistake_grid(
         fig, axes = plt.subplots(lines, columns, figsize=(width, 1.42*lines + .25), squeeze=False, layout="constrained")
         for ax in axes.flat: ax.axis("off")
         for m, ax in zip(found.itertuples(), axes.flat):
-            ax.imshow(view.images[m.position]); ax.set_title(f"{view.classnames[m.predicted]} {100*m.probability:.0f} %\nis {view.classnames[m.label]}", fontsize=6.5)
-        fig.suptitle(f"{method}, {shots} shots: most confident mistakes on validation images" if len(found) else f"{method}, {shots} shots: no mistake on validation images", fontsize=8)
+            ax.imshow(view.images[m.position])
+            title = f"{view.classnames[m.predicted]} {100*m.probability:.0f} %\nis {view.classnames[m.label]}"
+            ax.set_title(escape_figure(title), fontsize=6.5)
+        what = "most confident mistakes" if len(found) else "no mistake"
+        fig.suptitle(escape_figure(f"{method}, {shots} shots: {what} on validation images"), fontsize=8)
     return fig
 
 # %% ../nbs/65_explore.ipynb #4be65a3c
@@ -409,12 +413,12 @@ def draw(self:Explorer):
     from IPython.core.pylabtools import print_figure
     from IPython import display
     chosen = {n: c.value for n, c in self.controls.items()}; name = chosen.pop("picture")
-    self.state.value = f"<i>{name} …</i>"
+    self.state.value = f"<i>{escape_html(name)} …</i>"
     try: view = self.view(chosen.pop("dataset"), chosen.pop("backbone")); made = picture(name, view, **{**chosen, "image": chosen["image"] % len(view.images)})
-    except ValueError as e: self.state.value, self.out.outputs = f"<b>{e}</b>", (); return
+    except ValueError as e: self.state.value, self.out.outputs = f"<b>{escape_html(e)}</b>", (); return
     self.out.outputs = ()
     if isinstance(made, mpl.figure.Figure): made = display.Image(print_figure(made))
-    self.out.append_display_data(made); self.state.value = f"<b>{name}</b>, {view.dataset.name}, {view.backbone.name}, {chosen['shots']} shots"
+    self.out.append_display_data(made); self.state.value = f"<b>{escape_html(name)}</b>, {escape_html(view.dataset.name)}, {escape_html(view.backbone.name)}, {chosen['shots']} shots"
 
 # %% ../nbs/65_explore.ipynb #dafa8251
 def explorer(

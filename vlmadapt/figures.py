@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
 from numpy.typing import ArrayLike
 from .foundation import write_atomic
+from .markup import escape_figure, file_stem
 from .results import averages, by_point, cells
 from .rows import base_of, deviation, in_order
 
@@ -37,7 +38,8 @@ def look(
     name = base_of(method); number = sum(map(ord, method))
     color, marker = STYLE.get(name) or list(STYLE.values())[number % len(STYLE)]
     line = dict(lw=1.8, zorder=4) if name in STRONG else dict(lw=1.1, zorder=3)
-    return dict(color=color, marker=marker, label=LABEL.get(name, name) + method[len(name):], ls="-" if method == name else LINES[number % len(LINES)], **line)
+    label = escape_figure(LABEL.get(name, name) + method[len(name):])
+    return dict(color=color, marker=marker, label=label, ls="-" if method == name else LINES[number % len(LINES)], **line)
 
 # %% ../nbs/62_figures.ipynb #b7f68d63
 @contextmanager
@@ -102,7 +104,7 @@ def shot_panels(
         fig, axes = plt.subplots(lines, columns, figsize=(width*min(1, (columns + 1)/4), height), squeeze=False, layout="constrained")
         for ax in axes.flat[len(panels):]: ax.axis("off")
         for (title, curves), ax in zip(panels, axes.flat):
-            draw_panel(ax, curves, methods); ax.set_title(title, fontweight="bold" if title.startswith("Average") else "normal")
+            draw_panel(ax, curves, methods); ax.set_title(escape_figure(title), fontweight="bold" if title.startswith("Average") else "normal")
         fig.supxlabel("labelled images per class", fontsize=8); fig.supylabel("test accuracy (%)", fontsize=8)
         _legend(fig, methods, loc="outside upper center", ncols=_columns(methods))
     return fig
@@ -121,6 +123,7 @@ def gain_bars(
 )->plt.Figure:
     "Points above zero-shot by dataset and method, with one population standard deviation over the seeds (none for one seed)."
     at = results[(results["shots"] == shots) & (results["method"] != "ZeroShot")]
+    at = at.assign(dataset=at["dataset"].map(escape_figure))
     methods = in_order(at["method"])
     order = at.groupby("dataset")["above_zero_shot"].mean().sort_values(ascending=False).index
     with page_style():
@@ -145,7 +148,7 @@ def point_lines(
     with page_style():
         fig, ax = plt.subplots(figsize=(width, 3.), layout="constrained")
         for (name, g), (color, marker) in zip(points.assign(x=numeric).groupby("parameter", sort=False), list(STYLE.values())[4:]):
-            shown = (names or {}).get(name, name)
+            shown = escape_figure((names or {}).get(name, name))
             if g["x"].isna().any(): ax.axhline(g["mean"].iloc[0], color="#555555", ls="--", lw=.9, label=shown); continue
             ax.plot(g["x"], g["mean"], color=color, marker=marker, lw=1.2, label=shown); ax.fill_between(g["x"], g["mean"] - g["sd"], g["mean"] + g["sd"], color=color, alpha=.15, lw=0)
         ax.set(xlabel="set to", ylabel="test accuracy (%)"); ax.grid(axis="x", visible=False); sns.despine(ax=ax)
@@ -175,7 +178,7 @@ def cost_plot(
 def _map(ax, nodes, images, labels, classnames, colors, title):
     ax.scatter(*images.T, s=8, c=[colors[k] for k in labels], alpha=.4, lw=0)
     ax.scatter(*nodes.T, s=34, c=colors[:len(nodes)], marker="D", edgecolor="black", linewidth=.6, zorder=4)
-    for (x, y), name in zip(nodes, classnames): ax.annotate(name, (x, y), xytext=(3.5, 2.5), textcoords="offset points", fontsize=5.5, color="#222222", zorder=5)
+    for (x, y), name in zip(nodes, classnames): ax.annotate(escape_figure(name), (x, y), xytext=(3.5, 2.5), textcoords="offset points", fontsize=5.5, color="#222222", zorder=5)
     ax.set_title(title); ax.set(xticks=[], yticks=[]); ax.grid(False); ax.margins(.09)
 
 def node_maps(
@@ -223,7 +226,7 @@ def save_figure(
 ):
     "Write `fig` as .png, .svg and .pdf, the same bytes for the same figure."
     for ending, meta in (("png", {}), ("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
-        with page_style(), write_atomic(Path(folder)/f"{name}.{ending}") as tmp: fig.savefig(tmp, format=ending, dpi=200, metadata=meta)
+        with page_style(), write_atomic(Path(folder)/f"{file_stem(name)}.{ending}") as tmp: fig.savefig(tmp, format=ending, dpi=200, metadata=meta)
 
 # %% ../nbs/62_figures.ipynb #e10e610f
 def palette_png(

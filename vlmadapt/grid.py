@@ -317,13 +317,60 @@ def report_of(
     return choose(name, notebooks("reports"), "report")
 
 # %% ../nbs/60_grid.ipynb #db23448b
-def write_html(
-    notebook:str|Path, # an executed notebook
-    target:str|Path, # the page
-):
-    "Write `notebook` without its code as one HTML file."
+import base64
+import hashlib
+from functools import lru_cache
+
+import nbformat
+
+
+def _hash_of(script):
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+@lru_cache
+def _script_policy():
+    "The content security policy that lets the scripts run which the page of an empty notebook has."
     from nbconvert import HTMLExporter
-    with write_atomic(target) as tmp: tmp.write_text(HTMLExporter(exclude_input=True, exclude_input_prompt=True).from_filename(str(notebook))[0])
+
+    page, _ = HTMLExporter().from_notebook_node(nbformat.v4.new_notebook())
+    allowed = ["'unsafe-eval'"]  # MathJax evaluates its configuration
+    for attributes, script in re.findall(r"<script([^>]*)>(.*?)</script>", page, re.DOTALL):
+        for address in re.findall(r"https://[^\s\"'?]+\.m?js", attributes + script):
+            library = re.match(r"https://[^/]+/ajax/libs/[^/]+/", address)
+            allowed.append(library[0] if library else address)
+        if script.strip():
+            allowed.append(f"'sha256-{_hash_of(script)}'")
+    sources = " ".join(dict.fromkeys(allowed))
+    return f"script-src {sources}; object-src 'none'; base-uri 'none'"
+
+
+def _shield_outputs(notebook):
+    "Tell MathJax to leave the HTML in the outputs of `notebook` alone."
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "text/html" in data:
+                page = data["text/html"]
+                data["text/html"] = f'<div class="tex2jax_ignore mathjax_ignore">{page}</div>'
+    return notebook
+
+# %% ../nbs/60_grid.ipynb #cc203f96
+def write_html(
+    notebook: str | Path,  # an executed notebook
+    target: str | Path,  # the page
+):
+    "Write `notebook` without its code as one HTML file; raise CannotWrite on a full disk."
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True)
+    executed = _shield_outputs(nbformat.read(notebook, as_version=4))
+    resources = dict(metadata=dict(name=Path(notebook).stem))
+    page, _ = exporter.from_notebook_node(executed, resources=resources)
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{_script_policy()}"/>'
+    page = page.replace("<head>", f"<head>{policy}", 1)
+    with write_atomic(target) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 # %% ../nbs/60_grid.ipynb #e17bce00
 @call_parse

@@ -11,13 +11,13 @@ __all__ = ['DATA', 'DATASET_NAMES', 'ELEVEN', 'SHIFTED', 'AVERAGES', 'BACKBONE_N
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from html import escape
 from pathlib import Path
 import numpy as np, pandas as pd
 from numpy.typing import ArrayLike
 from pandas.io.formats.style import Styler
 import vlmadapt
 from .foundation import choose
+from .markup import escape_html, safe_style
 from .results import averages, cells, shown_mean
 
 # %% ../nbs/63_published.ipynb #c76bfbd1
@@ -287,7 +287,7 @@ def _caption(compared):
     single = compared.assign(note=compared["note"].str.split("; ")).explode("note").query("note != ''")
     notes = single.groupby("note", sort=False)["method"].agg(lambda m: ", ".join(dict.fromkeys(m)))
     head = f"Ours: {_seeds_in_words(compared)}; in brackets: {', '.join(compared['paper'].unique())}, {', '.join(compared['table'].unique())}."
-    return "<br>".join([escape(head), ", ".join(f"{n} {m}" for m, n in counts.items()) + ".", *(escape(f"{methods}: {n}.") for n, methods in notes.items())])
+    return "<br>".join([escape_html(head), ", ".join(f"{n} {m}" for m, n in counts.items()) + ".", *(escape_html(f"{methods}: {n}.") for n, methods in notes.items())])
 
 # %% ../nbs/63_published.ipynb #114897ae
 def show_beside(
@@ -303,4 +303,6 @@ def show_beside(
              dict(selector="th, td", props="text-align: right; padding: 2px 8px; white-space: nowrap;"),
              dict(selector="thead th", props="border-top: 2px solid; border-bottom: 1px solid;"), dict(selector="tbody tr:last-child *", props="border-bottom: 2px solid;")]
     text.columns.name, text.index.names = None, [None]*text.index.nlevels; css.columns.name, css.index.names = None, text.index.names
-    return text.style.apply(lambda _: css, axis=None).set_caption(_caption(compared)).set_table_styles(lines)
+    style = safe_style(text)
+    css = css.set_axis(style.index).set_axis(style.columns, axis=1)
+    return style.apply(lambda _: css, axis=None).set_caption(_caption(compared)).set_table_styles(lines)

@@ -11,6 +11,7 @@ from itertools import combinations
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from numpy.typing import ArrayLike
 from .figures import LABEL, page_style
+from .markup import escape_figure
 from .rows import in_order
 
 # %% ../nbs/64_statistics.ipynb #729169df
@@ -68,6 +69,8 @@ def compare_methods(
     return table.assign(holm=holm(table["p"].tolist())).rename(columns={"holm": "p_holm"})
 
 # %% ../nbs/64_statistics.ipynb #cdddff59
+def _label(method): return escape_figure(LABEL.get(method, method))
+
 def _mirror(compared):
     back = compared.rename(columns={"a": "b", "b": "a", "wins": "losses", "losses": "wins"})
     return pd.concat([compared, back.assign(median=-compared["median"], mean=-compared["mean"])], ignore_index=True)
@@ -89,7 +92,7 @@ def difference_matrix(
             star, weight = ("*", "bold") if r.p_holm < level else ("", "normal"); middle = dict(ha="center", va="center", color=color)
             ax.text(at[r.b], at[r.a] - .08, f"{round(r.median, 1) + 0.:+.1f}{star}", fontsize=7.5, fontweight=weight, **middle)
             ax.text(at[r.b], at[r.a] + .3, f"{r.wins} : {r.losses}", fontsize=5, **middle)
-        names = [LABEL.get(m, m) for m in methods]; ax.set_xticks(range(k), names, rotation=30, ha="right"); ax.set_yticks(range(k), names)
+        names = [_label(m) for m in methods]; ax.set_xticks(range(k), names, rotation=30, ha="right"); ax.set_yticks(range(k), names)
         ax.grid(False); ax.tick_params(length=0); [s.set_visible(False) for s in ax.spines.values()]
         bar = fig.colorbar(shown, ax=ax, label="row − column, median points", aspect=25, pad=.02); bar.outline.set_visible(False)
     return fig
@@ -176,6 +179,6 @@ def interval_plot(
             color, inside = ("#0072B2", "#0072B2") if r.p_holm < level else ("#777777", "white")
             ax.plot([r.low, r.high], [y, y], color=color, lw=1.4); ax.plot(r.difference, y, "o", color=color, mfc=inside, ms=4)
         ax.axvline(0, color="black", lw=.7); ax.invert_yaxis(); ax.grid(axis="y", visible=False); ax.spines[["top", "right"]].set_visible(False)
-        ax.set_yticks(range(len(methods)), [LABEL.get(m, m) for m in methods])
-        ax.set_xlabel(f"{LABEL.get(table['a'].iloc[0], table['a'].iloc[0])} minus the other method, points on the same images")
+        ax.set_yticks(range(len(methods)), [_label(m) for m in methods])
+        ax.set_xlabel(f"{_label(table['a'].iloc[0])} minus the other method, points on the same images")
     return fig
