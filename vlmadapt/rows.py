@@ -17,6 +17,7 @@ from .fit import evaluate, fit_many, tune_many
 from .foundation import choose, content_key, environment, write_json
 from .methods import METHODS
 from .problem import Problem
+from .records import RecordError, read_json
 from .tasks import PETL
 
 # %% ../nbs/59_rows.ipynb #45923370
@@ -323,8 +324,18 @@ def file_contents(
     return found
 
 # %% ../nbs/59_rows.ipynb #63f11ca7
-def _sealed(row): return {**row, "digest": content_key(row=row)}
-def _whole(row): return isinstance(row, dict) and row.get("digest") == content_key(row={k: v for k, v in row.items() if k != "digest"})
+def _sealed(row):
+    return {**row, "digest": content_key(row=row)}
+
+
+def _whole(row):
+    "Whether `row` is a record, and what its digest says."
+    if not isinstance(row, dict):
+        return False
+    try:
+        return row.get("digest") == content_key(row={k: v for k, v in row.items() if k != "digest"})
+    except RecursionError:
+        return False
 
 # %% ../nbs/59_rows.ipynb #13ee6c8e
 def is_edited(
@@ -342,10 +353,10 @@ def _measured_part(row):
 def _read(path, key=None):
     "The whole rows in a file, in its list `key` where that is given."
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = read_json(path)
     except FileNotFoundError:
         return []
-    except (ValueError, RecursionError):
+    except RecordError:
         found = None
     if key is not None:
         found = found.get(key) if isinstance(found, dict) else None
