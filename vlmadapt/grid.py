@@ -33,7 +33,7 @@ from .backbones import cores
 from .foundation import CannotWrite, choose, locked, write_atomic, write_json
 from .problem import few_shot
 from .records import RecordError, read_json, read_text, validate
-from .rows import base_of, method_of
+from .rows import _measured_part, base_of, method_of
 from vlmadapt.runs import (
     Log,
     Run,
@@ -240,19 +240,24 @@ def _set_handlers(handlers):
 def _stoppable():
     "Raise `Stopped` in the block at the first signal of `STOP_SIGNALS`; later ones are ignored."
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield  # signals reach the main thread only
         return
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     unwanted = (signal.SIG_IGN, None)
     handlers = {number: found for number, found in handlers.items() if found not in unwanted}
 
+    received = []
+
     def stop(number, frame):
         _set_handlers(dict.fromkeys(handlers, signal.SIG_IGN))
+        received.append(number)
         raise Stopped(number)
 
     try:
         _set_handlers(dict.fromkeys(handlers, stop))
         yield
+    except KeyboardInterrupt:  # Ray raises one of its own instead
+        raise Stopped(*received or [signal.SIGINT]) from None
     finally:
         _set_handlers(handlers)
 
@@ -590,7 +595,9 @@ def _pending(runs):
     pending = {}
     for run in runs:
         rows = run.rows()
-        if not rows.done(*run.asked()):
+        if rows.done(*run.asked()):
+            run.tidy()
+        else:
             pending[run] = len(rows.missing(*run.asked()))
     return pending
 
@@ -697,7 +704,7 @@ def _keep_old(file, rows):
     "Add `rows` to those in `file`; one that is there stays alone."
     kept = validate(read_json(file), _OldRows, file).rows if os.path.lexists(file) else []
     digests = {row.get("digest") for row in kept}
-    new = [row for row in rows if row["digest"] not in digests]
+    new = [row for row in map(_measured_part, rows) if row["digest"] not in digests]
     write_json(file, dict(rows=[*kept, *new]))
 
 
@@ -724,8 +731,11 @@ def redo(
 
 def _redo(runs, pattern):
     names, _, methods = pattern.partition(":")
-    gone = sum(run.redo(methods or "*") for run in runs if _match(run.name, names))
-    if not gone:
+    methods = methods or "*"
+    matching = [run for run in runs if _match(run.name, names)]
+    gone = sum(run.redo(methods) for run in matching)
+    requested = [label for run in matching for label in run.parameters["methods"]]
+    if not gone and not any(_fits(label, methods) for label in requested):
         raise ValueError(f"no row matches --redo {pattern}")
     print(f"{gone} rows will be computed again")
 
@@ -772,10 +782,10 @@ def _guarded(command, *arguments):
     except (ValueError, OSError) as e:
         print(_one_line(e), file=sys.stderr)
         return 1 if isinstance(e, ConnectionError) else 2
-    except KeyboardInterrupt as e:
+    except Stopped as e:
         with suppress(OSError):  # the terminal may be gone
             print(STOPPED, file=sys.stderr, flush=True)
-        return 128 + getattr(e, "number", signal.SIGINT)
+        return 128 + e.number
     finally:
         warnings.formatwarning = format_before
 

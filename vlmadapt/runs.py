@@ -866,6 +866,14 @@ def make_folder(
         raise CannotWrite(e.errno, f"{folder} cannot be made: {e.strerror}") from None
 
 
+def _temporaries(*folders):
+    "Temporary files of `write_atomic` in `folders`."
+    for folder in folders:
+        for file in folder.glob(".*.tmp"):
+            if TEMPORARY.fullmatch(file.name) and not file.is_symlink() and file.is_file():
+                yield file
+
+
 def remove_temporaries(
     lock: str | Path,  # the lock that is held
     *folders: Path,  # where to look
@@ -873,13 +881,26 @@ def remove_temporaries(
     "Remove the temporary files of writers that were killed: those older than the held `lock`."
     os.utime(lock)
     held_since = os.stat(lock).st_mtime_ns
-    for folder in folders:
-        for file in folder.glob(".*.tmp"):
-            with suppress(OSError):
-                state = file.lstat()
-                old = stat.S_ISREG(state.st_mode) and state.st_mtime_ns < held_since
-                if old and TEMPORARY.fullmatch(file.name):
-                    file.unlink()
+    for file in _temporaries(*folders):
+        with suppress(FileNotFoundError):
+            if file.stat().st_mtime_ns < held_since:
+                file.unlink()
+
+
+@patch(as_prop=True)
+def folders(self: Run) -> tuple:
+    "The folders in which the run writes."
+    return self.folder, self.folder / "rows", self.folder / "rows/superseded"
+
+
+@patch
+def tidy(self: Run):
+    "Remove what killed processes left of a run that is done."
+    if any(_temporaries(*self.folders)) or self.error.exists():
+        lock = self.folder / ".lock"
+        with locked(lock):
+            remove_temporaries(lock, *self.folders)
+            self.error.unlink(missing_ok=True)
 
 # %% ../nbs/60_runs.ipynb #67ccd0ed
 def _leave_valid(rows, log):
@@ -903,6 +924,7 @@ def _execute_logged(run, log):
     "Execute `run`, whose lock is held; returns the error in one line, or None."
     rows = run.rows()
     if rows.done(*run.asked()):
+        run.error.unlink(missing_ok=True)
         return None
     log.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} {run.name}\n")
     try:
@@ -931,7 +953,7 @@ def execute(
         make_folder(run.folder)
         lock = run.folder / ".lock"
         with locked(lock):
-            remove_temporaries(lock, run.folder, run.folder / "rows", run.folder / "rows/superseded")
+            remove_temporaries(lock, *run.folders)
             with Log(run.folder / "log.txt") as log:
                 return _execute_logged(run, log)
     except Exception as e:
