@@ -8,10 +8,11 @@ a kernel or its driver is what dies.
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import nbformat
@@ -67,14 +68,25 @@ def run_here(notebook, target, parameters, log):
     write = runs._WholeNotebooks().write
     write("begun", target)
     values = {}
-    with redirect_stdout(log):
+    with redirect_stdout(log), redirect_stderr(log):
         exec(cells[0].source, values)
         values.update(parameters)
         exec(cells[1].source, values)
     write("ended", target)
 
 
-def command(file, out, environment, kernels, options):
+def limit_files(size):
+    "Have every write beyond `size` bytes of a file fail, as on a full disk."
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def print_to(told):
+    "Have this process print to a pipe, which has no limit."
+    os.dup2(told.fileno(), 1)
+    os.dup2(told.fileno(), 2)
+
+
+def command(told, file, out, environment, kernels, limit, options):
     "Execute a grid in this process, a fork, one run after another."
     os.environ.update(environment, PYTHONPATH=f"{HOOKS}{os.pathsep}{os.environ['PYTHONPATH']}")
     if environment:
@@ -82,40 +94,56 @@ def command(file, out, environment, kernels, options):
     if not kernels:
         grid.run_notebook = runs.run_notebook = run_here
     grid._loopback = lambda: False
-    with open(os.devnull, "w") as silent, redirect_stdout(silent):
-        sys.exit(grid.vlmadapt_grid(str(file), out=str(out), **options))
+    print_to(told)
+    if limit is not None:
+        limit_files(limit)
+    sys.exit(grid.vlmadapt_grid(str(file), out=str(out), **options))
+
+
+def report(told, folder, notebook, limit):
+    "Make a report in this process, a fork."
+    grid.report_of = lambda folder: notebook
+    print_to(told)
+    if limit is not None:
+        limit_files(limit)
+    sys.exit(grid.vlmadapt_report(folder.name, out=str(folder.parent)))
 
 
 @pytest.fixture(scope="module")
-def start():
-    "Starts `command` in a process of its own; returns the process."
+def fork():
+    "Runs a function in a process of its own; returns its exit code, negative for a kill, and what it printed."
     context = multiprocessing.get_context("forkserver")
     library = Path(runs.__file__).parent.parent
     path = [str(HOOKS.parent), str(library), os.environ.get("PYTHONPATH")]
+
+    def begin(function, *arguments):
+        reader, writer = context.Pipe(duplex=False)
+        process = context.Process(target=function, args=(writer, *arguments))
+        process.start()
+        writer.close()
+        with open(reader.fileno(), closefd=False) as pipe:
+            printed = pipe.read()
+        process.join(DEADLINE_S)
+        assert process.exitcode is not None, "it hangs"
+        return process.exitcode, printed
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
         context.set_forkserver_preload([__name__])
-
-        def begin(file, out, environment=(), kernels=False, **options):
-            arguments = (file, out, dict(environment), kernels, options)
-            process = context.Process(target=command, args=arguments)
-            process.start()
-            return process
-
         yield begin
 
 
 @pytest.fixture
-def call(start):
-    "Runs `command` to its end; returns its exit code, which is negative for a killed process."
+def call(fork):
+    "Executes a grid; returns the exit code."
 
-    def wait(*arguments, **options):
-        process = start(*arguments, **options)
-        process.join(DEADLINE_S)
-        assert process.exitcode is not None, "the grid hangs"
-        return process.exitcode
+    def begin(file, out, environment=(), kernels=False, limit=None, told=None, **options):
+        found = fork(command, file, out, dict(environment), kernels, limit, options)
+        if told is not None:
+            told.append(found[1])
+        return found[0]
 
-    return wait
+    return begin
 
 
 def content(out):
@@ -229,3 +257,37 @@ def test_kernel_or_driver_dies(params, tmp_path, call, undisturbed, files, at, m
     assert call(params, out) == 0
     assert content(out) == {"mini-digits": undisturbed["mini-digits"]}
     assert before.items() <= stored(out).items()
+
+
+@pytest.mark.parametrize("limit", [0, 50, 100, 200, 300, 500, 1000])
+def test_full_disk(params, tmp_path, call, undisturbed, limit):
+    "Whatever file does not fit: lines without a traceback, nothing left behind, and the way on."
+    out = tmp_path / "out"
+    told = []
+    assert call(params, out, limit=limit, told=told) in (1, 2)
+    assert "Traceback" not in told[0] and "Errno" not in told[0]
+    assert "cannot be written: File too large" in told[0]
+    assert len(told[0].splitlines()) <= 9
+    assert not list(out.rglob("*.tmp"))
+    for file in out.rglob("result.json"):
+        json.loads(file.read_text())
+    assert call(params, out) == 0
+    assert content(out) == undisturbed
+
+
+def test_report_on_a_full_disk(tmp_path, fork):
+    "What lies there as report.ipynb is a whole notebook."
+    parameters = nbformat.v4.new_code_cell("folder = ''\nsave = ''", metadata=dict(tags=["parameters"]))
+    long = nbformat.v4.new_code_cell("print('x' * 50_000)")
+    nbformat.write(nbformat.v4.new_notebook(cells=[parameters, long]), tmp_path / "own.ipynb")
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    page = folder / "report/report.ipynb"
+    code, told = fork(report, folder, tmp_path / "own.ipynb", 20_000)
+    assert code == 2 and "report.ipynb cannot be written: File too large" in told
+    assert len(told.splitlines()) == 1
+    assert not list(folder.rglob("*.tmp")) and not (folder / "report/report.html").exists()
+    assert len(nbformat.read(page, 4).cells) == 3
+    code, told = fork(report, folder, tmp_path / "own.ipynb", None)
+    assert code == 0
+    assert "x" * 50_000 in page.read_text() and (folder / "report/report.html").exists()

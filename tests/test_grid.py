@@ -254,8 +254,7 @@ def test_folder_of_results_that_cannot_be(params, tmp_path, capsys, alone, kind)
         status=tmp_path / "outputs",
     )[kind]
     line = refused(capsys, params(), out=str(out))
-    assert "cannot be" in line
-    refused(capsys, params(), out=str(out)) if kind != "status" else None
+    assert line.startswith(("--out ", f"{out}/tiny")) and len(line) < 400
     assert (tmp_path / "file").read_text() == "kept"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "outputs", "tiny.ipynb", "tiny.yml"]
     assert not list(tmp_path.rglob("*.tmp"))

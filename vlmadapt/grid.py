@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
@@ -481,7 +482,7 @@ def _store(self: _Progress, lines):
         self.writable = True
     except OSError as e:
         if self.writable:
-            print(e, file=sys.stderr)
+            print(_one_line(e), file=sys.stderr)
         self.writable = False
 
 
@@ -763,7 +764,9 @@ def _tell(failed, runs, out):
 # %% ../nbs/60_grid.ipynb #566aa74e
 def _one_line(e):
     "An error that a command ends with."
-    if isinstance(e, OSError) and e.filename and not isinstance(e, CannotWrite):
+    if isinstance(e, CannotWrite):
+        return e.strerror
+    if isinstance(e, OSError) and e.filename:
         return f"{e.filename}: {e.strerror}"
     return " ".join(str(e).split()) or type(e).__name__
 
@@ -790,10 +793,26 @@ def _guarded(command, *arguments):
         warnings.formatwarning = format_before
 
 
+def _check_out(out, runs):
+    "Refuse an `out` that is no folder, or below which the folders of `runs` cannot be."
+    shown = out if len(out) <= 120 else f"{out[:117]}..."
+    for place in (Path(out), *(run.folder / "rows/superseded" for run in runs)):
+        try:
+            is_folder = stat.S_ISDIR(os.stat(place).st_mode)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as e:
+            reason = getattr(e, "strerror", None) or e
+            raise ValueError(f"--out {shown}: {reason}") from None
+        if not is_folder:
+            raise ValueError(f"--out {shown}: {place.name:.60} is not a folder")
+
+
 def _grid(params, out, smoke, only, redo, dry_run, options):
     runs = [run for run in read_runs(params, out, smoke) if _match(run.name, only)]
     if not runs:
         raise ValueError(f"{params}: no run matches --only {only}")
+    _check_out(str(out), runs)
     if dry_run:
         _list(runs, options["workers"])
         return None

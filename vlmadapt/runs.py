@@ -643,7 +643,7 @@ def _runs_of(notebook, axes, given, by, folder, part, report):
     runs = []
     for point in _combine(axes, known):
         own = folder/_name(point)
-        name = "/".join(filter(None, (part, own.name)))
+        name = "/".join(filter(None, (part, _name(point))))
         runs.append(Run(name, notebook, {**defaults, **given, **point, "out": str(own)}, own, report or notebook.stem))
     for name, count in Counter(run.name for run in runs).items():
         if count > 1:
@@ -811,6 +811,7 @@ def last_line(
     name, message = type(e).__name__, str(e)
     if isinstance(e, PapermillExecutionError):
         name, message = e.ename, e.evalue
+    message = re.sub(r"^\[Errno -?\d+\] ", "", message)
     return ESCAPES.sub("", f"{name}: {message}").strip().splitlines()[0]
 
 # %% ../nbs/60_runs.ipynb #519b8461
