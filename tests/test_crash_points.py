@@ -1,8 +1,8 @@
 """A grid that is killed at any of its writes goes on and ends as if nothing had happened.
 
-`crash_points/crash_hook.py` kills a process at a chosen write, so nothing here depends on time. The processes
-are forked from a server that has imported the library; notebooks run in the process itself, except where
-a kernel or its driver is what dies.
+`crash_points/crash_hook.py` kills a process at a chosen write, so nothing here depends on time.
+The processes are forked from a server that has imported the library; notebooks run in the process
+itself, except where a kernel or its driver is what dies.
 """
 
 import json
@@ -111,7 +111,7 @@ def report(told, folder, notebook, limit):
 
 @pytest.fixture(scope="module")
 def fork():
-    "Runs a function in a process of its own; returns its exit code, negative for a kill, and what it printed."
+    "Runs a function in a process of its own; returns its exit code and what it printed."
     context = multiprocessing.get_context("forkserver")
     library = Path(runs.__file__).parent.parent
     path = [str(HOOKS.parent), str(library), os.environ.get("PYTHONPATH")]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -14,10 +13,9 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
-import yaml
 
 import vlmadapt
-from vlmadapt import foundation, grid, runs
+from vlmadapt import grid, runs
 from vlmadapt.grid import _cluster, report_of, vlmadapt_grid, vlmadapt_report
 from vlmadapt.runs import execute, read_runs, shipped
 
