@@ -1,5 +1,5 @@
 "A grid on two Ray nodes: a node is lost, the driver is killed, a run always fails; one command finishes the rest."
-import os, signal, socket, subprocess, sys, time
+import os, signal, socket, subprocess, sys
 from contextlib import ExitStack
 import pytest
 from test_grid import TINY, files, numbers, params, wait_for
@@ -44,7 +44,7 @@ def test_lost_node_and_killed_driver(params, tmp_path, two_nodes):
     (cluster, second), file, out = two_nodes, params(GRID), tmp_path/"outputs"
     runs = read_runs(file, out); busy = lambda: sum(bool(files(run.folder)) for run in runs)
     grid = start(file, out, cluster); wait_for(lambda: len(files(out)) >= 3, grid)
-    kept = files(out); grid.send_signal(signal.SIGKILL); grid.wait(); time.sleep(3)  # the driver; its runs end with it
+    kept = files(out); grid.send_signal(signal.SIGKILL); grid.wait()  # the driver; its runs end with it
     assert kept.items() <= files(out).items()
     grid, goal = start(file, out, cluster), len(files(out)) + 2; wait_for(lambda: len(files(out)) >= goal, grid)
     kept = files(out); cluster.remove_node(second, allow_graceful=False)  # a machine, with what runs on it

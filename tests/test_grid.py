@@ -1,10 +1,28 @@
-"Grids that are killed, mistyped, failing, or run twice: what a notebook cell cannot hold."
-import json, os, random, signal, subprocess, sys, time
+"Grids that are killed, stopped, mistyped, failing, or run twice: what a notebook cell cannot hold."
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
-import nbformat, psutil, pytest
+
+import nbformat
+import psutil
+import pytest
+
 import vlmadapt
-from vlmadapt.grid import vlmadapt_grid
+from vlmadapt import grid, runs
+from vlmadapt.grid import _cluster, report_of, vlmadapt_grid, vlmadapt_report
 from vlmadapt.runs import execute, read_runs, shipped
+
+HOOKS = Path(__file__).parent / "crash_points"
+sys.path.insert(0, str(HOOKS))
+
+import crash_hook  # noqa: E402
 
 ROOT = Path(vlmadapt.__file__).resolve().parent.parent
 PARAMETERS = """dataset = 'mini-digits'  # name in DATASETS
@@ -30,55 +48,382 @@ parameters:
   methods: [ZeroShot, TipAdapter]
   seeds: [1, 2, 3, 4, 5, 6]
 """
-CALL = "import sys; from vlmadapt.grid import vlmadapt_grid; sys.exit(vlmadapt_grid(sys.argv[1], out=sys.argv[2], workers=2))"
+CALL = """import signal, sys
+from vlmadapt import grid
+for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # whatever the tests' own shell ignores
+    handler = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+    signal.signal(getattr(signal, name), handler)
+if "ALONE" in sys.argv: grid._loopback = lambda: False
+sys.exit(grid.vlmadapt_grid(sys.argv[1], out=sys.argv[2], workers=2))"""
+DEADLINE_S = 300
 
 
 @pytest.fixture
 def params(tmp_path):
     "Writes a params file beside a tiny experiment, whose rows are random numbers from named streams."
-    cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata=dict(tags=["parameters"])), nbformat.v4.new_code_cell(BODY)]
-    kernelspec = dict(name="python3", display_name="python3", language="python")
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernelspec)), tmp_path/"tiny.ipynb")
+    cells = [
+        nbformat.v4.new_code_cell(PARAMETERS, metadata=dict(tags=["parameters"])),
+        nbformat.v4.new_code_cell(BODY),
+    ]
+    kernel = dict(name="python3", display_name="python3", language="python")
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel))
+    nbformat.write(notebook, tmp_path / "tiny.ipynb")
+
     def write(text=TINY, name="tiny.yml"):
-        (tmp_path/name).write_text(text); return tmp_path/name
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
     return write
 
 
 def numbers(runs):
     "What a grid found, wall-clock fields aside."
-    return {(run.name, r["method"], r["seed"]): (r["accuracy"], r["predictions"], r["key"])
-            for run in runs for r in json.loads((run.folder/"result.json").read_text())["rows"]}
+    found = {}
+    for run in runs:
+        for row in json.loads((run.folder / "result.json").read_text())["rows"]:
+            key = (run.name, row["method"], row["seed"])
+            assert key not in found
+            found[key] = (row["accuracy"], row["predictions"], row["key"])
+    return found
 
 
-def files(out): return {f: f.stat().st_mtime_ns for f in Path(out).rglob("rows/*.json")}
+def files(out):
+    return {f: f.stat().st_mtime_ns for f in Path(out).rglob("rows/*.json")}
 
 
-def children(process, text):
-    return [c for c in psutil.Process(process.pid).children(recursive=True) if text in " ".join(c.cmdline())]
+def start(file, out, *arguments, **environment):
+    "A grid in a process of its own."
+    path = os.pathsep.join(filter(None, [str(HOOKS), str(ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        [sys.executable, "-c", CALL, file, out, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+    )
 
 
-def wait_for(condition, process):
-    end = time.time() + 120
+def wait_for(condition, process=None):
+    end = time.monotonic() + DEADLINE_S
     while not condition():
-        assert process.poll() is None and time.time() < end, process.communicate()[0]
-        time.sleep(.05)
+        assert process is None or process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
-def test_killed_grid_goes_on(params, tmp_path):
-    file, out = params(), tmp_path/"outputs"
-    for kill in ("driver", "everything", "worker"):
-        kept, goal = files(out), len(files(out)) + random.randint(1, 3)
-        grid = subprocess.Popen([sys.executable, "-c", CALL, file, out], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PAUSE": "0.4"})
-        wait_for(lambda: len(files(out)) >= goal, grid); time.sleep(random.random()*.4)
-        victims = dict(driver=[grid], everything=[grid, *children(grid, "")], worker=children(grid, "ray::execute")[:1])[kill]
-        for victim in victims: os.kill(victim.pid, signal.SIGKILL)
-        if kill == "driver": grid.wait(); time.sleep(3)  # its workers and their kernels notice within two seconds, and finish a row or not
-        assert kept.items() <= files(out).items()
-    assert grid.wait() == 0, grid.stdout.read()  # Ray has started the killed worker's run again
-    assert kept.items() <= files(out).items() and len(files(out)) == 24  # rows that were there are the same files
-    undisturbed = read_runs(file, tmp_path/"undisturbed")
+def alive(marker):
+    "Processes that have `marker`, a pair of name and value, in their environment."
+    name, value = marker
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(name) == value and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.parametrize(
+    "files_that_count, at, who, code",
+    [
+        ("*/status.txt", 2, "self", -signal.SIGKILL),  # the driver
+        ("*/rows/*.json", 3, "everything", -signal.SIGKILL),
+        ("*/run.ipynb", 2, "self", 0),  # a worker of Ray, which starts the run again
+    ],
+)
+def test_killed_grid_goes_on(params, tmp_path, files_that_count, at, who, code):
+    file = params()
+    out = tmp_path / "outputs"
+    point = crash_hook.choice(tmp_path / "counter", at, "before", files_that_count, who)
+    process = start(file, out, **point)
+    told, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == code, told
+    assert (tmp_path / "counter").stat().st_size >= at
+    wait_for(lambda: not alive(("CRASH_COUNTER", point["CRASH_COUNTER"])))
+    kept = files(out)
+    if code:
+        assert vlmadapt_grid(str(file), out=str(out), workers=2) == 0
+    assert kept.items() <= files(out).items()  # rows that were there are the same files
+    assert len(files(out)) == 24
+    assert not list(out.rglob("*.tmp"))
+    undisturbed = read_runs(file, tmp_path / "undisturbed")
     assert [execute(run) for run in undisturbed] == [None, None]
     assert numbers(read_runs(file, out)) == numbers(undisturbed)
+
+
+@pytest.mark.parametrize(
+    "mode, number", [("ray", signal.SIGHUP), ("ALONE", signal.SIGTERM), ("ALONE", signal.SIGINT)]
+)
+def test_signal_ends_the_grid_and_all_its_processes(params, tmp_path, mode, number):
+    marker = ("GRID_OF_TEST", str(tmp_path))
+    process = start(params(), tmp_path / "outputs", mode, PAUSE="1000", GRID_OF_TEST=str(tmp_path))
+
+    def in_kernel():
+        logs = (tmp_path / "outputs").rglob("log.txt")
+        return any("rows asked for" in log.read_text() for log in logs)
+
+    wait_for(in_kernel, process)
+    process.send_signal(number)
+    told, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 128 + number
+    assert told.splitlines()[-1] == grid.STOPPED and "Traceback" not in told
+    assert not alive(marker)
+
+
+def test_local_grid_listens_on_loopback_only():
+    with _cluster(workers=1) as ray:
+        assert ray.get(ray.remote(lambda: 1).remote()) == 1
+        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        listening = []
+        for process in family:
+            for connection in process.net_connections(kind="inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    listening.append(connection.laddr.ip.removeprefix("::ffff:"))
+        assert len(family) > 4 and listening
+        assert [ip for ip in listening if ip != "::1" and not ip.startswith("127.")] == []
+    assert grid.LOOPBACK_ONLY not in os.environ
+    wait_for(lambda: not [p for p in family[1:] if p.is_running()])
+
+
+def test_wrong_address_is_one_line(params, tmp_path, capsys, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    file = str(params())
+    for address, told in (
+        (f"127.0.0.1:{port}", "Connection refused"),
+        ("auto", "no Ray runs on this machine"),
+        ("127.0.0.1", "give HOST:PORT or auto"),
+        ("no.such.host.invalid:6379", ""),
+        ("x" * 300 + ":1", ""),
+    ):
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        assert vlmadapt_grid(file, out=str(tmp_path / "outputs"), address=address) == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1 and line.startswith("--address ") and told in line
+
+
+@pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 400 Bad\r\n\r\n", None])
+def test_server_that_is_no_ray_is_one_line(params, tmp_path, capsys, monkeypatch, answer):
+    monkeypatch.setattr(grid, "ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            connection, _ = server.accept()
+            if answer is not None:  # None: silent
+                connection.sendall(answer)
+                connection.close()
+            held.append(connection)
+
+        held = []
+        thread = threading.Thread(target=serve)
+        thread.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        code = vlmadapt_grid(str(params()), out=str(tmp_path / "outputs"), address=address)
+        thread.join()
+    line = capsys.readouterr().err
+    assert code == 2 and line.count("\n") == 1 and line.startswith(f"--address {address}: ")
+
+
+def refused(capsys, file, code=2, **options):
+    "The one line with which a grid is refused."
+    assert vlmadapt_grid(str(file), **options) == code
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1 and "Traceback" not in told.err + told.out
+    return told.err
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    "One run after another, and the notebook in this process."
+    monkeypatch.setattr(grid, "_loopback", lambda: False)
+
+
+@pytest.mark.parametrize("kind", ["file", "below", "proc", "long", "deep", "status"])
+def test_folder_of_results_that_cannot_be(params, tmp_path, capsys, alone, kind):
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "outputs/tiny/status.txt").mkdir(parents=True)
+    out = dict(
+        file=tmp_path / "file",
+        below=tmp_path / "file/out",
+        proc="/proc/none",
+        long=tmp_path / ("x" * 300),
+        deep=tmp_path / "/".join(["x" * 200] * 30),
+        status=tmp_path / "outputs",
+    )[kind]
+    line = refused(capsys, params(), out=str(out))
+    assert line.startswith(("--out ", f"{out}/tiny")) and len(line) < 400
+    assert (tmp_path / "file").read_text() == "kept"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "outputs", "tiny.ipynb", "tiny.yml"]
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_read_only_folder_of_results(params, tmp_path, capsys, alone):
+    out = tmp_path / "outputs"
+    out.mkdir()
+    (out / "there").touch()
+    if os.geteuid():
+        out.chmod(0o500)
+    elif subprocess.run(["mount", "--bind", "-o", "ro", out, out], capture_output=True).returncode:
+        pytest.skip("cannot make a folder that root cannot write")
+    try:
+        assert "Read-only" in refused(capsys, params(), out=str(out)) or os.geteuid()
+        assert [p.name for p in out.iterdir()] == ["there"]
+    finally:
+        if os.geteuid():
+            out.chmod(0o700)
+        else:
+            subprocess.run(["umount", out], check=True)
+
+
+@pytest.mark.parametrize("name", ["status.txt", "report", "x" * 300])
+def test_names_that_no_run_can_have(params, tmp_path, capsys, name):
+    part = "".join(f"    {line}\n" for line in TINY.splitlines())
+    line = refused(capsys, params(f"parts:\n  {name}:\n{part}"), out=str(tmp_path / "outputs"))
+    assert name[:40] in line
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("name", ["..", ".", "report", "x" * 300])
+def test_values_that_name_no_run(params, tmp_path, capsys, name):
+    text = TINY.replace("dataset: [mini-digits, mini-shapes]", f"broken: ['{name}']")
+    refused(capsys, params(text), out=str(tmp_path / "outputs"))
+    assert not (tmp_path / "outputs").exists()
+
+
+def small(params):
+    return params(TINY.replace(", mini-shapes", "").replace("[1, 2, 3, 4, 5, 6]", "[1]"))
+
+
+@pytest.mark.parametrize("name", ["params.yml", "result.json", "log.txt", "error.txt", ".lock", "run.ipynb"])
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_nothing_hangs_on_a_pipe_or_a_folder(params, tmp_path, capfd, monkeypatch, name, kind):
+    def run_here(notebook, target, parameters, log):
+        runs._WholeNotebooks().write("text", target)
+        exec(f"{PARAMETERS}\n", values := {})
+        exec(BODY, {**values, **parameters})
+
+    monkeypatch.setattr(runs, "run_notebook", run_here)
+    monkeypatch.setattr(grid, "_loopback", lambda: False)
+    (run,) = read_runs(small(params), tmp_path / "outputs")
+    run.folder.mkdir(parents=True)
+    place = run.folder / name
+    os.mkfifo(place) if kind == "pipe" else place.mkdir()
+    assert vlmadapt_grid(str(tmp_path / "tiny.yml"), dry_run=True, out=str(tmp_path / "outputs")) is None
+    code = vlmadapt_grid(str(tmp_path / "tiny.yml"), out=str(tmp_path / "outputs"))
+    told = "".join(capfd.readouterr())
+    assert code in (0, 1) and "Traceback" not in told
+    assert code == 0 or name in told
+    if place.is_dir():
+        place.rmdir()
+    elif place.is_fifo():
+        place.unlink()
+    assert vlmadapt_grid(str(tmp_path / "tiny.yml"), out=str(tmp_path / "outputs")) == 0
+    assert len(numbers([run])) == 2 and not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "data, told",
+    [
+        (b"", "valid dictionary"),
+        (b"[1]", "valid dictionary"),
+        (b"a: 1", "report: field required"),
+        (b"report: [1]", "report: input should be a valid string, got [1]"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"a: [1", "is not YAML"),
+        (b"[" * 5000, "nested too deeply"),
+        (b"report: none", "unknown report 'none'"),
+    ],
+)
+def test_damaged_params_of_a_run_are_named_by_the_report(tmp_path, capsys, data, told):
+    run = tmp_path / "tiny/run"
+    run.mkdir(parents=True)
+    (run / "params.yml").write_bytes(data)
+    assert vlmadapt_report("tiny", out=str(tmp_path)) == 2
+    line = capsys.readouterr().err
+    assert told in line and line.count("\n") == 1
+    assert "params.yml" in line or "unknown report" in line
+    (run / "params.yml").unlink()
+    os.mkfifo(run / "params.yml")
+    with pytest.raises(ValueError, match="not a regular file"):
+        report_of(tmp_path / "tiny")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"rows": 1}', '{"rows": [1]}', "", None])
+def test_damaged_old_rows_stop_redo(params, tmp_path, capsys, alone, text):
+    (run,) = read_runs(small(params), tmp_path / "outputs")
+    rows = run.rows()
+    for method in ("ZeroShot", "TipAdapter"):
+        rows.save(method, 1, dict(accuracy=50.0))
+    rows.gather()
+    old = run.folder / "result.old.json"
+    os.mkfifo(old) if text is None else old.write_text(text)
+    line = refused(capsys, tmp_path / "tiny.yml", out=str(tmp_path / "outputs"), redo=":Tip*")
+    assert "result.old.json" in line and run.rows().done(*run.asked())
+
+
+def test_damaged_error_file_is_told_in_the_list(params, tmp_path, capsys):
+    (run,) = read_runs(small(params), tmp_path / "outputs")
+    for data, told in ((b"", ": \n"), (b"\xff\n", "error.txt, line 1: not UTF-8"), (b"why\nx", ": why\n")):
+        run.failed("x")
+        run.error.write_bytes(data)
+        vlmadapt_grid(str(tmp_path / "tiny.yml"), dry_run=True, out=str(tmp_path / "outputs"))
+        assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "only, found",
+    [
+        ("digits", 1),
+        ("mini-*", 2),
+        ("*", 2),
+        ("mini-[ds]*", 0),
+        ("mini-digit?", 0),
+        ("[", 0),
+        ("DIGITS", 0),
+    ],
+)
+def test_only_a_star_is_special(params, tmp_path, capsys, only, found):
+    code = vlmadapt_grid(str(params()), dry_run=True, only=only, out=str(tmp_path / "outputs"))
+    told = capsys.readouterr()
+    if found:
+        assert f"{found} runs, " in told.out and code is None
+    else:
+        assert code == 2 and told.err.endswith(f"tiny.yml: no run matches --only {only}\n")
+
+
+def test_redo_of_labels_with_brackets(params, tmp_path, capsys):
+    text = TINY.replace(", mini-shapes", "").replace("fixed", "x")
+    (run,) = read_runs(params(text), tmp_path / "outputs")
+    run.parameters["variants"] = {"TipAdapter [1]": dict(method="TipAdapter", alpha=2.0)}
+    rows = run.rows()
+    for label in ("TipAdapter", "TipAdapter [1]"):
+        rows.save(label, 1, dict(accuracy=50.0))
+    assert run.redo("TipAdapter [1]") == 1
+    assert list(run.rows().rows) == [("TipAdapter", 1)]
+
+
+def test_long_folder_for_temporary_files(params, tmp_path, monkeypatch):
+    long = tmp_path / ("t" * 113)
+    long.mkdir()
+    monkeypatch.setattr(runs.tempfile, "tempdir", str(long))
+    assert runs.short_folder(30) in ("/tmp", "/var/tmp", "/dev/shm")
+    (run,) = read_runs(small(params), tmp_path / "outputs")
+    assert execute(run) is None
+    assert list(long.iterdir()) == []
+
+
+def test_temporaries_of_killed_writers_are_removed(params, tmp_path, monkeypatch):
+    (run,) = read_runs(small(params), tmp_path / "outputs")
+    (run.folder / "rows").mkdir(parents=True)
+    ours = [run.folder / f".params.yml.{'0' * 12}.tmp", run.folder / f"rows/.x.{'a' * 12}.tmp"]
+    others = [run.folder / ".mine.tmp", run.folder / f"x.{'0' * 12}.tmp"]
+    for file in (*ours, *others):
+        file.touch()
+    monkeypatch.setattr(runs, "run_notebook", lambda *arguments: None)
+    execute(run)
+    assert [file.exists() for file in ours] == [False, False]
+    assert all(file.exists() for file in others)
 
 
 def test_damaged_row_and_added_method(params, tmp_path):

@@ -1,0 +1,293 @@
+"""A grid that is killed at any of its writes goes on and ends as if nothing had happened.
+
+`crash_points/crash_hook.py` kills a process at a chosen write, so nothing here depends on time.
+The processes are forked from a server that has imported the library; notebooks run in the process
+itself, except where a kernel or its driver is what dies.
+"""
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+HOOKS = Path(__file__).parent / "crash_points"
+sys.path.insert(0, str(HOOKS))
+
+import crash_hook  # noqa: E402
+
+from vlmadapt import foundation, grid, runs  # noqa: E402
+
+PARAMETERS = """dataset = 'mini-digits'
+methods = ['ZeroShot']
+seeds = [1]
+out = ''"""
+BODY = """from vlmadapt.foundation import np_stream
+from vlmadapt.rows import Rows
+def compute(method, seeds):
+    for seed in seeds:
+        yield dict(accuracy=100 * np_stream(seed, dataset, method).random(), predictions='0 1')
+Rows(out, dataset=dataset).fill(methods, seeds, compute)"""
+GRID = """experiment: tiny.ipynb
+grid:
+  dataset: [mini-digits, mini-shapes]
+parameters:
+  methods: [ZeroShot, TipAdapter]
+  seeds: [1, 2]
+"""
+WRITES = 17  # status; in each of two runs params.yml, two of the notebook, four rows and the result
+SMALL = GRID.replace(", mini-shapes", "")
+DEADLINE_S = 300
+
+
+@pytest.fixture
+def params(tmp_path):
+    "The params file of a grid whose rows are random numbers from named streams."
+    cells = [
+        nbformat.v4.new_code_cell(PARAMETERS, metadata=dict(tags=["parameters"])),
+        nbformat.v4.new_code_cell(BODY),
+    ]
+    kernel = dict(name="python3", display_name="python3", language="python")
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel))
+    nbformat.write(notebook, tmp_path / "tiny.ipynb")
+    (tmp_path / "tiny.yml").write_text(GRID)
+    return tmp_path / "tiny.yml"
+
+
+def run_here(notebook, target, parameters, log):
+    "What `run_notebook` does, without a kernel."
+    cells = nbformat.read(notebook, 4).cells
+    write = runs._WholeNotebooks().write
+    write("begun", target)
+    values = {}
+    with redirect_stdout(log), redirect_stderr(log):
+        exec(cells[0].source, values)
+        values.update(parameters)
+        exec(cells[1].source, values)
+    write("ended", target)
+
+
+def limit_files(size):
+    "Have every write beyond `size` bytes of a file fail, as on a full disk."
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def print_to(told):
+    "Have this process print to a pipe, which has no limit."
+    os.dup2(told.fileno(), 1)
+    os.dup2(told.fileno(), 2)
+
+
+def command(told, file, out, environment, kernels, limit, options):
+    "Execute a grid in this process, a fork, one run after another."
+    os.environ.update(environment, PYTHONPATH=f"{HOOKS}{os.pathsep}{os.environ['PYTHONPATH']}")
+    if environment:
+        crash_hook.install(foundation.write_hooks)
+    if not kernels:
+        grid.run_notebook = runs.run_notebook = run_here
+    grid._loopback = lambda: False
+    print_to(told)
+    if limit is not None:
+        limit_files(limit)
+    sys.exit(grid.vlmadapt_grid(str(file), out=str(out), **options))
+
+
+def report(told, folder, notebook, limit):
+    "Make a report in this process, a fork."
+    grid.report_of = lambda folder: notebook
+    print_to(told)
+    if limit is not None:
+        limit_files(limit)
+    sys.exit(grid.vlmadapt_report(folder.name, out=str(folder.parent)))
+
+
+@pytest.fixture(scope="module")
+def fork():
+    "Runs a function in a process of its own; returns its exit code and what it printed."
+    context = multiprocessing.get_context("forkserver")
+    library = Path(runs.__file__).parent.parent
+    path = [str(HOOKS.parent), str(library), os.environ.get("PYTHONPATH")]
+
+    def begin(function, *arguments):
+        reader, writer = context.Pipe(duplex=False)
+        process = context.Process(target=function, args=(writer, *arguments))
+        process.start()
+        writer.close()
+        with open(reader.fileno(), closefd=False) as pipe:
+            printed = pipe.read()
+        process.join(DEADLINE_S)
+        assert process.exitcode is not None, "it hangs"
+        return process.exitcode, printed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
+        context.set_forkserver_preload([__name__])
+        yield begin
+
+
+@pytest.fixture
+def call(fork):
+    "Executes a grid; returns the exit code."
+
+    def begin(file, out, environment=(), kernels=False, limit=None, told=None, **options):
+        found = fork(command, file, out, dict(environment), kernels, limit, options)
+        if told is not None:
+            told.append(found[1])
+        return found[0]
+
+    return begin
+
+
+def content(out):
+    "All that a grid found, and nothing that should not be there."
+    found = {}
+    for result in sorted(out.rglob("result.json")):
+        kept = json.loads(result.read_text())
+        assert kept["failed"] == {}
+        rows = {(row["method"], row["seed"]): row["accuracy"] for row in kept["rows"]}
+        assert len(rows) == len(kept["rows"]) == len(list((result.parent / "rows").glob("*.json")))
+        assert not (result.parent / "rows/superseded").exists()
+        assert not (result.parent / "error.txt").exists()
+        found[result.parent.name] = rows
+    assert not list(out.rglob("*.tmp")), "temporary files stay"
+    return found
+
+
+def stored(out):
+    "The rows on disk."
+    return {(*path.parts[-3:],): path.read_bytes() for path in out.rglob("rows/*.json")}
+
+
+@pytest.fixture
+def undisturbed(params, tmp_path, call):
+    "What the grid finds when nothing happens."
+    counter = tmp_path / "writes"
+    assert call(params, tmp_path / "whole", crash_hook.choice(counter, 0)) == 0
+    found = content(tmp_path / "whole")
+    assert counter.stat().st_size == WRITES
+    assert [len(rows) for rows in found.values()] == [4, 4]
+    return found
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_every_write_may_be_the_last(params, tmp_path, call, undisturbed, moment):
+    for at in range(1, WRITES + 1):
+        out = tmp_path / f"out-{at}"
+        point = crash_hook.choice(tmp_path / f"writes-{at}", at, moment)
+        assert call(params, out, point) == -signal.SIGKILL, at
+        before = stored(out)
+        assert call(params, out) == 0, at
+        assert content(out) == undisturbed, at
+        assert before.items() <= stored(out).items(), at  # no row is computed twice
+
+
+def test_every_write_of_the_way_on_may_be_the_last(params, tmp_path, call, undisturbed):
+    "The grid is killed again and again, each time at its third write."
+    out = tmp_path / "out"
+    for attempt in range(WRITES):
+        before = stored(out)
+        point = crash_hook.choice(tmp_path / f"writes-{attempt}", 3, "before")
+        code = call(params, out, point)
+        assert before.items() <= stored(out).items()
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+    assert code == 0 or call(params, out) == 0
+    assert content(out) == undisturbed
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_redo_may_be_interrupted(params, tmp_path, call, undisturbed, moment):
+    "Rows that are redone are kept once in result.old.json, and nothing else changes."
+    for at in range(1, 5):
+        out = tmp_path / f"out-{at}"
+        assert call(params, out) == 0
+        point = crash_hook.choice(tmp_path / f"writes-{at}", at, moment)
+        assert call(params, out, point, redo="digits:Tip*") == -signal.SIGKILL
+        old = out / "tiny/mini-digits/result.old.json"
+        assert call(params, out, redo="digits:Tip*") == 0
+        assert content(out) == undisturbed
+        kept = [row["digest"] for row in json.loads(old.read_text())["rows"]]
+        assert len(set(kept)) == len(kept) == 2
+
+
+def gone(counter):
+    "Whether no process of the crash point with `counter` is alive."
+    for process in psutil.process_iter():
+        try:
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            if alive and process.environ().get("CRASH_COUNTER") == str(counter):
+                return False
+        except psutil.Error:
+            continue
+    return True
+
+
+def wait_until(condition):
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "files, at, moment, code",
+    [
+        ("*/rows/*.json", 2, "before", 1),  # the kernel
+        ("*/result.json", 1, "after", 1),  # the kernel, at its last write
+        ("*/run.ipynb", 2, "before", -signal.SIGKILL),  # the driver, while the kernel lives
+    ],
+)
+def test_kernel_or_driver_dies(params, tmp_path, call, undisturbed, files, at, moment, code):
+    params.write_text(SMALL)
+    out = tmp_path / "out"
+    counter = tmp_path / "counter"
+    point = crash_hook.choice(counter, at, moment, files)
+    assert call(params, out, point, kernels=True) == code
+    wait_until(lambda: gone(counter))
+    before = stored(out)
+    assert call(params, out) == 0
+    assert content(out) == {"mini-digits": undisturbed["mini-digits"]}
+    assert before.items() <= stored(out).items()
+
+
+@pytest.mark.parametrize("limit", [0, 50, 100, 200, 300, 500, 1000])
+def test_full_disk(params, tmp_path, call, undisturbed, limit):
+    "Whatever file does not fit: lines without a traceback, nothing left behind, and the way on."
+    out = tmp_path / "out"
+    told = []
+    assert call(params, out, limit=limit, told=told) in (1, 2)
+    assert "Traceback" not in told[0] and "Errno" not in told[0]
+    assert "cannot be written: File too large" in told[0]
+    assert len(told[0].splitlines()) <= 9
+    assert not list(out.rglob("*.tmp"))
+    for file in out.rglob("result.json"):
+        json.loads(file.read_text())
+    assert call(params, out) == 0
+    assert content(out) == undisturbed
+
+
+def test_report_on_a_full_disk(tmp_path, fork):
+    "What lies there as report.ipynb is a whole notebook."
+    parameters = nbformat.v4.new_code_cell("folder = ''\nsave = ''", metadata=dict(tags=["parameters"]))
+    long = nbformat.v4.new_code_cell("print('x' * 50_000)")
+    nbformat.write(nbformat.v4.new_notebook(cells=[parameters, long]), tmp_path / "own.ipynb")
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    page = folder / "report/report.ipynb"
+    code, told = fork(report, folder, tmp_path / "own.ipynb", 20_000)
+    assert code == 2 and "report.ipynb cannot be written: File too large" in told
+    assert len(told.splitlines()) == 1
+    assert not list(folder.rglob("*.tmp")) and not (folder / "report/report.html").exists()
+    assert len(nbformat.read(page, 4).cells) == 3
+    code, told = fork(report, folder, tmp_path / "own.ipynb", None)
+    assert code == 0
+    assert "x" * 50_000 in page.read_text() and (folder / "report/report.html").exists()
