@@ -51,7 +51,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 import vlmadapt
-from .annotations import IMAGE_SUFFIXES
+from .images import image_suffixes
 from vlmadapt.datasets import (
     BENCHMARKS,
     DATASETS,
@@ -743,7 +743,7 @@ def _count_images(folder):
     count = 0
     for top, _, names in os.walk(folder, followlinks=True):
         for name in names:
-            known = os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+            known = os.path.splitext(name)[1].lower() in image_suffixes()
             if known and not name.startswith(".") and _has_content(os.path.join(top, name)):
                 count += 1
     return count
