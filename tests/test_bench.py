@@ -209,7 +209,7 @@ def test_wrong_arguments_are_refused_in_one_line(arguments, message, tmp_path, c
 def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path, capsys):
     assert bench.main(["--tiny", "--device", "cpu", "--out", str(tmp_path)]) == 2
     told = capsys.readouterr()
-    assert told.err == f"--out {tmp_path}: cannot be written (Is a directory)\n"
+    assert told.err == f"--out {tmp_path} cannot be written: Is a directory\n"
     assert "matmul" not in told.out
 
 

@@ -634,7 +634,7 @@ def main(
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"--out {path}: cannot be written ({error.strerror})", file=sys.stderr)
+        print(f"--out {error}", file=sys.stderr)
         return 2
     print()
     show_tables(report)

@@ -90,6 +90,9 @@ def shown_path(
 class CannotWrite(OSError):
     "A file cannot be written: the disk is full or read-only, or the path cannot exist."
 
+    def __str__(self):
+        return self.strerror
+
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
