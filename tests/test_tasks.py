@@ -539,7 +539,7 @@ def test_files_of_other_encodings_and_with_line_separators_in_texts(tmp_path):
         (dict(image_id="x"), {}, "entry 1 of questions: 'image_id': input should be a number"),
         (dict(question_id=[1]), {}, "entry 1 of questions: 'question_id'"),
         ({}, dict(answers=None), "entry 1 of annotations: 'answers' should be a list, got null"),
-        ({}, dict(answers=["red"]), "expected fields in braces, not red"),
+        ({}, dict(answers=["red"]), 'expected fields in braces, not "red"'),
         (
             {},
             dict(answers=[dict(answer=2)]),
