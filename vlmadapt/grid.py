@@ -703,7 +703,7 @@ class _OldRows(BaseModel):
 
 def _keep_old(file, rows):
     "Add `rows` to those in `file`; one that is there stays alone."
-    kept = validate(read_json(file), _OldRows, file).rows if os.path.lexists(file) else []
+    kept = validate(read_json(file, finite=False), _OldRows, file).rows if os.path.lexists(file) else []
     digests = {row.get("digest") for row in kept}
     new = [row for row in map(_measured_part, rows) if row["digest"] not in digests]
     write_json(file, dict(rows=[*kept, *new]))

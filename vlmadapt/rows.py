@@ -508,7 +508,7 @@ def read_result_file(
     "Read a file of results; raise FileNotFoundError only where there is none."
     path = Path(path)
     try:
-        found = read_json(path)
+        found = read_json(path, finite=False)
         if path.name != "result.json":
             return ResultFile([check_result(found)])
         gathered = validate(found, _Gathered, path)
