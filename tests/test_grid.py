@@ -172,9 +172,11 @@ def test_signal_ends_the_grid_and_all_its_processes(params, tmp_path, mode, numb
 
 
 def test_local_grid_listens_on_loopback_only():
+    driver = psutil.Process()
+    before = set(driver.children(recursive=True))  # other tests of this process may have left some
     with _cluster(workers=1) as ray:
         assert ray.get(ray.remote(lambda: 1).remote()) == 1
-        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        family = [driver, *(set(driver.children(recursive=True)) - before)]
         listening = []
         for process in family:
             for connection in process.net_connections(kind="inet"):
