@@ -210,6 +210,24 @@ def test_wrong_address_is_one_line(params, tmp_path, capsys, monkeypatch):
         assert line.count("\n") == 1 and line.startswith("--address ") and told in line
 
 
+def test_server_on_loopback_that_ray_would_look_for_elsewhere_is_one_line(params, tmp_path, capsys):
+    if grid._host_that_ray_joins("127.0.0.1") == "127.0.0.1":
+        pytest.skip("this machine has no address but the loopback one")
+    settings = b"\0\0\0\4\0\0\0\0\0"  # an empty HTTP/2 frame, as a server of Ray begins
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def serve():
+            connection, _ = server.accept()
+            connection.sendall(settings)
+
+        threading.Thread(target=serve, daemon=True).start()
+        address = f"127.0.0.1:{port}"
+        assert vlmadapt_grid(str(params()), out=str(tmp_path / "outputs"), address=address) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"--address {address}: ") and line.count("\n") == 1
+
+
 @pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 400 Bad\r\n\r\n", None])
 def test_server_that_is_no_ray_is_one_line(params, tmp_path, capsys, monkeypatch, answer):
     monkeypatch.setattr(grid, "ANSWER_S", 0.2)

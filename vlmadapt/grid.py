@@ -193,6 +193,13 @@ def _check_server(host, port):
         raise OSError("what listens there is not Ray")
 
 
+def _host_that_ray_joins(host):
+    "Ray takes the address of the machine for a loopback address, and waits for minutes there."
+    from ray._private.services import resolve_ip_for_localhost
+
+    return resolve_ip_for_localhost(host)
+
+
 def _check_address(address):
     "Refuse, within seconds, an `address` at which no Ray answers."
     if address == "auto":
@@ -208,8 +215,11 @@ def _check_address(address):
         return
     if not (host and colon and port.isdecimal() and int(port) < 2**16):
         raise ValueError(f"--address {address}: give HOST:PORT or auto")
+    host = host.strip("[]")
     try:
-        _check_server(host.strip("[]"), int(port))
+        _check_server(host, int(port))
+        if not separator and _host_that_ray_joins(host) != host:
+            _check_server(_host_that_ray_joins(host), int(port))
     except TimeoutError:
         raise ValueError(f"--address {address}: nothing answers there") from None
     except (OSError, UnicodeError) as e:
