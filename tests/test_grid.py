@@ -370,7 +370,7 @@ def test_damaged_params_of_a_run_are_named_by_the_report(tmp_path, capsys, data,
     assert "params.yml" in line or "unknown report" in line
     (run / "params.yml").unlink()
     os.mkfifo(run / "params.yml")
-    with pytest.raises(ValueError, match="not a regular file"):
+    with pytest.raises(ValueError, match="a pipe, socket or device, not a file"):
         report_of(tmp_path / "tiny")
 
 

@@ -219,7 +219,7 @@ def test_long_context(digits, method):
 
 def test_long_initial_context(digits):
     refused(lambda: METHODS["CoOp"](problem_of(digits), words=words(40)), "initial context", "42")
-    refused(lambda: METHODS["CoOp"](problem_of(digits), words=3), "must be a string")
+    refused(lambda: METHODS["CoOp"](problem_of(digits), words=3), "CoOp words", "valid string")
 
 
 # Templates and class names

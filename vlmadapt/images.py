@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from .foundation import content_key, regular_file, shown_path
@@ -75,8 +76,10 @@ def eight_bits(
 CHANNELS = (1, 3, 4)
 
 
-def numbers_of(item):
-    "The numbers of an array or tensor, on the CPU."
+def numbers_of(
+    item: ArrayLike | torch.Tensor,  # pixels
+) -> np.ndarray:
+    "Return the numbers of an array or tensor, on the CPU."
     if not isinstance(item, torch.Tensor):
         return np.asarray(item)
     item = item.detach().cpu()
