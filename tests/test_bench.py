@@ -8,11 +8,13 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import ROOT
 
-from vlmadapt import bench
+from vlmadapt import bench, rows
 
 SMALL = replace(
     bench.BENCH_SIZES["tiny"],
@@ -239,3 +241,13 @@ def test_committed_reports_tell_nothing_about_their_machine():
         assert report["parts"]
         marks = ("/home/", "/Users/", str(Path.home()), str(ROOT), tempfile.gettempdir())
         assert not any(mark in path.read_text() for mark in marks)
+
+
+def test_peak_memory_is_in_megabytes():
+    settings = bench.BenchSettings("cpu", SMALL, 1)
+    held = np.ones(64 * 2**20, np.uint8)
+    figure = bench._peak_memory(settings)["peak_memory_mb"]
+    present = psutil.Process().memory_info().rss / 2**20
+    assert held.nbytes / 2**20 < present
+    assert present / 2 < figure < psutil.virtual_memory().total / 2**20
+    assert rows.peak()["peak_memory_mb"] == pytest.approx(figure, rel=0.5)

@@ -38,7 +38,7 @@ from .methods.hegraph_adapter import HeGraphAdapter
 from .methods.mudpt import MuDPT
 from .methods.prompted import free_memory
 from .problem import Features, Problem
-from .rows import _resident_peak, reset_peak
+from .rows import resident_peak, reset_peak
 from .values import PositiveInteger, convert
 
 # %% ../nbs/90_bench.ipynb #f9138da9
@@ -145,7 +145,7 @@ def _peak_memory(settings):
     "On a GPU the memory that torch allocated, on a processor the resident memory of the process."
     if settings.on_cuda:
         return {"peak_memory_mb": torch.cuda.max_memory_allocated(settings.device) / 2**20}
-    return {"peak_memory_mb": _resident_peak() / 2**10}
+    return {"peak_memory_mb": resident_peak() / 2**20}
 
 # %% ../nbs/90_bench.ipynb #ac8b3d04
 def _matmul_kinds(settings):
