@@ -1,7 +1,7 @@
 "What all tests share: the root of the checkout, one thread per worker, caches that stay out of the user's home."
 import os, sys
 from pathlib import Path
-import pytest
+import nbformat, pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/"tools"))
@@ -27,3 +27,15 @@ def own_caches(scratch):
     "Features encoded in this test run are shared by its notebooks and kept out of the user's cache."
     os.environ["VLMADAPT_CACHE"] = str(scratch/"cache")
     os.environ["MPLBACKEND"] = "agg"
+
+
+def write_experiment(path, parameters, body):
+    "Write a notebook with a cell of parameters and a cell of code; returns its cells."
+    cells = [
+        nbformat.v4.new_code_cell(parameters, metadata=dict(tags=["parameters"])),
+        nbformat.v4.new_code_cell(body),
+    ]
+    kernel = dict(name="python3", display_name="python3", language="python")
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel))
+    nbformat.write(notebook, path)
+    return cells

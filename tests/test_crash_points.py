@@ -18,6 +18,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from conftest import write_experiment
 
 HOOKS = Path(__file__).parent / "crash_points"
 sys.path.insert(0, str(HOOKS))
@@ -51,13 +52,7 @@ DEADLINE_S = 300
 @pytest.fixture
 def params(tmp_path):
     "The params file of a grid whose rows are random numbers from named streams."
-    cells = [
-        nbformat.v4.new_code_cell(PARAMETERS, metadata=dict(tags=["parameters"])),
-        nbformat.v4.new_code_cell(BODY),
-    ]
-    kernel = dict(name="python3", display_name="python3", language="python")
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel))
-    nbformat.write(notebook, tmp_path / "tiny.ipynb")
+    write_experiment(tmp_path / "tiny.ipynb", PARAMETERS, BODY)
     (tmp_path / "tiny.yml").write_text(GRID)
     return tmp_path / "tiny.yml"
 

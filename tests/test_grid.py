@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from conftest import write_experiment
 
 import vlmadapt
 from vlmadapt import grid, runs
@@ -61,13 +62,7 @@ DEADLINE_S = 300
 @pytest.fixture
 def params(tmp_path):
     "Writes a params file beside a tiny experiment, whose rows are random numbers from named streams."
-    cells = [
-        nbformat.v4.new_code_cell(PARAMETERS, metadata=dict(tags=["parameters"])),
-        nbformat.v4.new_code_cell(BODY),
-    ]
-    kernel = dict(name="python3", display_name="python3", language="python")
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel))
-    nbformat.write(notebook, tmp_path / "tiny.ipynb")
+    write_experiment(tmp_path / "tiny.ipynb", PARAMETERS, BODY)
 
     def write(text=TINY, name="tiny.yml"):
         (tmp_path / name).write_text(text)

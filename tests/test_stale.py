@@ -5,11 +5,11 @@ import os
 import warnings
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import write_experiment
 from safetensors.torch import save_file
 
 from vlmadapt import rows as rows_module
@@ -47,13 +47,7 @@ SETTINGS = dict(dataset="mini-digits", shots=1, trials=0, prompts="template", fi
 @pytest.fixture
 def grid(tmp_path, monkeypatch):
     "Execute a tiny experiment, whose accuracies are random numbers from named streams, in this process."
-    cells = [
-        nbformat.v4.new_code_cell(PARAMETERS, metadata=dict(tags=["parameters"])),
-        nbformat.v4.new_code_cell(BODY),
-    ]
-    kernel = dict(name="python3", display_name="python3", language="python")
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel))
-    nbformat.write(notebook, tmp_path / "tiny.ipynb")
+    cells = write_experiment(tmp_path / "tiny.ipynb", PARAMETERS, BODY)
     monkeypatch.chdir(tmp_path)
 
     def here(notebook, target, parameters, log):
