@@ -1,18 +1,24 @@
 "What all tests share: the root of the checkout, one thread per worker, caches that stay out of the user's home."
-import os, sys
+
+import os
+import sys
 from pathlib import Path
-import nbformat, pytest
+
+import nbformat
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT/"tools"))
+sys.path.insert(0, str(ROOT / "tools"))
 
 
 def pytest_configure(config):
-    if os.environ.get("PYTEST_XDIST_WORKER"): os.environ["OMP_NUM_THREADS"] = "1"
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
-def root(): return ROOT
+def root():
+    return ROOT
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +31,7 @@ def scratch(tmp_path_factory, worker_id):
 @pytest.fixture(scope="session", autouse=True)
 def own_caches(scratch):
     "Features encoded in this test run are shared by its notebooks and kept out of the user's cache."
-    os.environ["VLMADAPT_CACHE"] = str(scratch/"cache")
+    os.environ["VLMADAPT_CACHE"] = str(scratch / "cache")
     os.environ["MPLBACKEND"] = "agg"
 
 

@@ -3,6 +3,7 @@
 `python tests/pins.py` writes `tests/pinned/`; `test_pins.py` compares. Write the files anew only
 for a change of values that is intended, and name the change in the commit.
 """
+
 import json
 import tempfile
 from pathlib import Path

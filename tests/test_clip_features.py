@@ -1,4 +1,5 @@
 "Real CLIP features of ImageNet, 1000 classes and 4 shots, where the shared folder holds them; they are not part of the project."
+
 import json
 from pathlib import Path
 
@@ -9,28 +10,42 @@ from vlmadapt.fit import evaluate, fit, tune
 from vlmadapt.methods import METHODS
 from vlmadapt.problem import Problem
 
-FOLDER = Path(__file__).resolve().parents[2]/"shared/data/clip_vitb32_imagenet"
-pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="no shared/data/clip_vitb32_imagenet beside the checkout")
-PAIRED_ERROR = .8  # points, standard error of the difference of two methods on these 2000 images
+FOLDER = Path(__file__).resolve().parents[2] / "shared/data/clip_vitb32_imagenet"
+pytestmark = pytest.mark.skipif(
+    not FOLDER.exists(), reason="no shared/data/clip_vitb32_imagenet beside the checkout"
+)
+PAIRED_ERROR = 0.8  # points, standard error of the difference of two methods on these 2000 images
 
 
 @pytest.fixture(scope="module")
 def problem():
-    x, names = load_file(FOLDER/"features.safetensors"), json.loads((FOLDER/"classnames.json").read_text())
+    x, names = (
+        load_file(FOLDER / "features.safetensors"),
+        json.loads((FOLDER / "classnames.json").read_text()),
+    )
     pair = lambda s: (x[f"{s}_x"], x[f"{s}_y"])
-    return Problem.from_features(names, x["text"], train=pair("train"), val=pair("val"), test=pair("test"))
+    return Problem.from_features(
+        names, x["text"], train=pair("train"), val=pair("val"), test=pair("test")
+    )
 
 
 def accuracy(problem, name, **hyper_parameters):
     return evaluate(fit(METHODS[name](problem, **hyper_parameters), problem), problem)["accuracy"]
 
 
-def test_zero_shot_is_the_published_figure(problem): assert accuracy(problem, "ZeroShot") == pytest.approx(61.10, abs=1e-9)
+def test_zero_shot_is_the_published_figure(problem):
+    assert accuracy(problem, "ZeroShot") == pytest.approx(61.10, abs=1e-9)
 
 
-@pytest.mark.parametrize("name, fixed, reference", [("GDA", {}, 65.4), ("GDA", {"zero_shot": False}, 53.9), ("TipAdapter", {}, 63.6)])
+@pytest.mark.parametrize(
+    "name, fixed, reference",
+    [("GDA", {}, 65.4), ("GDA", {"zero_shot": False}, 53.9), ("TipAdapter", {}, 63.6)],
+)
 def test_closed_forms_agree_with_an_independent_implementation(problem, name, fixed, reference):
-    assert abs(accuracy(problem, name, **tune(METHODS[name], problem, fixed=fixed)) - reference) <= 2*PAIRED_ERROR
+    assert (
+        abs(accuracy(problem, name, **tune(METHODS[name], problem, fixed=fixed)) - reference)
+        <= 2 * PAIRED_ERROR
+    )
 
 
 def test_hegraph_gains_three_points(problem):
@@ -38,4 +53,5 @@ def test_hegraph_gains_three_points(problem):
 
 
 def test_negatives_are_asked_for_by_name(problem):
-    with pytest.raises(ValueError, match="no 'text_neg' features"): METHODS["HeGraphAdapter"](problem, variant="T")
+    with pytest.raises(ValueError, match="no 'text_neg' features"):
+        METHODS["HeGraphAdapter"](problem, variant="T")

@@ -1,12 +1,24 @@
 "A grid on two Ray nodes: a node is lost, the driver is killed, a run always fails; one command finishes the rest."
-import os, signal, socket, subprocess, sys
+
+import os
+import signal
+import socket
+import subprocess
+import sys
 from contextlib import ExitStack
+
 import pytest
 from test_grid import TINY, files, numbers, params, wait_for
+
 from vlmadapt.runs import execute, read_runs
 
 CALL = "import sys; from vlmadapt.grid import vlmadapt_grid; sys.exit(vlmadapt_grid(sys.argv[1], out=sys.argv[2], address=sys.argv[3]))"
-AGENTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+AGENTS = (
+    "metrics_agent_port",
+    "metrics_export_port",
+    "dashboard_agent_listen_port",
+    "runtime_env_agent_port",
+)
 GRID = TINY.replace("mini-shapes]", "mini-shapes, mini-objects]") + "  broken: mini-objects\n"
 
 
@@ -20,40 +32,67 @@ def ports():
 @pytest.fixture
 def two_nodes(monkeypatch):
     "A cluster of two nodes on this machine, and the second node."
-    monkeypatch.setenv("PAUSE", "0.3"); monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0"); monkeypatch.setenv("RAY_raylet_start_wait_time_s", "60")
+    monkeypatch.setenv("PAUSE", "0.3")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "60")
     from ray.cluster_utils import Cluster
-    node = lambda: dict(num_cpus=1, object_store_memory=80*2**20, **ports())
-    cluster = persistent(lambda: Cluster(initialize_head=True, head_node_args=dict(include_dashboard=False, **node())))
-    try: yield cluster, persistent(lambda: cluster.add_node(**node()))
-    finally: cluster.shutdown()
+
+    node = lambda: dict(num_cpus=1, object_store_memory=80 * 2**20, **ports())
+    cluster = persistent(
+        lambda: Cluster(
+            initialize_head=True, head_node_args=dict(include_dashboard=False, **node())
+        )
+    )
+    try:
+        yield cluster, persistent(lambda: cluster.add_node(**node()))
+    finally:
+        cluster.shutdown()
 
 
 def persistent(begin, times=5):
     "The parts of a Ray node wait 20 seconds for each other, which on a very busy machine is not always enough."
     for left in reversed(range(times)):
-        try: return begin()
+        try:
+            return begin()
         except Exception:
-            if not left: raise
+            if not left:
+                raise
 
 
 def start(file, out, cluster):
-    return subprocess.Popen([sys.executable, "-c", CALL, file, out, cluster.address], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", CALL, file, out, cluster.address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def test_lost_node_and_killed_driver(params, tmp_path, two_nodes):
-    (cluster, second), file, out = two_nodes, params(GRID), tmp_path/"outputs"
-    runs = read_runs(file, out); busy = lambda: sum(bool(files(run.folder)) for run in runs)
-    grid = start(file, out, cluster); wait_for(lambda: len(files(out)) >= 3, grid)
-    kept = files(out); grid.send_signal(signal.SIGKILL); grid.wait()  # the driver; its runs end with it
+    (cluster, second), file, out = two_nodes, params(GRID), tmp_path / "outputs"
+    runs = read_runs(file, out)
+    busy = lambda: sum(bool(files(run.folder)) for run in runs)
+    grid = start(file, out, cluster)
+    wait_for(lambda: len(files(out)) >= 3, grid)
+    kept = files(out)
+    grid.send_signal(signal.SIGKILL)
+    grid.wait()  # the driver; its runs end with it
     assert kept.items() <= files(out).items()
-    grid, goal = start(file, out, cluster), len(files(out)) + 2; wait_for(lambda: len(files(out)) >= goal, grid)
-    kept = files(out); cluster.remove_node(second, allow_graceful=False)  # a machine, with what runs on it
+    grid, goal = start(file, out, cluster), len(files(out)) + 2
+    wait_for(lambda: len(files(out)) >= goal, grid)
+    kept = files(out)
+    cluster.remove_node(second, allow_graceful=False)  # a machine, with what runs on it
     assert grid.wait(timeout=300) == 1, grid.stdout.read()
-    told = grid.stdout.read(); assert "mini-objects: ValueError: mini-objects is broken" in told, told
+    told = grid.stdout.read()
+    assert "mini-objects: ValueError: mini-objects is broken" in told, told
     assert kept.items() <= files(out).items() and len(files(out)) == 24
-    undisturbed = read_runs(params(GRID, "alone.yml"), tmp_path/"undisturbed")
+    undisturbed = read_runs(params(GRID, "alone.yml"), tmp_path / "undisturbed")
     assert [execute(run) for run in undisturbed if "objects" not in run.name] == [None, None]
     whole = lambda runs: numbers([run for run in runs if "objects" not in run.name])
     assert whole(runs) == whole(undisturbed)
     (broken,) = (run for run in runs if "objects" in run.name)
-    assert "Traceback" in broken.error.read_text() and not broken.rows().result.exists() and "mini-objects" in (out/"tiny/status.txt").read_text()
+    assert (
+        "Traceback" in broken.error.read_text()
+        and not broken.rows().result.exists()
+        and "mini-objects" in (out / "tiny/status.txt").read_text()
+    )

@@ -272,7 +272,9 @@ def test_full_disk(params, tmp_path, call, undisturbed, limit):
 
 def test_report_on_a_full_disk(tmp_path, fork):
     "What lies there as report.ipynb is a whole notebook."
-    parameters = nbformat.v4.new_code_cell("folder = ''\nsave = ''", metadata=dict(tags=["parameters"]))
+    parameters = nbformat.v4.new_code_cell(
+        "folder = ''\nsave = ''", metadata=dict(tags=["parameters"])
+    )
     long = nbformat.v4.new_code_cell("print('x' * 50_000)")
     nbformat.write(nbformat.v4.new_notebook(cells=[parameters, long]), tmp_path / "own.ipynb")
     folder = tmp_path / "tiny"

@@ -1,7 +1,11 @@
 "The site builds without running anything, has a page for every notebook, asks the network for nothing, and works in a real browser at the width of a desk and of a telephone."
-import re, subprocess, sys
+
+import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from urllib.parse import unquote, urljoin, urlsplit
+
 import pytest
 from browser import chromium, served, width
 from conftest import ROOT
@@ -15,43 +19,79 @@ def site(tmp_path_factory):
     "The built site."
     folder = tmp_path_factory.mktemp("site")
     code = "import sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path; import docs; sys.exit(docs.build(Path(sys.argv[3])))"
-    run = subprocess.run([sys.executable, "-c", code, ROOT, ROOT/"tools", folder], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    run = subprocess.run(
+        [sys.executable, "-c", code, ROOT, ROOT / "tools", folder],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert not run.returncode, run.stdout[-2000:]
     assert "WARNING" not in run.stdout, run.stdout[-4000:]
-    return folder/"html"
+    return folder / "html"
 
 
 class Page(HTMLParser):
     "What a page links to and can be linked by."
+
     def __init__(self, text):
-        super().__init__(); self.links, self.ids, self.loads = set(), set(), set(); self.feed(text)
+        super().__init__()
+        self.links, self.ids, self.loads = set(), set(), set()
+        self.feed(text)
+
     def handle_starttag(self, tag, attributes):
-        a = dict(attributes); self.ids |= {a.get("id"), a.get("name")} - {None}
-        if tag == "a" and a.get("href"): self.links.add(a["href"])
-        self.loads |= {a[k] for t, k in (("img", "src"), ("script", "src"), ("link", "href")) if tag == t and a.get(k)}
+        a = dict(attributes)
+        self.ids |= {a.get("id"), a.get("name")} - {None}
+        if tag == "a" and a.get("href"):
+            self.links.add(a["href"])
+        self.loads |= {
+            a[k]
+            for t, k in (("img", "src"), ("script", "src"), ("link", "href"))
+            if tag == t and a.get(k)
+        }
 
 
 @pytest.fixture(scope="module")
-def pages(site): return {str(p.relative_to(site)): Page(p.read_text()) for p in sorted(site.rglob("*.html"))}
+def pages(site):
+    return {str(p.relative_to(site)): Page(p.read_text()) for p in sorted(site.rglob("*.html"))}
 
 
 def test_site(site, pages):
-    texts = {p: (site/p).read_text() for p in pages}
+    texts = {p: (site / p).read_text() for p in pages}
     assert not {name(n) for n in NOTEBOOKS if name(n).replace(".ipynb", ".html") not in pages}
-    assert not {p for p, text in texts.items() if re.search(r"""(src=|<link[^>]+stylesheet[^>]+href=)["']https?:""", text)}
-    assert not {p for p, text in texts.items() if re.search(r"#\| *(export|hide|default_exp)\b", text) and not p.startswith("CONTRIBUTING")}
-    assert "Method.fold" in texts["api.html"] and "methods/08_hegraph_adapter.html#hegraphadapter" in pages["api.html"].links
-    assert any(re.search(r"/blob/main/vlmadapt/method.py#L\d+$", l) for l in pages["05_method.html"].links)
+    assert not {
+        p
+        for p, text in texts.items()
+        if re.search(r"""(src=|<link[^>]+stylesheet[^>]+href=)["']https?:""", text)
+    }
+    assert not {
+        p
+        for p, text in texts.items()
+        if re.search(r"#\| *(export|hide|default_exp)\b", text) and not p.startswith("CONTRIBUTING")
+    }
+    assert (
+        "Method.fold" in texts["api.html"]
+        and "methods/08_hegraph_adapter.html#hegraphadapter" in pages["api.html"].links
+    )
+    assert any(
+        re.search(r"/blob/main/vlmadapt/method.py#L\d+$", l) for l in pages["05_method.html"].links
+    )
 
 
 def test_no_dead_internal_link(site, pages):
     dead = []
     for page, found in pages.items():
         for link in found.links | found.loads:
-            if urlsplit(link).scheme: continue
+            if urlsplit(link).scheme:
+                continue
             path, anchor = urlsplit(urljoin(page, link)).path, unquote(urlsplit(link).fragment)
             path = unquote(path) + ("index.html" if path.endswith("/") else "")
-            if not (site/path).is_file() or anchor and path in pages and anchor not in pages[path].ids: dead.append(f"{page}: {link}")
+            if (
+                not (site / path).is_file()
+                or anchor
+                and path in pages
+                and anchor not in pages[path].ids
+            ):
+                dead.append(f"{page}: {link}")
     assert not dead, dead[:20]
     assert sum(len(p.links) for p in pages.values()) > 1000
 
@@ -63,7 +103,8 @@ OVERFLOW = "return document.documentElement.scrollWidth - document.documentEleme
 
 def wait(driver, until, seconds=30):
     from selenium.webdriver.support.ui import WebDriverWait
-    return WebDriverWait(driver, seconds, .1).until(until)
+
+    return WebDriverWait(driver, seconds, 0.1).until(until)
 
 
 def test_every_page_in_a_browser(site, pages):
@@ -73,18 +114,39 @@ def test_every_page_in_a_browser(site, pages):
         for page in pages:
             for pixels in (1400, 390):
                 width(driver, pixels)
-                if pixels == 1400: driver.get(f"{address}/{page}")
-                driver.execute_script("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
+                if pixels == 1400:
+                    driver.get(f"{address}/{page}")
+                driver.execute_script(
+                    "document.querySelectorAll('img').forEach(i => i.loading = 'eager')"
+                )
                 wait(driver, lambda d: not d.execute_script(WAITING))
-                told = [e["message"] for e in driver.get_log("browser") if e["level"] in ("SEVERE", "WARNING")] + driver.execute_script(BROKEN)
-                if (over := driver.execute_script(OVERFLOW)) > 0: told.append(f"{over} pixels wider than {pixels}")
-                if told: trouble.append((page, told))
+                told = [
+                    e["message"]
+                    for e in driver.get_log("browser")
+                    if e["level"] in ("SEVERE", "WARNING")
+                ] + driver.execute_script(BROKEN)
+                if (over := driver.execute_script(OVERFLOW)) > 0:
+                    told.append(f"{over} pixels wider than {pixels}")
+                if told:
+                    trouble.append((page, told))
         driver.get(f"{address}/methods/08_hegraph_adapter.html")
-        assert driver.execute_script("return [...document.querySelectorAll('math')].filter(m => m.getBoundingClientRect().width > 3).length") > 20
-        assert not driver.execute_script("return document.querySelectorAll('.katex-error, merror').length")
-        width(driver, 1400); driver.execute_script("document.body.dataset.theme = 'dark'")
-        assert driver.execute_script("return getComputedStyle(document.body).backgroundColor") not in ("rgb(255, 255, 255)", "rgba(0, 0, 0, 0)")
-        assert driver.execute_script("return [...document.querySelectorAll('article div.highlight')].every(h => getComputedStyle(h).backgroundColor != 'rgb(255, 255, 255)')")
+        assert (
+            driver.execute_script(
+                "return [...document.querySelectorAll('math')].filter(m => m.getBoundingClientRect().width > 3).length"
+            )
+            > 20
+        )
+        assert not driver.execute_script(
+            "return document.querySelectorAll('.katex-error, merror').length"
+        )
+        width(driver, 1400)
+        driver.execute_script("document.body.dataset.theme = 'dark'")
+        assert driver.execute_script(
+            "return getComputedStyle(document.body).backgroundColor"
+        ) not in ("rgb(255, 255, 255)", "rgba(0, 0, 0, 0)")
+        assert driver.execute_script(
+            "return [...document.querySelectorAll('article div.highlight')].every(h => getComputedStyle(h).backgroundColor != 'rgb(255, 255, 255)')"
+        )
     assert not trouble, trouble[:8]
 
 

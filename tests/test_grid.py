@@ -223,7 +223,9 @@ def test_server_on_loopback_that_ray_would_look_for_elsewhere_is_one_line(params
     assert line.startswith(f"--address {address}: ") and line.count("\n") == 1
 
 
-@pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 400 Bad\r\n\r\n", None])
+@pytest.mark.parametrize(
+    "answer", [b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 400 Bad\r\n\r\n", None]
+)
 def test_server_that_is_no_ray_is_one_line(params, tmp_path, capsys, monkeypatch, answer):
     monkeypatch.setattr(grid, "ANSWER_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -274,7 +276,12 @@ def test_folder_of_results_that_cannot_be(params, tmp_path, capsys, alone, kind)
     line = refused(capsys, params(), out=str(out))
     assert line.startswith(("--out ", f"{out}/tiny")) and len(line) < 400
     assert (tmp_path / "file").read_text() == "kept"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "outputs", "tiny.ipynb", "tiny.yml"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "file",
+        "outputs",
+        "tiny.ipynb",
+        "tiny.yml",
+    ]
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -315,7 +322,9 @@ def small(params):
     return params(TINY.replace(", mini-shapes", "").replace("[1, 2, 3, 4, 5, 6]", "[1]"))
 
 
-@pytest.mark.parametrize("name", ["params.yml", "result.json", "log.txt", "error.txt", ".lock", "run.ipynb"])
+@pytest.mark.parametrize(
+    "name", ["params.yml", "result.json", "log.txt", "error.txt", ".lock", "run.ipynb"]
+)
 @pytest.mark.parametrize("kind", ["pipe", "folder"])
 def test_nothing_hangs_on_a_pipe_or_a_folder(params, tmp_path, capfd, monkeypatch, name, kind):
     def run_here(notebook, target, parameters, log):
@@ -329,7 +338,10 @@ def test_nothing_hangs_on_a_pipe_or_a_folder(params, tmp_path, capfd, monkeypatc
     run.folder.mkdir(parents=True)
     place = run.folder / name
     os.mkfifo(place) if kind == "pipe" else place.mkdir()
-    assert vlmadapt_grid(str(tmp_path / "tiny.yml"), dry_run=True, out=str(tmp_path / "outputs")) is None
+    assert (
+        vlmadapt_grid(str(tmp_path / "tiny.yml"), dry_run=True, out=str(tmp_path / "outputs"))
+        is None
+    )
     code = vlmadapt_grid(str(tmp_path / "tiny.yml"), out=str(tmp_path / "outputs"))
     told = "".join(capfd.readouterr())
     assert code in (0, 1) and "Traceback" not in told
@@ -384,7 +396,11 @@ def test_damaged_old_rows_stop_redo(params, tmp_path, capsys, alone, text):
 
 def test_damaged_error_file_is_told_in_the_list(params, tmp_path, capsys):
     (run,) = read_runs(small(params), tmp_path / "outputs")
-    for data, told in ((b"", ": \n"), (b"\xff\n", "error.txt, line 1: not UTF-8"), (b"why\nx", ": why\n")):
+    for data, told in (
+        (b"", ": \n"),
+        (b"\xff\n", "error.txt, line 1: not UTF-8"),
+        (b"why\nx", ": why\n"),
+    ):
         run.failed("x")
         run.error.write_bytes(data)
         vlmadapt_grid(str(tmp_path / "tiny.yml"), dry_run=True, out=str(tmp_path / "outputs"))
@@ -447,63 +463,117 @@ def test_temporaries_of_killed_writers_are_removed(params, tmp_path, monkeypatch
 
 
 def test_damaged_row_and_added_method(params, tmp_path):
-    run = read_runs(params(), tmp_path/"outputs")[0]; execute(run); first, result = files(run.folder), numbers([run])
-    (row,) = (run.folder/"rows").glob("TipAdapter-3-*.json"); row.write_text(row.read_text()[:200]); (run.folder/"result.json").write_text("{")
-    more = read_runs(params(TINY.replace("TipAdapter]", "TipAdapter, LinearProbe]")), tmp_path/"outputs")[0]
-    with pytest.warns(UserWarning, match="TipAdapter-3-.*json: damaged"): assert execute(more) is None
+    run = read_runs(params(), tmp_path / "outputs")[0]
+    execute(run)
+    first, result = files(run.folder), numbers([run])
+    (row,) = (run.folder / "rows").glob("TipAdapter-3-*.json")
+    row.write_text(row.read_text()[:200])
+    (run.folder / "result.json").write_text("{")
+    more = read_runs(
+        params(TINY.replace("TipAdapter]", "TipAdapter, LinearProbe]")), tmp_path / "outputs"
+    )[0]
+    with pytest.warns(UserWarning, match="TipAdapter-3-.*json: damaged"):
+        assert execute(more) is None
     changed = {f.stem.rpartition("-")[0] for f, t in files(run.folder).items() if first.get(f) != t}
     assert changed == {"TipAdapter-3", *(f"LinearProbe-{s}" for s in range(1, 7))}
     assert numbers([run]).items() >= result.items()
 
 
 def test_changed_setting_computes_again(params, tmp_path):
-    run = read_runs(params(), tmp_path/"outputs")[0]; rows = run.rows()
-    for method, seed in rows.missing(*run.asked()): rows.save(method, seed, dict(accuracy=50.))
-    rows.gather(); assert run.rows().done(*run.asked())
+    run = read_runs(params(), tmp_path / "outputs")[0]
+    rows = run.rows()
+    for method, seed in rows.missing(*run.asked()):
+        rows.save(method, seed, dict(accuracy=50.0))
+    rows.gather()
+    assert run.rows().done(*run.asked())
     for extra in ("  broken: mini-shapes\n", "  fixed: {TipAdapter: {alpha: 2.0}}\n"):
-        other = read_runs(params(TINY + extra), tmp_path/"outputs")[0]
+        other = read_runs(params(TINY + extra), tmp_path / "outputs")[0]
         assert not other.rows().done(*other.asked())
-    assert len(other.rows().missing(*other.asked())) == 6  # what is fixed for one method leaves the other
-    broken = read_runs(params(TINY + "  broken: mini-digits\n"), tmp_path/"outputs")[0]
-    assert "is broken" in execute(broken) and not broken.rows().result.exists()  # no report can take the old rows for new ones
+    assert (
+        len(other.rows().missing(*other.asked())) == 6
+    )  # what is fixed for one method leaves the other
+    broken = read_runs(params(TINY + "  broken: mini-digits\n"), tmp_path / "outputs")[0]
+    assert (
+        "is broken" in execute(broken) and not broken.rows().result.exists()
+    )  # no report can take the old rows for new ones
 
 
 def test_failing_run_leaves_the_others(params, tmp_path, capsys):
-    assert vlmadapt_grid(str(params(TINY + "  broken: mini-shapes\n")), out=str(tmp_path/"outputs"), workers=2) == 1
+    assert (
+        vlmadapt_grid(
+            str(params(TINY + "  broken: mini-shapes\n")), out=str(tmp_path / "outputs"), workers=2
+        )
+        == 1
+    )
     told = capsys.readouterr().out
-    assert "1 of 2 runs failed" in told and "mini-shapes: ValueError: mini-shapes is broken" in told and "mini-shapes/log.txt" in told
-    assert (tmp_path/"outputs/tiny/mini-digits/result.json").exists() and not (tmp_path/"outputs/tiny/mini-shapes/result.json").exists()
-    assert "Traceback" in (tmp_path/"outputs/tiny/mini-shapes/log.txt").read_text()
+    assert (
+        "1 of 2 runs failed" in told
+        and "mini-shapes: ValueError: mini-shapes is broken" in told
+        and "mini-shapes/log.txt" in told
+    )
+    assert (tmp_path / "outputs/tiny/mini-digits/result.json").exists() and not (
+        tmp_path / "outputs/tiny/mini-shapes/result.json"
+    ).exists()
+    assert "Traceback" in (tmp_path / "outputs/tiny/mini-shapes/log.txt").read_text()
 
 
 def test_two_at_once_share_the_work(params, tmp_path):
     call = "import sys; from vlmadapt.runs import execute, read_runs; sys.exit(execute(read_runs(*sys.argv[1:])[0]))"
     file = params()
-    both = [subprocess.Popen([sys.executable, "-c", call, file, tmp_path/"outputs"], env={**os.environ, "PAUSE": "0.1"}) for _ in range(2)]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", call, file, tmp_path / "outputs"],
+            env={**os.environ, "PAUSE": "0.1"},
+        )
+        for _ in range(2)
+    ]
     assert [p.wait() for p in both] == [0, 0]
-    run = read_runs(file, tmp_path/"outputs")[0]
-    assert len(numbers([run])) == 12 and (run.folder/"log.txt").read_text().count("rows asked for") == 1
+    run = read_runs(file, tmp_path / "outputs")[0]
+    assert (
+        len(numbers([run])) == 12
+        and (run.folder / "log.txt").read_text().count("rows asked for") == 1
+    )
 
 
-@pytest.mark.parametrize("old, new, message", [
-    ("dataset:", "datasets:", "unknown parameter 'datasets'; did you mean 'dataset'?"),
-    ("mini-shapes", "mini-shape", "unknown dataset 'mini-shape'; did you mean 'mini-shapes'?"),
-    ("TipAdapter", "TipAdaptor", "unknown method 'TipAdaptor'; did you mean 'TipAdapter'?"),
-    ("seeds: [1,", "seeds: [one,", "each of seeds takes a whole number, not 'one'"),
-    ("grid:", "gird:", "unknown entry 'gird'; did you mean 'grid'?"),
-    ("tiny.ipynb", "few_shto", "unknown experiment 'few_shto'; did you mean 'few_shot'?")])
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("dataset:", "datasets:", "unknown parameter 'datasets'; did you mean 'dataset'?"),
+        ("mini-shapes", "mini-shape", "unknown dataset 'mini-shape'; did you mean 'mini-shapes'?"),
+        ("TipAdapter", "TipAdaptor", "unknown method 'TipAdaptor'; did you mean 'TipAdapter'?"),
+        ("seeds: [1,", "seeds: [one,", "each of seeds takes a whole number, not 'one'"),
+        ("grid:", "gird:", "unknown entry 'gird'; did you mean 'grid'?"),
+        ("tiny.ipynb", "few_shto", "unknown experiment 'few_shto'; did you mean 'few_shot'?"),
+    ],
+)
 def test_typing_errors_are_refused_in_one_line(params, tmp_path, capsys, old, new, message):
-    code = vlmadapt_grid(str(params(TINY.replace(old, new))), out=str(tmp_path/"outputs"))
+    code = vlmadapt_grid(str(params(TINY.replace(old, new))), out=str(tmp_path / "outputs"))
     told = capsys.readouterr().err
     assert code == 2 and message in told and "tiny.yml: " in told and told.count("\n") == 1
-    assert not (tmp_path/"outputs").exists()
+    assert not (tmp_path / "outputs").exists()
 
 
-@pytest.mark.skipif(not (ROOT/"nbs").exists(), reason="needs a checkout")
+@pytest.mark.skipif(not (ROOT / "nbs").exists(), reason="needs a checkout")
 def test_parameters_cells_survive_cleaning(tmp_path):
-    notebooks = [*(ROOT/"nbs/experiments").glob("*.ipynb"), *(ROOT/"nbs/reports").glob("*.ipynb")]
+    notebooks = [
+        *(ROOT / "nbs/experiments").glob("*.ipynb"),
+        *(ROOT / "nbs/reports").glob("*.ipynb"),
+    ]
     assert shipped("experiments", "few_shot.ipynb") in notebooks
     for notebook in notebooks:
-        copy = tmp_path/notebook.name; copy.write_bytes(notebook.read_bytes())
-        subprocess.run([sys.executable, "-c", "from nbdev.clean import nbdev_clean; nbdev_clean(fname=__import__('sys').argv[1])", copy], cwd=ROOT, check=True)
-        for file in (notebook, copy): assert any("parameters" in c.metadata.get("tags", []) for c in nbformat.read(file, 4).cells), file
+        copy = tmp_path / notebook.name
+        copy.write_bytes(notebook.read_bytes())
+        subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "from nbdev.clean import nbdev_clean; nbdev_clean(fname=__import__('sys').argv[1])",
+                copy,
+            ],
+            cwd=ROOT,
+            check=True,
+        )
+        for file in (notebook, copy):
+            assert any(
+                "parameters" in c.metadata.get("tags", []) for c in nbformat.read(file, 4).cells
+            ), file

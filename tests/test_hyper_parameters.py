@@ -393,7 +393,9 @@ def test_impossible_definitions_are_named(problem):
         constants, init, logits = Shift.constants, Shift.init, Shift.logits
         scale = 1.0
 
-    assert "Scoreless gives no scores: define logits" in message(lambda: fit(Scoreless(problem), problem))
+    assert "Scoreless gives no scores: define logits" in message(
+        lambda: fit(Scoreless(problem), problem)
+    )
     assert "Idle has a recipe but nothing to train" in message(lambda: fit(Idle(problem), problem))
     told = message(lambda: fit(Partial(problem), problem))
     assert told.endswith("its recipe lacks optimizer, weight_decay, batch_size, schedule")

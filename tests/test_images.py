@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from vlmadapt import photos
 from vlmadapt.backbones import Pixels, load_backbone
 from vlmadapt.datasets import Dataset, few_shot_indices, load_dataset, read_parts, read_split

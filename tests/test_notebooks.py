@@ -1,5 +1,10 @@
 "Every notebook runs: the library's ones as nbdev runs them, experiments and reports through papermill with their defaults."
-import os, subprocess, sys, time
+
+import os
+import subprocess
+import sys
+import time
+
 import pytest
 from conftest import ROOT
 from test_workbook import NOTEBOOKS, name
@@ -20,11 +25,19 @@ run_notebook(sys.argv[1], sys.argv[2], {}, sys.stdout)
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS[::-1], ids=name)
 def test_notebook(notebook, tmp_path):
-    template = notebook.relative_to(ROOT/"nbs").parts[0] in ("experiments", "reports")
-    code, argument = (RUN_TEMPLATE, tmp_path/"run.ipynb") if template else (RUN_CELLS, ROOT)
-    (cwd := tmp_path/"nbs/away").mkdir(parents=True)  # no results lie at ../../outputs: reports make small ones
+    template = notebook.relative_to(ROOT / "nbs").parts[0] in ("experiments", "reports")
+    code, argument = (RUN_TEMPLATE, tmp_path / "run.ipynb") if template else (RUN_CELLS, ROOT)
+    (cwd := tmp_path / "nbs/away").mkdir(
+        parents=True
+    )  # no results lie at ../../outputs: reports make small ones
     began = time.perf_counter()
-    run = subprocess.run([sys.executable, "-c", code, notebook, argument], cwd=cwd, text=True, stdout=subprocess.PIPE,
-                         stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    run = subprocess.run(
+        [sys.executable, "-c", code, notebook, argument],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     print(f"{time.perf_counter() - began:.0f} s")
     assert not run.returncode, "\n".join(run.stdout.splitlines()[-40:])

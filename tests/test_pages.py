@@ -240,9 +240,27 @@ def test_explorer_shows_names_as_text(error):
 
 
 OURS = set(
-    "begin centering caption toprule midrule bottomrule end textbf underline pm dagger "
-    "textbackslash textbar textless textgreater textasciitilde textasciicircum textasciigrave "
-    "textquotedbl".split()
+    [
+        "begin",
+        "centering",
+        "caption",
+        "toprule",
+        "midrule",
+        "bottomrule",
+        "end",
+        "textbf",
+        "underline",
+        "pm",
+        "dagger",
+        "textbackslash",
+        "textbar",
+        "textless",
+        "textgreater",
+        "textasciitilde",
+        "textasciicircum",
+        "textasciigrave",
+        "textquotedbl",
+    ]
 )
 BACK = {
     r"\textbackslash{}": "\\", r"\textasciicircum{}": "^", r"\textasciitilde{}": "~",

@@ -1,4 +1,5 @@
 "Every method gives the outputs, parameter counts and files pinned in `tests/pinned/` (pins.py)."
+
 import json
 
 import pins

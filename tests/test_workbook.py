@@ -1,26 +1,40 @@
 "The notebooks, the library and the files derived from them agree; notebooks are clean, small, and papermill can drive them."
-import ast, filecmp, shutil, subprocess, sys
+
+import ast
+import filecmp
+import shutil
+import subprocess
+import sys
 from pathlib import Path
-import nbformat, pytest
-from packaging.requirements import Requirement
+
 import derived
+import nbformat
+import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
+
 from vlmadapt.grid import read_runs, vlmadapt_grid
 from vlmadapt.published import AVERAGES, BACKBONE_NAMES, DATASET_NAMES, published, readings
 
-NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-name = lambda path: str(path.relative_to(ROOT/"nbs")) if path.is_absolute() else str(path)
+NOTEBOOKS = sorted(
+    p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
+)
+name = lambda path: str(path.relative_to(ROOT / "nbs")) if path.is_absolute() else str(path)
 
 
 def files(folder, *suffixes):
     "The files under `folder`, relative to it, without caches."
-    return {p.relative_to(folder) for p in folder.rglob("*") if p.suffix in suffixes and p.parent.name != ".ipynb_checkpoints"}
+    return {
+        p.relative_to(folder)
+        for p in folder.rglob("*")
+        if p.suffix in suffixes and p.parent.name != ".ipynb_checkpoints"
+    }
 
 
 def same(a, b, *suffixes):
     "Names of files that are in only one of two folders, or that differ."
     both = files(a, *suffixes) & files(b, *suffixes)
-    differ = {p for p in both if not filecmp.cmp(a/p, b/p, shallow=False)}
+    differ = {p for p in both if not filecmp.cmp(a / p, b / p, shallow=False)}
     return sorted(map(str, differ | (files(a, *suffixes) ^ files(b, *suffixes))))
 
 
@@ -28,56 +42,83 @@ def same(a, b, *suffixes):
 def copy(tmp_path_factory):
     "A copy of what nbdev reads and writes, to run its commands in."
     copy = tmp_path_factory.mktemp("copy")
-    for f in ("settings.ini", "pyproject.toml"): shutil.copy(ROOT/f, copy)
-    for d in ("nbs", "vlmadapt"): shutil.copytree(ROOT/d, copy/d, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for f in ("settings.ini", "pyproject.toml"):
+        shutil.copy(ROOT / f, copy)
+    for d in ("nbs", "vlmadapt"):
+        shutil.copytree(
+            ROOT / d, copy / d, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+        )
     return copy
 
 
-def nbdev(command, folder): subprocess.run([Path(sys.executable).parent/command], cwd=folder, check=True)
+def nbdev(command, folder):
+    subprocess.run([Path(sys.executable).parent / command], cwd=folder, check=True)
 
 
 def test_library_is_exported_from_the_notebooks(copy):
-    for f in files(copy/"vlmadapt", ".py"): (copy/"vlmadapt"/f).write_text("")
+    for f in files(copy / "vlmadapt", ".py"):
+        (copy / "vlmadapt" / f).write_text("")
     nbdev("nbdev_export", copy)
-    assert not same(ROOT/"vlmadapt", copy/"vlmadapt", ".py"), "run `make export`"
+    assert not same(ROOT / "vlmadapt", copy / "vlmadapt", ".py"), "run `make export`"
 
 
 def test_notebooks_are_clean(copy):
     nbdev("nbdev_clean", copy)
-    assert not same(ROOT/"nbs", copy/"nbs", ".ipynb"), "run `make export`"
+    assert not same(ROOT / "nbs", copy / "nbs", ".ipynb"), "run `make export`"
 
 
 @pytest.mark.parametrize("made", [derived.readme, derived.environment])
 def test_derived_files_agree(made):
-    stale = [path for path, data in made().items() if not (ROOT/path).exists() or (ROOT/path).read_bytes() != data]
+    stale = [
+        path
+        for path, data in made().items()
+        if not (ROOT / path).exists() or (ROOT / path).read_bytes() != data
+    ]
     assert not stale, "run `make export`"
 
 
 def test_no_picture_of_an_older_readme():
-    assert {f"nbs/images/{p.name}" for p in (ROOT/"nbs/images").glob("index_*")} <= derived.readme().keys()
+    assert {
+        f"nbs/images/{p.name}" for p in (ROOT / "nbs/images").glob("index_*")
+    } <= derived.readme().keys()
 
 
 def test_notebooks_are_small():
-    big = {name(p): f"{p.stat().st_size >> 10} kB" for p in NOTEBOOKS if p.stat().st_size > 400 << 10}
+    big = {
+        name(p): f"{p.stat().st_size >> 10} kB" for p in NOTEBOOKS if p.stat().st_size > 400 << 10
+    }
     assert not big
 
 
 def test_notebooks_begin_with_one_title():
     def titles(path):
         cells = nbformat.read(path, as_version=4).cells
-        found = [i for i, c in enumerate(cells) if c.cell_type == "markdown" for line in c.source.splitlines() if line.startswith("# ")]
+        found = [
+            i
+            for i, c in enumerate(cells)
+            if c.cell_type == "markdown"
+            for line in c.source.splitlines()
+            if line.startswith("# ")
+        ]
         return found == [0] and cells[0].source.splitlines()[1].startswith("> ")
+
     assert not [name(p) for p in NOTEBOOKS if not titles(p)]
 
 
 def test_experiments_have_a_parameters_cell():
-    tags = lambda nb: [t for c in nb.cells if c.cell_type == "code" for t in c.metadata.get("tags", [])]
-    lack = [name(p) for p in NOTEBOOKS if p.parent.name == "experiments"
-            and tags(nbformat.read(p, as_version=4)).count("parameters") != 1]
+    tags = lambda nb: [
+        t for c in nb.cells if c.cell_type == "code" for t in c.metadata.get("tags", [])
+    ]
+    lack = [
+        name(p)
+        for p in NOTEBOOKS
+        if p.parent.name == "experiments"
+        and tags(nbformat.read(p, as_version=4)).count("parameters") != 1
+    ]
     assert not lack
 
 
-@pytest.mark.parametrize("file", sorted(p.name for p in (ROOT/"params").glob("*.yml")))
+@pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "params").glob("*.yml")))
 def test_params_files_are_read(file, tmp_path, capsys):
     "Every name and value in them exists."
     assert not vlmadapt_grid(file, dry_run=True, out=str(tmp_path)), capsys.readouterr().err
@@ -85,33 +126,68 @@ def test_params_files_are_read(file, tmp_path, capsys):
 
 
 def test_every_published_cell_of_hegraph_adapter_has_a_run():
-    numbers = readings(published("HeGraphAdapter", ["Table 1", "Table 2", "Table 4"])); numbers = numbers[~numbers["dataset"].isin(AVERAGES)]
-    asked = {(DATASET_NAMES[d], BACKBONE_NAMES[p["backbone"]], str(0 if m == "ZeroShot" else p["shots"]), m)
-             for p in (run.parameters for run in read_runs("hegraph_adapter_coop.yml")) if "dataset" in p for d in [p["dataset"], *p.get("targets", [])] for m in p["methods"]}
-    assert len(numbers) > 250 and {*numbers[["dataset", "backbone", "shots", "ours"]].itertuples(index=False, name=None)} <= asked
+    numbers = readings(published("HeGraphAdapter", ["Table 1", "Table 2", "Table 4"]))
+    numbers = numbers[~numbers["dataset"].isin(AVERAGES)]
+    asked = {
+        (
+            DATASET_NAMES[d],
+            BACKBONE_NAMES[p["backbone"]],
+            str(0 if m == "ZeroShot" else p["shots"]),
+            m,
+        )
+        for p in (run.parameters for run in read_runs("hegraph_adapter_coop.yml"))
+        if "dataset" in p
+        for d in [p["dataset"], *p.get("targets", [])]
+        for m in p["methods"]
+    }
+    assert (
+        len(numbers) > 250
+        and {*numbers[["dataset", "backbone", "shots", "ours"]].itertuples(index=False, name=None)}
+        <= asked
+    )
 
 
 def test_constraints_lie_within_the_ranges_of_settings():
-    pins = [Requirement(line) for line in (ROOT/"constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    pins = [
+        Requirement(line)
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and line[0] != "#"
+    ]
     pins = {r.name.lower(): next(iter(r.specifier)).version for r in pins}
     cfg = derived.settings()
     for key in ("requirements", "blip_requirements", "dev_requirements", "docs_requirements"):
         for r in map(Requirement, cfg[key].split()):
             assert r.name.lower() in pins, f"{r.name} has no tested version in constraints.txt"
-            assert pins[r.name.lower()] in r.specifier, f"constraints.txt has {r.name} {pins[r.name.lower()]}, settings.ini {r}"
+            assert pins[r.name.lower()] in r.specifier, (
+                f"constraints.txt has {r.name} {pins[r.name.lower()]}, settings.ini {r}"
+            )
 
 
 def imported(path):
     "Names of the packages that the code in `path` imports anywhere."
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import): yield from (a.name.partition(".")[0] for a in node.names)
-        if isinstance(node, ast.ImportFrom) and not node.level: yield node.module.partition(".")[0]
+        if isinstance(node, ast.Import):
+            yield from (a.name.partition(".")[0] for a in node.names)
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.partition(".")[0]
 
 
 def test_library_imports_only_what_settings_asks_for():
-    alias = {"scikit_learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml", "open_clip_torch": "open_clip", "ipython": "IPython"}
-    needs = {Requirement(r).name.replace("-", "_") for key, value in derived.settings().items() if key.endswith("requirements")
-             and key not in ("dev_requirements", "docs_requirements") for r in value.split()}
+    alias = {
+        "scikit_learn": "sklearn",
+        "pillow": "PIL",
+        "pyyaml": "yaml",
+        "open_clip_torch": "open_clip",
+        "ipython": "IPython",
+    }
+    needs = {
+        Requirement(r).name.replace("-", "_")
+        for key, value in derived.settings().items()
+        if key.endswith("requirements") and key not in ("dev_requirements", "docs_requirements")
+        for r in value.split()
+    }
     known = {alias.get(n, n) for n in needs} | {"vlmadapt"} | set(sys.stdlib_module_names)
-    unknown = {i: p.name for p in (ROOT/"vlmadapt").rglob("*.py") for i in imported(p) if i not in known}
+    unknown = {
+        i: p.name for p in (ROOT / "vlmadapt").rglob("*.py") for i in imported(p) if i not in known
+    }
     assert not unknown

@@ -1,4 +1,5 @@
 "Sphinx settings of the documentation site; `tools/docs.py` calls Sphinx with them."
+
 from derived import settings
 
 cfg = settings()
@@ -20,7 +21,11 @@ html_copy_source = False
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_favicon = "static/favicon.svg"
-html_theme_options = dict(source_repository=cfg["git_url"], source_branch=cfg["branch"], source_directory=f"{cfg['nbs_path']}/")
+html_theme_options = dict(
+    source_repository=cfg["git_url"],
+    source_branch=cfg["branch"],
+    source_directory=f"{cfg['nbs_path']}/",
+)
 
 # KaTeX comes with the extension; as MathML it needs no fonts and no style sheet, so nothing is fetched from a CDN.
 html_math_renderer = "katex"

@@ -2,9 +2,12 @@
 
 `python tools/derived.py` writes them; a test checks that they agree. No Quarto, no network.
 """
-import posixpath, re
+
+import posixpath
+import re
 from configparser import ConfigParser
 from pathlib import Path
+
 import nbformat
 from nbconvert import MarkdownExporter
 from traitlets.config import Config
@@ -17,7 +20,8 @@ LINK = re.compile(r"""(\]\(|src="|href=")(?![a-z]+:|#|/)([^)"\s]+)""")
 
 def settings(root=ROOT):
     "The settings of the project, as nbdev reads them."
-    config = ConfigParser(delimiters=["="]); config.read(root/"settings.ini", encoding="utf-8")
+    config = ConfigParser(delimiters=["="])
+    config.read(root / "settings.ini", encoding="utf-8")
     return config["DEFAULT"]
 
 
@@ -26,13 +30,16 @@ def shown(nb):
     cells = []
     for cell in nb.cells:
         directives = dict(DIRECTIVE.findall(cell.source)) if cell.cell_type == "code" else {}
-        if "hide" in directives or "injected-parameters" in cell.metadata.get("tags", []): continue
+        if "hide" in directives or "injected-parameters" in cell.metadata.get("tags", []):
+            continue
         if directives:
             cell.source = DIRECTIVE.sub("", cell.source).strip("\n")
-            if not cell.source: continue
+            if not cell.source:
+                continue
         if "hide_input" in directives or directives.get("echo") == "false":
             cell.metadata["tags"] = [*cell.metadata.get("tags", []), "remove-input"]
-        if "hide_output" in directives: cell.outputs = []
+        if "hide_output" in directives:
+            cell.outputs = []
         cells.append(cell)
     nb.cells, nb.metadata["language_info"] = cells, {"name": "python"}
     return nb
@@ -41,34 +48,64 @@ def shown(nb):
 def moved(text, folder):
     "Markdown `text` whose relative links were written in `folder`, for a file at the root."
     move = lambda m: m[1] + posixpath.normpath(posixpath.join(folder, m[2]))
-    return "".join(part if i % 2 else LINK.sub(move, part) for i, part in enumerate(CODE.split(text)))
+    return "".join(
+        part if i % 2 else LINK.sub(move, part) for i, part in enumerate(CODE.split(text))
+    )
 
 
 def readme(root=ROOT):
     "The files made from nbs/index.ipynb: a dict of path to bytes; README.md first, then the pictures in cell outputs."
-    nb = shown(nbformat.read(root/"nbs/index.ipynb", as_version=4))
+    nb = shown(nbformat.read(root / "nbs/index.ipynb", as_version=4))
     kinds = ["text/markdown", "image/svg+xml", "image/png", "text/html", "text/plain"]
-    config = Config({"NbConvertBase": {"display_data_priority": kinds},
-                     "TagRemovePreprocessor": {"enabled": True, "remove_input_tags": ["remove-input"]}})
+    config = Config(
+        {
+            "NbConvertBase": {"display_data_priority": kinds},
+            "TagRemovePreprocessor": {"enabled": True, "remove_input_tags": ["remove-input"]},
+        }
+    )
     text, resources = MarkdownExporter(config=config).from_notebook_node(
-        nb, {"unique_key": "index", "output_files_dir": "images"})
+        nb, {"unique_key": "index", "output_files_dir": "images"}
+    )
     text = text.replace("![png]", "![figure]")
     note = "<!-- Made from nbs/index.ipynb by `make export`; edit that notebook. -->\n\n"
     text = note + re.sub(r"\s*\n\s*\n", "\n\n", moved(text, "nbs")).strip() + "\n"
-    return {"README.md": text.encode()} | {f"nbs/{name}": data for name, data in sorted(resources["outputs"].items())}
+    return {"README.md": text.encode()} | {
+        f"nbs/{name}": data for name, data in sorted(resources["outputs"].items())
+    }
 
 
 def environment(root=ROOT):
     "The conda environment: Python from conda, everything else by pip as settings.ini asks for it."
     cfg = settings(root)
-    needs = [r for key in ("requirements", "dev_requirements", "docs_requirements") for r in cfg[key].split()]
-    lines = ["# Made from settings.ini by `make export`; the tested versions are in constraints.txt.", f"name: {cfg['lib_name']}",
-             "channels:", "  - conda-forge", "dependencies:", "  - python=3.11", "  - pip", "  - pip:", "      - -c constraints.txt"]
-    return {"environment.yml": "\n".join([*lines, *(f'      - "{r}"' for r in needs), "      - -e ."]).encode() + b"\n"}
+    needs = [
+        r
+        for key in ("requirements", "dev_requirements", "docs_requirements")
+        for r in cfg[key].split()
+    ]
+    lines = [
+        "# Made from settings.ini by `make export`; the tested versions are in constraints.txt.",
+        f"name: {cfg['lib_name']}",
+        "channels:",
+        "  - conda-forge",
+        "dependencies:",
+        "  - python=3.11",
+        "  - pip",
+        "  - pip:",
+        "      - -c constraints.txt",
+    ]
+    return {
+        "environment.yml": "\n".join(
+            [*lines, *(f'      - "{r}"' for r in needs), "      - -e ."]
+        ).encode()
+        + b"\n"
+    }
 
 
 if __name__ == "__main__":
-    for picture in ROOT.glob("nbs/images/index_*"): picture.unlink()
-    (ROOT/"nbs/images").mkdir(exist_ok=True)
-    for old in (ROOT/"nbs/images").glob("index_*"): old.unlink()
-    for path, data in {**readme(), **environment()}.items(): (ROOT/path).write_bytes(data)
+    for picture in ROOT.glob("nbs/images/index_*"):
+        picture.unlink()
+    (ROOT / "nbs/images").mkdir(exist_ok=True)
+    for old in (ROOT / "nbs/images").glob("index_*"):
+        old.unlink()
+    for path, data in {**readme(), **environment()}.items():
+        (ROOT / path).write_bytes(data)

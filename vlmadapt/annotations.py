@@ -26,8 +26,16 @@ from .values import PositiveInteger
 
 # %% ../nbs/01_annotations.ipynb #9b2ee94c
 CALTECH = dict(airplanes="airplane", Faces="face", Leopards="leopard", Motorbikes="motorbike")
-EUROSAT = dict(AnnualCrop="Annual Crop Land", HerbaceousVegetation="Herbaceous Vegetation Land", Highway="Highway or Road", Industrial="Industrial Buildings", Pasture="Pasture Land",
-               PermanentCrop="Permanent Crop Land", Residential="Residential Buildings", SeaLake="Sea or Lake")
+EUROSAT = dict(
+    AnnualCrop="Annual Crop Land",
+    HerbaceousVegetation="Herbaceous Vegetation Land",
+    Highway="Highway or Road",
+    Industrial="Industrial Buildings",
+    Pasture="Pasture Land",
+    PermanentCrop="Permanent Crop Land",
+    Residential="Residential Buildings",
+    SeaLake="Sea or Lake",
+)
 
 # %% ../nbs/01_annotations.ipynb #cdcb203e
 SYSTEM_FOLDERS = {
@@ -71,10 +79,17 @@ def folder_names(
         return sorted(e.name for e in entries if e.is_dir() and not is_system(e.name))
 
 # %% ../nbs/01_annotations.ipynb #e8c199bf
-def class_folders(row:object, folder:str|Path)->dict:
+def class_folders(row: object, folder: str | Path) -> dict:
     "Items of a dataset with one folder per class: sorted, without `row.drop`, renamed by `row.rename`."
-    images = Path(folder)/row.images; classes = [c for c in folder_names(images) if c not in row.drop]
-    return dict(all=[(f"{c}/{f}", k, row.rename.get(c, c)) for k, c in enumerate(classes) for f in image_names(images/c)])
+    images = Path(folder) / row.images
+    classes = [c for c in folder_names(images) if c not in row.drop]
+    return dict(
+        all=[
+            (f"{c}/{f}", k, row.rename.get(c, c))
+            for k, c in enumerate(classes)
+            for f in image_names(images / c)
+        ]
+    )
 
 # %% ../nbs/01_annotations.ipynb #e8686367
 Text = Annotated[str, Field(pattern=r"\S")]  # not blank
@@ -120,9 +135,12 @@ def _number(numbers, name, where, listed):
     return numbers[name]
 
 # %% ../nbs/01_annotations.ipynb #e19587f7
-def pets(row:object, folder:str|Path)->dict:
+def pets(row: object, folder: str | Path) -> dict:
     "OxfordPets' lists of its annotations folder."
-    return {part: _pets_part(Path(folder)/"annotations"/f"{part}.txt") for part in ("trainval", "test")}
+    return {
+        part: _pets_part(Path(folder) / "annotations" / f"{part}.txt")
+        for part in ("trainval", "test")
+    }
 
 
 def _pets_part(path):
@@ -130,23 +148,28 @@ def _pets_part(path):
     for where, (name, label) in fields(path, Text, PositiveInteger):
         breed = name.rpartition("_")[0].lower()
         if not breed:
-            raise RecordError(f"{where}: {shown_path(name)!r} is no name with a number, such as Abyssinian_100")
+            raise RecordError(
+                f"{where}: {shown_path(name)!r} is no name with a number, such as Abyssinian_100"
+            )
         items.append((relative_path(f"{name}.jpg", where), label - 1, breed))
     return items
 
 # %% ../nbs/01_annotations.ipynb #abde211c
-def camel_words(name:str)->str:
+def camel_words(name: str) -> str:
     "ApplyEyeMakeup becomes Apply_Eye_Makeup."
     return "_".join(re.findall("[A-Z][^A-Z]*", name))
 
 # %% ../nbs/01_annotations.ipynb #59d21581
-def actions(row:object, folder:str|Path)->dict:
+def actions(row: object, folder: str | Path) -> dict:
     "UCF101's first official lists, with the paths of the middle frames."
-    folder = Path(folder)/"ucfTrainTestlist"
-    listed = folder/"classInd.txt"
+    folder = Path(folder) / "ucfTrainTestlist"
+    listed = folder / "classInd.txt"
     numbers = {name: number - 1 for _, (number, name) in fields(listed, PositiveInteger, Text)}
-    files = dict(trainval=folder/"trainlist01.txt", test=folder/"testlist01.txt")
-    return {part: [_clip(where, clip, numbers, listed) for where, (clip,) in fields(file, Text)] for part, file in files.items()}
+    files = dict(trainval=folder / "trainlist01.txt", test=folder / "testlist01.txt")
+    return {
+        part: [_clip(where, clip, numbers, listed) for where, (clip,) in fields(file, Text)]
+        for part, file in files.items()
+    }
 
 
 def _clip(where, clip, numbers, listed):
@@ -157,40 +180,50 @@ def _clip(where, clip, numbers, listed):
     return relative_path(f"{name}/{Path(file).stem}.jpg", where), label, name
 
 # %% ../nbs/01_annotations.ipynb #573e91ea
-def scene_name(path:str)->str:
+def scene_name(path: str) -> str:
     "/a/apse/indoor becomes indoor apse: without the letter, the rest turned round."
     return " ".join(path.strip("/").split("/")[1:][::-1])
 
 # %% ../nbs/01_annotations.ipynb #1937414c
-def scenes(row:object, folder:str|Path)->dict:
+def scenes(row: object, folder: str | Path) -> dict:
     "SUN397's first official lists; labels in the order of ClassName.txt."
     folder = Path(folder)
-    listed = folder/"ClassName.txt"
+    listed = folder / "ClassName.txt"
     numbers = {name: number for number, (_, (name,)) in enumerate(fields(listed, Text))}
-    files = dict(trainval=folder/"Training_01.txt", test=folder/"Testing_01.txt")
-    return {part: [_scene(where, path, numbers, listed) for where, (path,) in fields(file, Text)] for part, file in files.items()}
+    files = dict(trainval=folder / "Training_01.txt", test=folder / "Testing_01.txt")
+    return {
+        part: [_scene(where, path, numbers, listed) for where, (path,) in fields(file, Text)]
+        for part, file in files.items()
+    }
 
 
 def _scene(where, path, numbers, listed):
     "The item of an image, `/a/apse/indoor/sun_abc.jpg`."
     name = os.path.dirname(path)
-    return relative_path(path.strip("/"), where), _number(numbers, name, where, listed), scene_name(name)
+    return (
+        relative_path(path.strip("/"), where),
+        _number(numbers, name, where, listed),
+        scene_name(name),
+    )
 
 # %% ../nbs/01_annotations.ipynb #a1c8dd84
-def aircraft(row:object, folder:str|Path)->dict:
+def aircraft(row: object, folder: str | Path) -> dict:
     "FGVCAircraft's official train, val and test lists."
     folder = Path(folder)
-    listed = folder/"variants.txt"
+    listed = folder / "variants.txt"
     names = [name for _, (name,) in fields(listed, Text, most=0)]
     numbers = {name: number for number, name in enumerate(names)}
     parts = {}
     for part in ("train", "val", "test"):
-        found = fields(folder/f"images_variant_{part}.txt", Text, Text, most=1)
-        parts[part] = [(relative_path(f"{image}.jpg", where), _number(numbers, name, where, listed), name) for where, (image, name) in found]
+        found = fields(folder / f"images_variant_{part}.txt", Text, Text, most=1)
+        parts[part] = [
+            (relative_path(f"{image}.jpg", where), _number(numbers, name, where, listed), name)
+            for where, (image, name) in found
+        ]
     return parts
 
 # %% ../nbs/01_annotations.ipynb #394bb085
-def year_first(name:str)->str:
+def year_first(name: str) -> str:
     "Audi TTS Coupe 2012 becomes 2012 Audi TTS Coupe."
     name, _, year = name.rpartition(" ")
     return f"{year} {name}"
@@ -221,100 +254,144 @@ def _column(found, name, path):
     return found[name].ravel().tolist()
 
 # %% ../nbs/01_annotations.ipynb #41de2f82
-def cars(row:object, folder:str|Path)->dict:
+def cars(row: object, folder: str | Path) -> dict:
     "StanfordCars' devkit and test annotations."
     folder = Path(folder)
-    listed = folder/"devkit/cars_meta.mat"
+    listed = folder / "devkit/cars_meta.mat"
     found = read_matlab(listed, "class_names")
     names = validate(getattr(found, "tolist", lambda: found)(), list[Text], listed)
     names = [year_first(name) for name in names]
-    return dict(trainval=_cars_part(folder, "cars_train", "devkit/cars_train_annos.mat", names),
-                test=_cars_part(folder, "cars_test", "cars_test_annos_withlabels.mat", names))
+    return dict(
+        trainval=_cars_part(folder, "cars_train", "devkit/cars_train_annos.mat", names),
+        test=_cars_part(folder, "cars_test", "cars_test_annos_withlabels.mat", names),
+    )
 
 
 def _cars_part(folder, images, file, names):
-    path = folder/file
+    path = folder / file
     found = read_matlab(path, "annotations")
     files = validate(_column(found, "fname", path), list[Text], f"{shown_path(path)}: fname")
-    labels = validate(_column(found, "class", path), list[PositiveInteger], f"{shown_path(path)}: class")
+    labels = validate(
+        _column(found, "class", path), list[PositiveInteger], f"{shown_path(path)}: class"
+    )
     if max(labels, default=0) > len(names):
-        raise RecordError(f"{shown_path(path)}: class {max(labels)}, but there are {len(names)} class names")
-    return [(relative_path(f"{images}/{name}", path), label - 1, names[label - 1]) for name, label in zip(files, labels, strict=True)]
+        raise RecordError(
+            f"{shown_path(path)}: class {max(labels)}, but there are {len(names)} class names"
+        )
+    return [
+        (relative_path(f"{images}/{name}", path), label - 1, names[label - 1])
+        for name, label in zip(files, labels, strict=True)
+    ]
 
 # %% ../nbs/01_annotations.ipynb #332b68b1
-def flowers(row:object, folder:str|Path)->dict:
+def flowers(row: object, folder: str | Path) -> dict:
     "OxfordFlowers' labels and names."
-    path, listed = Path(folder)/"imagelabels.mat", Path(folder)/"cat_to_name.json"
+    path, listed = Path(folder) / "imagelabels.mat", Path(folder) / "cat_to_name.json"
     found = read_matlab(path, "labels")
-    labels = validate(found.ravel().tolist() if hasattr(found, "ravel") else found, list[PositiveInteger], f"{shown_path(path)}: labels")
+    labels = validate(
+        found.ravel().tolist() if hasattr(found, "ravel") else found,
+        list[PositiveInteger],
+        f"{shown_path(path)}: labels",
+    )
     names = validate(read_json(listed), dict[str, Text], listed)
     absent = [label for label in labels if str(label) not in names]
     if absent:
-        raise RecordError(f"{shown_path(listed)}: no name of class {absent[0]}, which {shown_path(path)} has")
-    return dict(all=[(f"image_{i:05d}.jpg", label - 1, names[str(label)]) for i, label in enumerate(labels, 1)])
+        raise RecordError(
+            f"{shown_path(listed)}: no name of class {absent[0]}, which {shown_path(path)} has"
+        )
+    return dict(
+        all=[
+            (f"image_{i:05d}.jpg", label - 1, names[str(label)])
+            for i, label in enumerate(labels, 1)
+        ]
+    )
 
 # %% ../nbs/01_annotations.ipynb #b16d0417
 @lru_cache
-def imagenet_names()->dict: # 1000 wnids in label order
+def imagenet_names() -> dict:  # 1000 wnids in label order
     "ImageNet's class names by WordNet id."
     import_open_clip()
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
     from timm.data.imagenet_info import ImageNetInfo
+
     return dict(zip(ImageNetInfo("imagenet-1k").label_names(), IMAGENET_CLASSNAMES, strict=True))
 
 # %% ../nbs/01_annotations.ipynb #9d45ff00
 def _wnids(folder, known):
     found = folder_names(folder)
-    if strange := [w for w in found if w not in known]: raise ValueError(f"{Path(folder)/strange[0]}: no class of ImageNet")
+    if strange := [w for w in found if w not in known]:
+        raise ValueError(f"{Path(folder) / strange[0]}: no class of ImageNet")
     return found
 
 # %% ../nbs/01_annotations.ipynb #e589207a
-def wnid_folders(row:object, folder:str|Path, parts:tuple=(("test", ""),))->dict:
+def wnid_folders(row: object, folder: str | Path, parts: tuple = (("test", ""),)) -> dict:
     "Items of a dataset with one folder per WordNet id; `parts` are folders within the image folder."
     names, out = imagenet_names(), {}
     for part, sub in parts:
-        images = Path(folder)/row.images; number = {w: k for k, w in enumerate(_wnids(images/sub, names))}
-        out[part] = [(os.path.join(sub, w, f), k, names[w]) for w, k in number.items() for f in image_names(images/sub/w)]
+        images = Path(folder) / row.images
+        number = {w: k for k, w in enumerate(_wnids(images / sub, names))}
+        out[part] = [
+            (os.path.join(sub, w, f), k, names[w])
+            for w, k in number.items()
+            for f in image_names(images / sub / w)
+        ]
     return out
 
 # %% ../nbs/01_annotations.ipynb #c6cb5cb2
-def imagenet(row:object, folder:str|Path)->dict:
+def imagenet(row: object, folder: str | Path) -> dict:
     "ImageNet's train folders, and its validation images as test."
     return wnid_folders(row, folder, (("train", "train"), ("test", "val")))
 
 # %% ../nbs/01_annotations.ipynb #a6158508
-def numbered_folders(row:object, folder:str|Path)->dict:
+def numbered_folders(row: object, folder: str | Path) -> dict:
     "Items of ImageNetV2: the name of a folder is the label."
-    images, names = Path(folder)/row.images, list(imagenet_names().values())
+    images, names = Path(folder) / row.images, list(imagenet_names().values())
     folders = folder_names(images)
-    if strange := [f for f in folders if not (f.isdecimal() and int(f) < len(names))]: raise ValueError(f"{images/strange[0]}: no label of ImageNet")
-    return dict(test=[(f"{f}/{i}", int(f), names[int(f)]) for f in sorted(folders, key=int) for i in image_names(images/f)])
+    if strange := [f for f in folders if not (f.isdecimal() and int(f) < len(names))]:
+        raise ValueError(f"{images / strange[0]}: no label of ImageNet")
+    return dict(
+        test=[
+            (f"{f}/{i}", int(f), names[int(f)])
+            for f in sorted(folders, key=int)
+            for i in image_names(images / f)
+        ]
+    )
 
 # %% ../nbs/01_annotations.ipynb #36c66126
 def cut(
-    items:list, # the images of one class
-    rng:random.Random, # the shuffle's stream
-)->dict[str, list]: # train, val and test
+    items: list,  # the images of one class
+    rng: random.Random,  # the shuffle's stream
+) -> dict[str, list]:  # train, val and test
     "CoOp's cut of one class: half to train, a fifth to val, the rest to test, after a shuffle."
     items = rng.sample(items, len(items))
-    n_train, n_val = max(1, round(.5*len(items))), round(.2*len(items))
-    return dict(train=items[:n_train], val=items[n_train:n_train+n_val], test=items[n_train+n_val:])
+    n_train, n_val = max(1, round(0.5 * len(items))), round(0.2 * len(items))
+    return dict(
+        train=items[:n_train], val=items[n_train : n_train + n_val], test=items[n_train + n_val :]
+    )
 
 # %% ../nbs/01_annotations.ipynb #d59934ed
 def _cut_val(items, rng):
-    items = rng.sample(items, len(items)); n_val = round(.2*len(items))
+    items = rng.sample(items, len(items))
+    n_val = round(0.2 * len(items))
     return dict(val=items[:n_val], train=items[n_val:])
 
 # %% ../nbs/01_annotations.ipynb #f063099c
 def cut_items(
-    parts:dict, # items by part, with `all`, or `trainval` and `test`
-    seed:int=0, # of the shuffle
-)->dict: # train, val and test
+    parts: dict,  # items by part, with `all`, or `trainval` and `test`
+    seed: int = 0,  # of the shuffle
+) -> dict:  # train, val and test
     "Items cut as CoOp cut them, class by class."
-    if "train" in parts: return parts
-    rng, whole, out = random.Random(seed), "all" in parts, dict(train=[], val=[], test=list(parts.get("test", [])))
+    if "train" in parts:
+        return parts
+    rng, whole, out = (
+        random.Random(seed),
+        "all" in parts,
+        dict(train=[], val=[], test=list(parts.get("test", []))),
+    )
     groups = {}
-    for item in parts["all" if whole else "trainval"]: groups.setdefault(item[1], []).append(item)
+    for item in parts["all" if whole else "trainval"]:
+        groups.setdefault(item[1], []).append(item)
     for label in sorted(groups):
-        for part, chosen in (cut if whole else _cut_val)(groups[label], rng).items(): out[part] += chosen
+        for part, chosen in (cut if whole else _cut_val)(groups[label], rng).items():
+            out[part] += chosen
     return out

@@ -10,7 +10,12 @@ __all__ = ['BACKBONES', 'SCHEMES', 'WEIGHT_SUFFIXES', 'PRECISIONS', 'CROP_SCALE'
            'load_backbone', 'parted', 'ahead', 'cores', 'kept_share', 'Pixels', 'Views']
 
 # %% ../nbs/02_backbones.ipynb #e3789c28
-import itertools, logging, os, pickle, threading, warnings
+import itertools
+import logging
+import os
+import pickle
+import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +23,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-import huggingface_hub, numpy as np, psutil, torch
+
+import huggingface_hub
+import numpy as np
+import psutil
+import torch
 from fastcore.basics import patch
 from PIL import Image
 from tqdm.auto import tqdm
-from .images import Images
+
 from .foundation import choose, content_key, import_open_clip, regular_file, stream
+from .images import Images
 from .mini import models as mini
 from .values import Flag, convert
 
@@ -31,33 +41,47 @@ from .values import Flag, convert
 @dataclass(frozen=True)
 class BackboneRow:
     "How open_clip names a backbone: `model` and the tag or path `pretrained` ('' = random weights, None = weights of the benchmark)."
+
     model: str
-    pretrained: str|None
+    pretrained: str | None
+
 
 BACKBONES = {
-    "mini": BackboneRow("mini", None), "mini-rn": BackboneRow("mini-rn", None),
-    "RN50": BackboneRow("RN50", "openai"), "RN101": BackboneRow("RN101", "openai"),
-    "ViT-B-32": BackboneRow("ViT-B-32", "openai"), "ViT-B-16": BackboneRow("ViT-B-16", "openai"), "ViT-L-14": BackboneRow("ViT-L-14", "openai"),
-    "CoCa-B-32": BackboneRow("coca_ViT-B-32", "laion2b_s13b_b90k")}
+    "mini": BackboneRow("mini", None),
+    "mini-rn": BackboneRow("mini-rn", None),
+    "RN50": BackboneRow("RN50", "openai"),
+    "RN101": BackboneRow("RN101", "openai"),
+    "ViT-B-32": BackboneRow("ViT-B-32", "openai"),
+    "ViT-B-16": BackboneRow("ViT-B-16", "openai"),
+    "ViT-L-14": BackboneRow("ViT-L-14", "openai"),
+    "CoCa-B-32": BackboneRow("coca_ViT-B-32", "laion2b_s13b_b90k"),
+}
 
 # %% ../nbs/02_backbones.ipynb #61b8db7a
 def quick_gelu_blocks(
-    model:torch.nn.Module, # a built open_clip model
-)->list[bool]: # one entry per feed-forward activation
+    model: torch.nn.Module,  # a built open_clip model
+) -> list[bool]:  # one entry per feed-forward activation
     "For every feed-forward activation of `model`: is it QuickGELU?"
-    acts = [m.gelu for m in model.modules() if isinstance(getattr(m, "gelu", None), torch.nn.Module)]
+    acts = [
+        m.gelu for m in model.modules() if isinstance(getattr(m, "gelu", None), torch.nn.Module)
+    ]
     return [type(a).__name__ == "QuickGELU" for a in acts]
 
 # %% ../nbs/02_backbones.ipynb #5e71db5a
 def wants_quick_gelu(
-    model:str, # open_clip architecture
-    tag:str, # open_clip weight tag
-)->bool:
+    model: str,  # open_clip architecture
+    tag: str,  # open_clip weight tag
+) -> bool:
     "Were the weights of `tag` trained with QuickGELU?"
     open_clip = import_open_clip()
-    tags = dict.fromkeys(open_clip.list_pretrained_tags_by_model(model.removesuffix("-quickgelu")) + open_clip.list_pretrained_tags_by_model(model))
+    tags = dict.fromkeys(
+        open_clip.list_pretrained_tags_by_model(model.removesuffix("-quickgelu"))
+        + open_clip.list_pretrained_tags_by_model(model)
+    )
     choose(tag, tags, f"weight tag of {model}")
-    cfg = open_clip.get_pretrained_cfg(model, tag) or open_clip.get_pretrained_cfg(model.removesuffix("-quickgelu"), tag)
+    cfg = open_clip.get_pretrained_cfg(model, tag) or open_clip.get_pretrained_cfg(
+        model.removesuffix("-quickgelu"), tag
+    )
     return bool(cfg.get("quick_gelu", False))
 
 # %% ../nbs/02_backbones.ipynb #14860031
@@ -156,7 +180,11 @@ WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
 
 
 def _is_path(pretrained):
-    return Path(pretrained).suffix.lower() in WEIGHT_SUFFIXES or "/" in pretrained or os.sep in pretrained
+    return (
+        Path(pretrained).suffix.lower() in WEIGHT_SUFFIXES
+        or "/" in pretrained
+        or os.sep in pretrained
+    )
 
 
 def _checked(built, quick, what):
@@ -428,59 +456,80 @@ class Backbone:
 
 # %% ../nbs/02_backbones.ipynb #9894b66f
 @patch(as_prop=True)
-def is_vit(self:Backbone)->bool:
+def is_vit(self: Backbone) -> bool:
     "Is the image tower a vision transformer?"
     return hasattr(self.model.visual, "transformer")
 
+
 @patch(as_prop=True)
-def size(self:Backbone)->int:
+def size(self: Backbone) -> int:
     "Side of the square input, in pixels."
     size = self.preprocess_cfg.size
     return size if isinstance(size, int) else size[0]
 
+
 @patch(as_prop=True)
-def feature_width(self:Backbone)->int:
+def feature_width(self: Backbone) -> int:
     "Width of the features that image and text share."
     return self.model.visual.output_dim
 
+
 @patch
-def __repr__(self:Backbone): return f"Backbone({self.name!r}, {self.device}, {self.precision}, {self.size} px, key {self.key})"
+def __repr__(self: Backbone):
+    return (
+        f"Backbone({self.name!r}, {self.device}, {self.precision}, {self.size} px, key {self.key})"
+    )
 
 # %% ../nbs/02_backbones.ipynb #eed8a60c
-CROP_SCALE = (.5, 1.)
+CROP_SCALE = (0.5, 1.0)
+
 
 @patch
-def train_transform(self:Backbone, flip:bool=True, scale:tuple=CROP_SCALE)->Callable:
+def train_transform(self: Backbone, flip: bool = True, scale: tuple = CROP_SCALE) -> Callable:
     "Random crop and mirror on PIL images, then tensor and normalisation; draws from torch's global generator."
     from torchvision import transforms as T
-    steps = [T.RandomResizedCrop(self.size, scale=scale, ratio=(3/4, 4/3), interpolation=T.InterpolationMode.BICUBIC)]
-    if flip: steps.append(T.RandomHorizontalFlip())
-    return T.Compose(steps + [T.ToTensor(), T.Normalize(self.preprocess_cfg.mean, self.preprocess_cfg.std)])
+
+    steps = [
+        T.RandomResizedCrop(
+            self.size, scale=scale, ratio=(3 / 4, 4 / 3), interpolation=T.InterpolationMode.BICUBIC
+        )
+    ]
+    if flip:
+        steps.append(T.RandomHorizontalFlip())
+    return T.Compose(
+        steps + [T.ToTensor(), T.Normalize(self.preprocess_cfg.mean, self.preprocess_cfg.std)]
+    )
 
 # %% ../nbs/02_backbones.ipynb #dcee1b56
 def draw(
-    transform:Callable, # from `train_transform`
-    size:tuple, # width and height of the image
-)->tuple: # box and mirror
+    transform: Callable,  # from `train_transform`
+    size: tuple,  # width and height of the image
+) -> tuple:  # box and mirror
     "Draw the random part of `transform` for an image of that `size`."
-    crop, *rest = transform.transforms; shape = torch.empty(1, size[1], size[0], device="meta")
-    return crop.get_params(shape, crop.scale, crop.ratio), any([bool(torch.rand(1) < t.p) for t in rest if type(t).__name__ == "RandomHorizontalFlip"])
+    crop, *rest = transform.transforms
+    shape = torch.empty(1, size[1], size[0], device="meta")
+    return crop.get_params(shape, crop.scale, crop.ratio), any(
+        [bool(torch.rand(1) < t.p) for t in rest if type(t).__name__ == "RandomHorizontalFlip"]
+    )
+
 
 def cropped(
-    transform:Callable, # from `train_transform`
-    image:Image.Image, # a PIL image
-    drawn:tuple, # from `draw`
-)->Image.Image: # a PIL image of the encoder's size
+    transform: Callable,  # from `train_transform`
+    image: Image.Image,  # a PIL image
+    drawn: tuple,  # from `draw`
+) -> Image.Image:  # a PIL image of the encoder's size
     "The part of `image` that was `drawn`."
     from torchvision.transforms import functional as TF
+
     (box, mirror), crop = drawn, transform.transforms[0]
     image = TF.resized_crop(image, *box, crop.size, crop.interpolation)
     return TF.hflip(image) if mirror else image
 
+
 def drawn(
-    transform:Callable, # from `train_transform`
-    image:Image.Image, # a PIL image
-)->Callable: # function without arguments -> tensor (3, s, s)
+    transform: Callable,  # from `train_transform`
+    image: Image.Image,  # a PIL image
+) -> Callable:  # function without arguments -> tensor (3, s, s)
     "Draw the random part of `transform` for `image` now; what is returned does the rest, whenever and wherever it is called."
     chosen, tail = draw(transform, image.size), transform.transforms[-2:]
     return lambda: tail[1](tail[0](cropped(transform, image, chosen)))
@@ -520,7 +569,9 @@ def _stamp(name):
 @lru_cache(maxsize=4)
 def _load(name, device, precision, channels_last, compiled, stamp):
     row = _row(name)
-    model = mini.build(row.model) if row.pretrained is None else build_model(row.model, row.pretrained)
+    model = (
+        mini.build(row.model) if row.pretrained is None else build_model(row.model, row.pretrained)
+    )
     return Backbone(name, model, row.model, device, precision, channels_last, compiled)
 
 # %% ../nbs/02_backbones.ipynb #1f813bb6
@@ -535,7 +586,9 @@ def load_backbone(
     if isinstance(name, Backbone):
         return name
     if not isinstance(name, str):
-        raise ValueError(f"a backbone is named by a string such as 'ViT-B-16', got {shortened(repr(name))}")
+        raise ValueError(
+            f"a backbone is named by a string such as 'ViT-B-16', got {shortened(repr(name))}"
+        )
     device = default_device() if device is None else check_device(device)
     if precision is None:
         precision = default_precision(device)
@@ -547,33 +600,51 @@ def load_backbone(
 
 # %% ../nbs/02_backbones.ipynb #2c81c1b3
 def parted(
-    transform:Callable, # a torchvision Compose, or any function from a PIL image to a tensor (3, s, s)
-)->tuple: # PIL image -> tensor of one image; batch of these (B, ...) -> (B, 3, s, s)
+    transform: Callable,  # a torchvision Compose, or any function from a PIL image to a tensor (3, s, s)
+) -> tuple:  # PIL image -> tensor of one image; batch of these (B, ...) -> (B, 3, s, s)
     "`transform` in two: its work on one image, and its work on numbers, which a whole batch can go through at once."
-    steps = list(getattr(transform, "transforms", [])); kinds = [isinstance(t, _to_tensor()) for t in steps]
-    if True not in kinds: return transform, lambda x: x
+    steps = list(getattr(transform, "transforms", []))
+    kinds = [isinstance(t, _to_tensor()) for t in steps]
+    if True not in kinds:
+        return transform, lambda x: x
     cut = kinds.index(True)
-    def pixels(image): return torch.from_numpy(np.array(_through(steps[:cut], image)))
-    def numbers(x): return _through(steps[cut + 1:], x.permute(0, 3, 1, 2).contiguous().float().div(255))
+
+    def pixels(image):
+        return torch.from_numpy(np.array(_through(steps[:cut], image)))
+
+    def numbers(x):
+        return _through(steps[cut + 1 :], x.permute(0, 3, 1, 2).contiguous().float().div(255))
+
     return pixels, numbers
 
+
 def _through(steps, x):
-    for step in steps: x = step(x)
+    for step in steps:
+        x = step(x)
     return x
 
+
 @lru_cache
-def _to_tensor(): import_open_clip(); from torchvision.transforms import ToTensor; return ToTensor
+def _to_tensor():
+    import_open_clip()
+    from torchvision.transforms import ToTensor
+
+    return ToTensor
 
 # %% ../nbs/02_backbones.ipynb #ad4828e0
 def ahead(
-    items:Iterable, # anything that can be gone through
-    n:int=2, # how many are asked for in advance
-)->Iterator:
+    items: Iterable,  # anything that can be gone through
+    n: int = 2,  # how many are asked for in advance
+) -> Iterator:
     "The same `items`, each asked for when the one `n` places before it is given out."
-    items = iter(items); waiting = deque(itertools.islice(items, n))
-    while waiting: waiting.extend(itertools.islice(items, 1)); yield waiting.popleft()
+    items = iter(items)
+    waiting = deque(itertools.islice(items, n))
+    while waiting:
+        waiting.extend(itertools.islice(items, 1))
+        yield waiting.popleft()
 
-def cores()->int:
+
+def cores() -> int:
     "The processor cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
@@ -634,7 +705,8 @@ class Pixels:
         self,
         batch_size: int,  # images per batch
         device: str | torch.device = "cpu",  # where the batches are wanted
-        threads: int | None = None,  # that decode; None is one beside a processor that encodes, and one per core beside a GPU
+        threads: int
+        | None = None,  # that decode; None is one beside a processor that encodes, and one per core beside a GPU
     ) -> Iterator:  # batches (B, 3, s, s)
         "The images in batches; while one is used the next two are made."
         pinned, step = torch.device(device).type == "cuda", max(1, batch_size // self.each)
@@ -642,9 +714,14 @@ class Pixels:
         starts = range(0, len(self.images), step)
         self.cropped.clear()
         try:
-            for work in ahead([pool.submit(self.pixels, i) for i in range(a, min(a + step, len(self.images)))] for a in starts):
+            for work in ahead(
+                [pool.submit(self.pixels, i) for i in range(a, min(a + step, len(self.images)))]
+                for a in starts
+            ):
                 batch = torch.cat([w.result() for w in work])
-                yield self.numbers((batch.pin_memory() if pinned else batch).to(device, non_blocking=True))
+                yield self.numbers(
+                    (batch.pin_memory() if pinned else batch).to(device, non_blocking=True)
+                )
         finally:
             pool.shutdown(cancel_futures=True)
         self.warn_of_crops()
@@ -664,35 +741,45 @@ class Pixels:
         )
 
 # %% ../nbs/02_backbones.ipynb #d8710462
-def _size(images, i): return images.size(i) if isinstance(images, Images) else images[i].size
+def _size(images, i):
+    return images.size(i) if isinstance(images, Images) else images[i].size
+
 
 class Views(Pixels):
     "`views` random crops of each image, drawn when this is made; image by image, each decoded once."
-    def __init__(self,
-        images:Sequence, # N PIL images, or anything indexable that gives them
-        transform:Callable, # from `train_transform`
-        views:int, # R
+
+    def __init__(
+        self,
+        images: Sequence,  # N PIL images, or anything indexable that gives them
+        transform: Callable,  # from `train_transform`
+        views: int,  # R
     ):
-        super().__init__(images, transform); self.each, sizes = views, [_size(images, i) for i in range(len(images))]
+        super().__init__(images, transform)
+        self.each, sizes = views, [_size(images, i) for i in range(len(images))]
         self.drawn = [[draw(transform, size) for size in sizes] for _ in range(views)]
-    def pixels(self, i:int)->torch.Tensor:
+
+    def pixels(self, i: int) -> torch.Tensor:
         image = self.images[i]
-        return torch.from_numpy(np.stack([np.array(cropped(self.transform, image, view[i])) for view in self.drawn]))
+        return torch.from_numpy(
+            np.stack([np.array(cropped(self.transform, image, view[i])) for view in self.drawn])
+        )
 
 # %% ../nbs/02_backbones.ipynb #ee542fea
 @patch
-def autocast(self:Backbone)->AbstractContextManager:
+def autocast(self: Backbone) -> AbstractContextManager:
     "The context in which the encoders compute in the backbone's precision."
     dtype = PRECISIONS[self.precision]
     return torch.autocast(torch.device(self.device).type, dtype) if dtype else nullcontext()
 
+
 @patch
 @torch.no_grad()
-def _encode(self:Backbone, function, batches, total, desc):
+def _encode(self: Backbone, function, batches, total, desc):
     out, bar = [], tqdm(total=total, desc=desc, delay=3, leave=False)
     with self.autocast():
         for batch in batches:
-            out.append(function(batch.to(self.device), normalize=False).float()); bar.update(len(batch))
+            out.append(function(batch.to(self.device), normalize=False).float())
+            bar.update(len(batch))
     bar.close()
     return torch.cat(out).cpu()  # once: a GPU is not waited for in between
 
@@ -735,43 +822,61 @@ def encode_text(
 # %% ../nbs/02_backbones.ipynb #72fbdca9
 def _activations(self, n):
     "Bytes that a forward of `n` images needs on the GPU beside what is there already."
-    torch.cuda.reset_peak_memory_stats(self.device); before = torch.cuda.memory_allocated(self.device)
-    with torch.no_grad(), self.autocast(): self.model.encode_image(torch.zeros(n, 3, self.size, self.size, device=self.device))
+    torch.cuda.reset_peak_memory_stats(self.device)
+    before = torch.cuda.memory_allocated(self.device)
+    with torch.no_grad(), self.autocast():
+        self.model.encode_image(torch.zeros(n, 3, self.size, self.size, device=self.device))
     return torch.cuda.max_memory_allocated(self.device) - before
 
+
 @patch
-def find_batch_size(self:Backbone, most:int=1024)->int:
+def find_batch_size(self: Backbone, most: int = 1024) -> int:
     "Images per forward that suit the backbone's device."
-    if torch.device(self.device).type != "cuda": return max(8, min(256, 3_300_000//self.size**2//8*8))
-    each = max(1, (_activations(self, 16) - _activations(self, 8))/8); free, _ = torch.cuda.mem_get_info(self.device)
-    return int(2**np.floor(np.log2(np.clip(free/2/each, 1, most))))
+    if torch.device(self.device).type != "cuda":
+        return max(8, min(256, 3_300_000 // self.size**2 // 8 * 8))
+    each = max(1, (_activations(self, 16) - _activations(self, 8)) / 8)
+    free, _ = torch.cuda.mem_get_info(self.device)
+    return int(2 ** np.floor(np.log2(np.clip(free / 2 / each, 1, most))))
 
 # %% ../nbs/02_backbones.ipynb #677b056b
 @patch
-def encode_pixels(self:Backbone,
-    pixels:Pixels, # N images
-    batch_size:int|None=None, # images per forward; None finds it
-)->torch.Tensor: # (N, D) raw image features
+def encode_pixels(
+    self: Backbone,
+    pixels: Pixels,  # N images
+    batch_size: int | None = None,  # images per forward; None finds it
+) -> torch.Tensor:  # (N, D) raw image features
     "Encode images that are made into batches by `pixels`."
     layout = torch.channels_last if self.channels_last else torch.contiguous_format
-    batches = (x.contiguous(memory_format=layout) for x in pixels.split(batch_size or self.find_batch_size(), self.device))
+    batches = (
+        x.contiguous(memory_format=layout)
+        for x in pixels.split(batch_size or self.find_batch_size(), self.device)
+    )
     return self._encode(self.image_encoder, batches, len(pixels), "encoding images")
 
+
 @patch
-def encode_images(self:Backbone,
-    images:Sequence, # N PIL images, or anything indexable that gives them
-    transform:Callable|None=None, # PIL image -> tensor (3, s, s); default: the test transform
-    batch_size:int|None=None, # images per forward; None finds it
-)->torch.Tensor: # (N, D) raw image features
+def encode_images(
+    self: Backbone,
+    images: Sequence,  # N PIL images, or anything indexable that gives them
+    transform: Callable | None = None,  # PIL image -> tensor (3, s, s); default: the test transform
+    batch_size: int | None = None,  # images per forward; None finds it
+) -> torch.Tensor:  # (N, D) raw image features
     "Encode images through `transform`."
     return self.encode_pixels(Pixels(images, transform or self.preprocess), batch_size)
 
+
 @patch
-def encode_views(self:Backbone,
-    images:Sequence, # N PIL images, or anything indexable that gives them
-    transform:Callable, # from `train_transform`
-    views:int, # R
-    batch_size:int|None=None, # crops per forward; None finds it
-)->torch.Tensor: # (R, N, D) raw image features
+def encode_views(
+    self: Backbone,
+    images: Sequence,  # N PIL images, or anything indexable that gives them
+    transform: Callable,  # from `train_transform`
+    views: int,  # R
+    batch_size: int | None = None,  # crops per forward; None finds it
+) -> torch.Tensor:  # (R, N, D) raw image features
     "Encode `views` random crops of each image in one pass; draws from torch's global generator."
-    return self.encode_pixels(Views(images, transform, views), batch_size).unflatten(0, (len(images), views)).transpose(0, 1).contiguous()
+    return (
+        self.encode_pixels(Views(images, transform, views), batch_size)
+        .unflatten(0, (len(images), views))
+        .transpose(0, 1)
+        .contiguous()
+    )

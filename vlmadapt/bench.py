@@ -38,7 +38,7 @@ from .methods.hegraph_adapter import HeGraphAdapter
 from .methods.mudpt import MuDPT
 from .methods.prompted import free_memory
 from .problem import Features, Problem
-from .rows import resident_peak, reset_peak
+from .rows import reset_peak, resident_peak
 from .values import PositiveInteger, convert
 
 # %% ../nbs/90_bench.ipynb #f9138da9

@@ -7,17 +7,29 @@ __all__ = ['EXAMPLE', 'NAMES', 'PLAIN', 'PATTERNS', 'VERDICTS', 'NEEDED', 'MAY',
            'check_claim', 'collapse_of', 'collapsed', 'vlmadapt_claim']
 
 # %% ../nbs/66_claims.ipynb #3b013bd1
-import difflib, re, sys
+import difflib
+import re
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-import numpy as np, pandas as pd
+
+import numpy as np
+import pandas as pd
 from fastcore.script import call_parse
+
 from .backbones import BACKBONES
 from .datasets import DATASETS
 from .foundation import choose
 from .methods import METHODS
-from .published import BACKBONE_NAMES, DATASET_NAMES, ELEVEN, METHOD_NAMES, binomial_error, half_width
+from vlmadapt.published import (
+    BACKBONE_NAMES,
+    DATASET_NAMES,
+    ELEVEN,
+    METHOD_NAMES,
+    binomial_error,
+    half_width,
+)
 from .results import averages, read_results, rows_below
 from .rows import UNTRAINED, base_of, in_order
 from .tasks import PETL
@@ -26,174 +38,351 @@ from .tasks import PETL
 @dataclass
 class Claim:
     "A `method` on a `backbone` with so many `shots` reaches `value` percent on a `dataset`, or on average over so many `datasets`."
-    method:str; backbone:str; shots:int; value:float; dataset:str=""; datasets:int=0; prompts:str=""
+
+    method: str
+    backbone: str
+    shots: int
+    value: float
+    dataset: str = ""
+    datasets: int = 0
+    prompts: str = ""
+
     def __post_init__(self):
-        if not self.shots and self.method not in UNTRAINED: raise ValueError(f"{self.method} is trained, the claim cannot be about 0 shots")
+        if not self.shots and self.method not in UNTRAINED:
+            raise ValueError(f"{self.method} is trained, the claim cannot be about 0 shots")
+
     def __str__(self):
         where = self.dataset or (f"{self.datasets}-dataset average" if self.datasets else "average")
-        return ", ".join(filter(None, [self.method, self.backbone, f"{self.shots} shots", self.prompts and f"prompts {self.prompts}", f"{where} {self.value:.2f}"]))
+        return ", ".join(
+            filter(
+                None,
+                [
+                    self.method,
+                    self.backbone,
+                    f"{self.shots} shots",
+                    self.prompts and f"prompts {self.prompts}",
+                    f"{where} {self.value:.2f}",
+                ],
+            )
+        )
 
 # %% ../nbs/66_claims.ipynb #29dd8ca1
 EXAMPLE = "HeGraphAdapter, RN50, 16 shots, 11-dataset average 77.30"
-NAMES = dict(backbone={**{b: b for b in BACKBONES}, **{v: k for k, v in BACKBONE_NAMES.items()}}, method={**{m: m for m in METHODS}, **METHOD_NAMES},
-             dataset={**{d: d for d in DATASETS}, **{v: k for k, v in DATASET_NAMES.items()}})
-PLAIN = {field: {name.lower(): ours for name, ours in names.items()} for field, names in NAMES.items()}
-PATTERNS = [r"(?P<shots>\d+)[ -]shots?", r"prompts (?P<prompts>\S+)", r"(?:(?P<datasets>\d+)[ -]datasets? )?average(?: of)? (?P<value>\d+(?:\.\d+)?) ?%?",
-            r"(?P<dataset>\S+) (?P<value>\d+(?:\.\d+)?) ?%?", r"(?P<backbone>[\w-]+:[\w.-]*)"]
+NAMES = dict(
+    backbone={**{b: b for b in BACKBONES}, **{v: k for k, v in BACKBONE_NAMES.items()}},
+    method={**{m: m for m in METHODS}, **METHOD_NAMES},
+    dataset={**{d: d for d in DATASETS}, **{v: k for k, v in DATASET_NAMES.items()}},
+)
+PLAIN = {
+    field: {name.lower(): ours for name, ours in names.items()} for field, names in NAMES.items()
+}
+PATTERNS = [
+    r"(?P<shots>\d+)[ -]shots?",
+    r"prompts (?P<prompts>\S+)",
+    r"(?:(?P<datasets>\d+)[ -]datasets? )?average(?: of)? (?P<value>\d+(?:\.\d+)?) ?%?",
+    r"(?P<dataset>\S+) (?P<value>\d+(?:\.\d+)?) ?%?",
+    r"(?P<backbone>[\w-]+:[\w.-]*)",
+]
+
 
 def _typed(field, text):
-    if field == "dataset": return PLAIN["dataset"].get(text.lower()) or choose(text, NAMES["dataset"], "dataset")
-    return float(text) if field == "value" else int(text) if field in ("shots", "datasets") else text
+    if field == "dataset":
+        return PLAIN["dataset"].get(text.lower()) or choose(text, NAMES["dataset"], "dataset")
+    return (
+        float(text) if field == "value" else int(text) if field in ("shots", "datasets") else text
+    )
 
 # %% ../nbs/66_claims.ipynb #59f309f1
 def _of(part):
     "Which fields of a claim `part` fills, and with what."
     for field in ("backbone", "method"):
-        if part.lower() in PLAIN[field]: return {field: PLAIN[field][part.lower()]}
+        if part.lower() in PLAIN[field]:
+            return {field: PLAIN[field][part.lower()]}
     for pattern in PATTERNS:
-        if m := re.fullmatch(pattern, part, re.IGNORECASE): return {k: _typed(k, v) for k, v in m.groupdict().items() if v}
-    if base_of(part) in METHODS: return dict(method=part)  # a variant
-    if base_of(part) in PETL: raise ValueError(f"{part!r} is a tuner of generative tasks; claims can be made about classification only")
+        if m := re.fullmatch(pattern, part, re.IGNORECASE):
+            return {k: _typed(k, v) for k, v in m.groupdict().items() if v}
+    if base_of(part) in METHODS:
+        return dict(method=part)  # a variant
+    if base_of(part) in PETL:
+        raise ValueError(
+            f"{part!r} is a tuner of generative tasks; claims can be made about classification only"
+        )
     near = difflib.get_close_matches(part, [*NAMES["method"], *NAMES["backbone"]], n=1)
-    raise ValueError(f"cannot read {part!r} in the claim; " + (f"did you mean {near[0]!r}?" if near else f"it should read like '{EXAMPLE}'"))
+    raise ValueError(
+        f"cannot read {part!r} in the claim; "
+        + (f"did you mean {near[0]!r}?" if near else f"it should read like '{EXAMPLE}'")
+    )
 
 # %% ../nbs/66_claims.ipynb #392c33db
 def read_claim(
-    text:str, # such as "HeGraphAdapter, RN50, 16 shots, 11-dataset average 77.30"
-)->Claim:
+    text: str,  # such as "HeGraphAdapter, RN50, 16 shots, 11-dataset average 77.30"
+) -> Claim:
     "The claim that `text` makes."
     found = {}
     for part in filter(None, map(str.strip, text.split(","))):
-        if twice := found.keys() & (new := _of(part)).keys(): raise ValueError(f"the claim names its {min(twice)} twice")
+        if twice := found.keys() & (new := _of(part)).keys():
+            raise ValueError(f"the claim names its {min(twice)} twice")
         found |= new
-    if found.get("method") == "ZeroShot": found.setdefault("shots", 0)
+    if found.get("method") == "ZeroShot":
+        found.setdefault("shots", 0)
     for field in ("method", "backbone", "shots", "value"):
-        if field not in found: raise ValueError(f"the claim names no {field}" + "".join(f", its {k} is {v!r}" for k, v in found.items()) + f"; it should read like '{EXAMPLE}'")
-    if found["value"] > 100: raise ValueError(f"{found['value']:g} is no accuracy in percent")
+        if field not in found:
+            raise ValueError(
+                f"the claim names no {field}"
+                + "".join(f", its {k} is {v!r}" for k, v in found.items())
+                + f"; it should read like '{EXAMPLE}'"
+            )
+    if found["value"] > 100:
+        raise ValueError(f"{found['value']:g} is no accuracy in percent")
     return Claim(**found)
 
 # %% ../nbs/66_claims.ipynb #303aaff8
 VERDICTS = ["holds", "does not hold", "cannot be told"]
 
+
 @dataclass
 class Answer:
     "A `verdict` on a `claim`, with `why`, and the `mean` and the interval from `low` to `high` where there are rows."
-    claim:Claim; verdict:str; why:str; mean:float=np.nan; low:float=np.nan; high:float=np.nan; rows:int=0
+
+    claim: Claim
+    verdict: str
+    why: str
+    mean: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+    rows: int = 0
+
     def __str__(self):
-        ours = f" ours {self.mean:.2f}, 95 % from {self.low:.2f} to {self.high:.2f}, {self.rows} rows;" if self.rows else ""
+        ours = (
+            f" ours {self.mean:.2f}, 95 % from {self.low:.2f} to {self.high:.2f}, {self.rows} rows;"
+            if self.rows
+            else ""
+        )
         return f"{self.claim}: {self.verdict};{ours} {self.why}"
 
 # %% ../nbs/66_claims.ipynb #9e6fba2c
-NEEDED = ["dataset", "backbone", "shots"] # by rows that a claim can be about
-MAY = ["prompts", "views", "trials", "n", "trained_on", "part", "point"] # be told by a row
+NEEDED = ["dataset", "backbone", "shots"]  # by rows that a claim can be about
+MAY = ["prompts", "views", "trials", "n", "trained_on", "part", "point"]  # be told by a row
+
 
 def _of_claims(results):
     "The rows of whole datasets."
-    results = results.reindex(columns=[*results, *(c for c in NEEDED + MAY if c not in results)]).dropna(subset=NEEDED)
+    results = results.reindex(
+        columns=[*results, *(c for c in NEEDED + MAY if c not in results)]
+    ).dropna(subset=NEEDED)
     return results[results["part"].isna() & results["point"].isna()].astype({"shots": int})
 
-def _alike(results): return ["prompts"] if results["method"].isin(UNTRAINED).all() else ["prompts", "views", "trials"]
+
+def _alike(results):
+    return (
+        ["prompts"] if results["method"].isin(UNTRAINED).all() else ["prompts", "views", "trials"]
+    )
 
 # %% ../nbs/66_claims.ipynb #01b9f239
 def _rows_for(results, claim):
     "The rows that `claim` is about, or none and what there is instead."
     results = _of_claims(results)
-    if results.empty: return results, f"no row of all classes tells its {', '.join(NEEDED[:-1])} and {NEEDED[-1]}"
+    if results.empty:
+        return results, f"no row of all classes tells its {', '.join(NEEDED[:-1])} and {NEEDED[-1]}"
     own = results["trained_on"].isna() | (results["trained_on"] == results["dataset"])
-    if not claim.dataset or (results["dataset"] == claim.dataset)[own].any(): results = results[own]
-    wanted = {k: getattr(claim, k) for k in ("method", "backbone", "shots", "prompts", "dataset") if getattr(claim, k) not in ("", 0)}
+    if not claim.dataset or (results["dataset"] == claim.dataset)[own].any():
+        results = results[own]
+    wanted = {
+        k: getattr(claim, k)
+        for k in ("method", "backbone", "shots", "prompts", "dataset")
+        if getattr(claim, k) not in ("", 0)
+    }
     for column, value in wanted.items():
         kept = results[results[column] == value]
-        there = ", ".join(map(str, in_order(results[column]) if column == "method" else sorted(results[column].dropna().unique())))
-        if kept.empty: return kept, f"no row with {column} {value}, there are {there or 'none of all classes'}"
+        there = ", ".join(
+            map(
+                str,
+                in_order(results[column])
+                if column == "method"
+                else sorted(results[column].dropna().unique()),
+            )
+        )
+        if kept.empty:
+            return kept, f"no row with {column} {value}, there are {there or 'none of all classes'}"
         results = kept
-    return results.drop_duplicates(["dataset", "seed", "accuracy", *_alike(results)]), "" if results["n"].notna().all() else "rows do not tell on how many images they were tested"
+    return results.drop_duplicates(
+        ["dataset", "seed", "accuracy", *_alike(results)]
+    ), "" if results["n"].notna().all() else "rows do not tell on how many images they were tested"
 
 # %% ../nbs/66_claims.ipynb #0e61d4be
-def _told(column): return ", ".join("untold" if pd.isna(v) else f"{v:g}" if isinstance(v, float) else str(v) for v in column.unique())
+def _told(column):
+    return ", ".join(
+        "untold" if pd.isna(v) else f"{v:g}" if isinstance(v, float) else str(v)
+        for v in column.unique()
+    )
+
 
 def _check_one(found):
     "Refuse rows of several kinds."
     for c in _alike(found):
-        if found[c].nunique(dropna=False) > 1: raise ValueError(f"these results mix {c} {_told(found[c])}; " + ("name one in the claim" if c == "prompts" else "choose one folder"))
-    if found.groupby("dataset")["trained_on"].nunique().max() > 1: raise ValueError(f"these results mix trained on {_told(found['trained_on'])}; choose one folder")
+        if found[c].nunique(dropna=False) > 1:
+            raise ValueError(
+                f"these results mix {c} {_told(found[c])}; "
+                + ("name one in the claim" if c == "prompts" else "choose one folder")
+            )
+    if found.groupby("dataset")["trained_on"].nunique().max() > 1:
+        raise ValueError(
+            f"these results mix trained on {_told(found['trained_on'])}; choose one folder"
+        )
     if found.duplicated(["dataset", "seed"]).any():
         where = f", from {', '.join(found['grid'].unique())}" if "grid" in found else ""
-        raise ValueError(f"several rows for one dataset and seed{where}; choose one folder of results")
+        raise ValueError(
+            f"several rows for one dataset and seed{where}; choose one folder of results"
+        )
 
 # %% ../nbs/66_claims.ipynb #6f4e3c26
 def _lacking(found, claim, wanted):
     "What is missing of the rows for `claim`, in words."
     there, seeds = set(found["dataset"]), found.groupby("dataset")["seed"].agg(set)
-    if lost := [d for d in wanted if d not in there]: return f"{len(lost)} of {len(wanted)} datasets missing: {', '.join(lost)}"
-    if claim.datasets and len(there) != claim.datasets: return f"{len(there)} datasets there, the claim is about {claim.datasets}"
-    if uneven := [d for d in seeds.index if seeds[d] != set.union(*seeds)]: return f"seeds missing on {', '.join(uneven)}"
+    if lost := [d for d in wanted if d not in there]:
+        return f"{len(lost)} of {len(wanted)} datasets missing: {', '.join(lost)}"
+    if claim.datasets and len(there) != claim.datasets:
+        return f"{len(there)} datasets there, the claim is about {claim.datasets}"
+    if uneven := [d for d in seeds.index if seeds[d] != set.union(*seeds)]:
+        return f"seeds missing on {', '.join(uneven)}"
     return "one seed only" if found["seed"].nunique() < 2 else ""
 
 # %% ../nbs/66_claims.ipynb #28be0337
 def check_claim(
-    claim:str|Claim, # what is claimed
-    results:pd.DataFrame|str|Path, # from `read_results`, or a folder of results
-    tolerance:float=.1, # points from the mean that always hold
-    widest:float=5., # half of an interval, in points, beyond which nothing can be told
-)->Answer:
+    claim: str | Claim,  # what is claimed
+    results: pd.DataFrame | str | Path,  # from `read_results`, or a folder of results
+    tolerance: float = 0.1,  # points from the mean that always hold
+    widest: float = 5.0,  # half of an interval, in points, beyond which nothing can be told
+) -> Answer:
     "Does `claim` hold by `results`?"
     claim = read_claim(claim) if isinstance(claim, str) else claim
     results = results if isinstance(results, pd.DataFrame) else read_results(results)
     found, instead = _rows_for(results, claim)
-    if instead: return Answer(claim, VERDICTS[2], instead)
-    _check_one(found); lacking = _lacking(found, claim, [PLAIN["dataset"][d.lower()] for d in ELEVEN] if claim.datasets == 11 and not set(found["dataset"]) - set(DATASET_NAMES) else [])
-    told = averages(found.assign(shots=claim.shots)).iloc[0]; n = found.groupby("dataset").agg(accuracy=("accuracy", "mean"), n=("n", "max"))
+    if instead:
+        return Answer(claim, VERDICTS[2], instead)
+    _check_one(found)
+    lacking = _lacking(
+        found,
+        claim,
+        [PLAIN["dataset"][d.lower()] for d in ELEVEN]
+        if claim.datasets == 11 and not set(found["dataset"]) - set(DATASET_NAMES)
+        else [],
+    )
+    told = averages(found.assign(shots=claim.shots)).iloc[0]
+    n = found.groupby("dataset").agg(accuracy=("accuracy", "mean"), n=("n", "max"))
     seeds = 1 if np.isnan(told["sd"]) else found["seed"].nunique()
-    half = float(half_width(told["sd"], seeds, np.sqrt((binomial_error(n["accuracy"], n["n"])**2).sum())/len(n)))
-    answer = lambda verdict, why: Answer(claim, verdict, why, told["mean"], told["mean"] - half, told["mean"] + half, len(found))
-    if lacking: return answer(VERDICTS[2], lacking)
+    half = float(
+        half_width(
+            told["sd"], seeds, np.sqrt((binomial_error(n["accuracy"], n["n"]) ** 2).sum()) / len(n)
+        )
+    )
+    answer = lambda verdict, why: Answer(
+        claim, verdict, why, told["mean"], told["mean"] - half, told["mean"] + half, len(found)
+    )
+    if lacking:
+        return answer(VERDICTS[2], lacking)
     gap = claim.value - told["mean"]
-    if half > widest: return answer(VERDICTS[2], f"the seeds spread too far, {half:.1f} points on either side")
+    if half > widest:
+        return answer(VERDICTS[2], f"the seeds spread too far, {half:.1f} points on either side")
     within = abs(gap) <= max(half, tolerance)
-    return answer(VERDICTS[not within], f"it claims {abs(gap):.2f} points {'more' if gap > 0 else 'less'}, " + ("inside the interval" if abs(gap) <= half else "within the tolerance" if within else "outside the interval"))
+    return answer(
+        VERDICTS[not within],
+        f"it claims {abs(gap):.2f} points {'more' if gap > 0 else 'less'}, "
+        + (
+            "inside the interval"
+            if abs(gap) <= half
+            else "within the tolerance"
+            if within
+            else "outside the interval"
+        ),
+    )
 
 # %% ../nbs/66_claims.ipynb #8297991a
 ELSEWHERE = ("ZeroShot", "LinearProbeScratch")  # do not start from zero-shot and go on
 
+
 def collapse_of(
-    row:dict, # from `read_rows`
-    far:float=10., # points below zero-shot
-    share:float=.95, # of the images that one class is predicted for
-)->str: # what is wrong, or nothing
+    row: dict,  # from `read_rows`
+    far: float = 10.0,  # points below zero-shot
+    share: float = 0.95,  # of the images that one class is predicted for
+) -> str:  # what is wrong, or nothing
     "Has the method of `row` collapsed?"
-    guesses = row.get("predictions", "").split(); counts = Counter(guesses)
+    guesses = row.get("predictions", "").split()
+    counts = Counter(guesses)
     most, K = max(counts.values(), default=0), len(row.get("per_class") or ())
-    chance, below = 100/K if K > 1 else 0., -(row.get("above_zero_shot") or 0.)
-    found = [f"predicts one class for {100*most/len(guesses):.0f} % of the images"] if K > 1 and most and most >= share*len(guesses) else []
-    if K > 1 and row["accuracy"] <= chance + 196*np.sqrt(chance/100*(1 - chance/100)/max(row.get("n", 1), 1)): found.append(f"no better than guessing among {K} classes ({row['accuracy']:.1f} %)")
-    if below >= far and base_of(row["method"]) not in ELSEWHERE: found.append(f"{below:.0f} points below zero-shot")
+    chance, below = 100 / K if K > 1 else 0.0, -(row.get("above_zero_shot") or 0.0)
+    found = (
+        [f"predicts one class for {100 * most / len(guesses):.0f} % of the images"]
+        if K > 1 and most and most >= share * len(guesses)
+        else []
+    )
+    if K > 1 and row["accuracy"] <= chance + 196 * np.sqrt(
+        chance / 100 * (1 - chance / 100) / max(row.get("n", 1), 1)
+    ):
+        found.append(f"no better than guessing among {K} classes ({row['accuracy']:.1f} %)")
+    if below >= far and base_of(row["method"]) not in ELSEWHERE:
+        found.append(f"{below:.0f} points below zero-shot")
     return "; ".join(found) if np.isfinite(row["accuracy"]) else "not a number"
 
 # %% ../nbs/66_claims.ipynb #173d9cdb
 def collapsed(
-    folder:str|Path, # of results
-    **limits, # far and share of `collapse_of`
-)->pd.DataFrame: # run, backbone, shots, method, seed, accuracy, what; and of how many seeds
+    folder: str | Path,  # of results
+    **limits,  # far and share of `collapse_of`
+) -> pd.DataFrame:  # run, backbone, shots, method, seed, accuracy, what; and of how many seeds
     "The rows below `folder` that have collapsed."
     found = []
     for run, rows in rows_below(folder):
         for row in rows:
             if what := collapse_of(row, **limits):
-                seeds, settings = sum(r["method"] == row["method"] for r in rows), {k: row["settings"].get(k) for k in ("dataset", "backbone", "shots")}
-                found.append(dict(run=run.name, **settings, method=row["method"], seed=row["seed"], accuracy=row["accuracy"], what=what, seeds=seeds))
-    return pd.DataFrame(found, columns=["run", "dataset", "backbone", "shots", "method", "seed", "accuracy", "what", "seeds"])
+                seeds, settings = (
+                    sum(r["method"] == row["method"] for r in rows),
+                    {k: row["settings"].get(k) for k in ("dataset", "backbone", "shots")},
+                )
+                found.append(
+                    dict(
+                        run=run.name,
+                        **settings,
+                        method=row["method"],
+                        seed=row["seed"],
+                        accuracy=row["accuracy"],
+                        what=what,
+                        seeds=seeds,
+                    )
+                )
+    return pd.DataFrame(
+        found,
+        columns=[
+            "run",
+            "dataset",
+            "backbone",
+            "shots",
+            "method",
+            "seed",
+            "accuracy",
+            "what",
+            "seeds",
+        ],
+    )
 
 # %% ../nbs/66_claims.ipynb #961df0ff
 @call_parse
 def vlmadapt_claim(
-    claim:str, # such as "HeGraphAdapter, RN50, 16 shots, 11-dataset average 77.30"
-    results:str="outputs", # folder of results
-)->int:
+    claim: str,  # such as "HeGraphAdapter, RN50, 16 shots, 11-dataset average 77.30"
+    results: str = "outputs",  # folder of results
+) -> int:
     "Does a claim hold by the results?"
-    try: answer = check_claim(claim, results); fallen = collapsed(results)
-    except ValueError as e: print(e, file=sys.stderr); return 2
+    try:
+        answer = check_claim(claim, results)
+        fallen = collapsed(results)
+    except ValueError as e:
+        print(e, file=sys.stderr)
+        return 2
     print(answer)
-    own = {k: getattr(answer.claim, k) for k in ("method", "backbone", "shots", "dataset") if getattr(answer.claim, k) not in ("", 0)}
-    for row in fallen[(fallen[list(own)] == pd.Series(own)).all(axis=1)].itertuples(): print(f"  collapsed: {row.run}, seed {row.seed} of {row.seeds}: {row.what}")
+    own = {
+        k: getattr(answer.claim, k)
+        for k in ("method", "backbone", "shots", "dataset")
+        if getattr(answer.claim, k) not in ("", 0)
+    }
+    for row in fallen[(fallen[list(own)] == pd.Series(own)).all(axis=1)].itertuples():
+        print(f"  collapsed: {row.run}, seed {row.seed} of {row.seeds}: {row.what}")
     return {"holds": 0, "does not hold": 1, "cannot be told": 3}[answer.verdict]

@@ -38,100 +38,357 @@ from .values import NonNegativeInteger
 @dataclass(frozen=True)
 class Dataset:
     "A classification dataset: `splits` maps train, val and test to `Images` (a test-only dataset has just test)."
+
     name: str
     classnames: list[str]
     splits: dict[str, Images]
     templates: list[str]
-    descriptions: dict[str, list[str]]|None = None
+    descriptions: dict[str, list[str]] | None = None
     flip: bool = True
-    note: str = "" # which split this is
-    root: str = "" # folder that the items' names do not depend on
+    note: str = ""  # which split this is
+    root: str = ""  # folder that the items' names do not depend on
 
 # %% ../nbs/01_datasets.ipynb #e155fc1a
 @dataclass(frozen=True)
 class Source:
     "One address of a file: `url`, its `hash` as kind:digits where one is published, its size in `bytes`, and the name `inside` the archive where that is not the part's."
-    url:str; hash:str = ""; bytes:int = 0; inside:str = ""
+
+    url: str
+    hash: str = ""
+    bytes: int = 0
+    inside: str = ""
 
 # %% ../nbs/01_datasets.ipynb #480c0060
 @dataclass(frozen=True)
 class Benchmark:
     "A dataset in CoOp's layout: `folder` under the data root and `images` in it; `sizes` of train, val, test; `listing` reads the authors' own files; `sources` of each part, in the order to try."
-    folder:str; images:str; classes:int; sizes:tuple; listing:Callable
-    split:str = ""; split_hash:str = ""; template:str = "a photo of a {}."
-    drop:tuple = (); rename:dict = field(default_factory=dict)
-    sources:dict = field(default_factory=dict); manual:str = ""
+
+    folder: str
+    images: str
+    classes: int
+    sizes: tuple
+    listing: Callable
+    split: str = ""
+    split_hash: str = ""
+    template: str = "a photo of a {}."
+    drop: tuple = ()
+    rename: dict = field(default_factory=dict)
+    sources: dict = field(default_factory=dict)
+    manual: str = ""
 
 # %% ../nbs/01_datasets.ipynb #99a9188a
 PHOTO = "a photo of a {}."
-MIRROR, SECOND = "https://huggingface.co/zhengli97/prompt_learning_dataset/resolve/main", "https://huggingface.co/datasets/koorye"
-SPLITS = ("https://raw.githubusercontent.com/linzhiqiu/cross_modal_adaptation/ac9077ee4e422f768c9b9109551468605e33ec9a/splits", "https://raw.githubusercontent.com/LiShuo1001/LDC/HEAD/datasets/jsons")
-VGG, CARS, BERKELEY = "https://www.robots.ox.ac.uk/~vgg/data", "https://ai.stanford.edu/~jkrause", "https://people.eecs.berkeley.edu/~hendrycks"
+MIRROR, SECOND = (
+    "https://huggingface.co/zhengli97/prompt_learning_dataset/resolve/main",
+    "https://huggingface.co/datasets/koorye",
+)
+SPLITS = (
+    "https://raw.githubusercontent.com/linzhiqiu/cross_modal_adaptation/ac9077ee4e422f768c9b9109551468605e33ec9a/splits",
+    "https://raw.githubusercontent.com/LiShuo1001/LDC/HEAD/datasets/jsons",
+)
+VGG, CARS, BERKELEY = (
+    "https://www.robots.ox.ac.uk/~vgg/data",
+    "https://ai.stanford.edu/~jkrause",
+    "https://people.eecs.berkeley.edu/~hendrycks",
+)
 
-def _split(file, hash): return {file: tuple(Source(f"{where}/{file}", hash) for where in SPLITS)}
-def _mirrored(archive, second, *own, **known): return Source(f"{MIRROR}/{archive}", **known), *own, Source(f"{SECOND}/{second}")
+
+def _split(file, hash):
+    return {file: tuple(Source(f"{where}/{file}", hash) for where in SPLITS)}
+
+
+def _mirrored(archive, second, *own, **known):
+    return Source(f"{MIRROR}/{archive}", **known), *own, Source(f"{SECOND}/{second}")
 
 # %% ../nbs/01_datasets.ipynb #edf21f38
 BENCHMARKS = dict(
-    imagenet=Benchmark("imagenet", "images", 1000, (1_281_167, 0, 50_000), official.imagenet, sources={"images/train": (), "images/val": ()},
-        manual="ImageNet needs an account at https://image-net.org: put its training images into images/train/<wnid>/ and its validation images, sorted into classes, into images/val/<wnid>/"),
-    caltech101=Benchmark("caltech-101", "101_ObjectCategories", 100, (4128, 1649, 2465), official.class_folders, "split_zhou_Caltech101.json",
-        "sha256:52ce83205ff8ff8a1a18119aad6376120ae35c36e783a984bc560cbf10e73fa5", drop=("BACKGROUND_Google", "Faces_easy"), rename=official.CALTECH,
-        sources={"101_ObjectCategories": _mirrored("caltech-101.zip", "Caltech-101",
-                 Source("https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip", "md5:3138e1922a9193bfa496528edbbc45d0"))}),
-    oxford_pets=Benchmark("oxford_pets", "images", 37, (2944, 736, 3669), official.pets, "split_zhou_OxfordPets.json",
-        "sha256:d7f3ffe65b3919f95132e51422894ae18686b83c331fd8c0adcdc3dc2de6301e", "a photo of a {}, a type of pet.",
-        sources={"images": _mirrored("oxford_pets.zip", "Oxford-Pets", Source(f"{VGG}/pets/data/images.tar.gz", "md5:5c4f3ee8e5d25df40f4fd59a7f44e54c"))}),
-    stanford_cars=Benchmark("stanford_cars", "", 196, (6509, 1635, 8041), official.cars, "split_zhou_StanfordCars.json",
+    imagenet=Benchmark(
+        "imagenet",
+        "images",
+        1000,
+        (1_281_167, 0, 50_000),
+        official.imagenet,
+        sources={"images/train": (), "images/val": ()},
+        manual="ImageNet needs an account at https://image-net.org: put its training images into images/train/<wnid>/ and its validation images, sorted into classes, into images/val/<wnid>/",
+    ),
+    caltech101=Benchmark(
+        "caltech-101",
+        "101_ObjectCategories",
+        100,
+        (4128, 1649, 2465),
+        official.class_folders,
+        "split_zhou_Caltech101.json",
+        "sha256:52ce83205ff8ff8a1a18119aad6376120ae35c36e783a984bc560cbf10e73fa5",
+        drop=("BACKGROUND_Google", "Faces_easy"),
+        rename=official.CALTECH,
+        sources={
+            "101_ObjectCategories": _mirrored(
+                "caltech-101.zip",
+                "Caltech-101",
+                Source(
+                    "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",
+                    "md5:3138e1922a9193bfa496528edbbc45d0",
+                ),
+            )
+        },
+    ),
+    oxford_pets=Benchmark(
+        "oxford_pets",
+        "images",
+        37,
+        (2944, 736, 3669),
+        official.pets,
+        "split_zhou_OxfordPets.json",
+        "sha256:d7f3ffe65b3919f95132e51422894ae18686b83c331fd8c0adcdc3dc2de6301e",
+        "a photo of a {}, a type of pet.",
+        sources={
+            "images": _mirrored(
+                "oxford_pets.zip",
+                "Oxford-Pets",
+                Source(f"{VGG}/pets/data/images.tar.gz", "md5:5c4f3ee8e5d25df40f4fd59a7f44e54c"),
+            )
+        },
+    ),
+    stanford_cars=Benchmark(
+        "stanford_cars",
+        "",
+        196,
+        (6509, 1635, 8041),
+        official.cars,
+        "split_zhou_StanfordCars.json",
         "sha256:40acee7aa65c8e4727a32d90e884b7c3f8960b523422317e163f7af65432959d",
-        sources={"cars_train": _mirrored("stanford_cars.zip", "Stanford-Cars", Source(f"{CARS}/car196/cars_train.tgz", "md5:065e5b463ae28d29e77c1b4b166cfe61")),
-                 "cars_test": _mirrored("stanford_cars.zip", "Stanford-Cars", Source(f"{CARS}/car196/cars_test.tgz", "md5:4ce7ebf6a94d07f1952d94dd34c4d501"))}),
+        sources={
+            "cars_train": _mirrored(
+                "stanford_cars.zip",
+                "Stanford-Cars",
+                Source(f"{CARS}/car196/cars_train.tgz", "md5:065e5b463ae28d29e77c1b4b166cfe61"),
+            ),
+            "cars_test": _mirrored(
+                "stanford_cars.zip",
+                "Stanford-Cars",
+                Source(f"{CARS}/car196/cars_test.tgz", "md5:4ce7ebf6a94d07f1952d94dd34c4d501"),
+            ),
+        },
+    ),
 )
 
 # %% ../nbs/01_datasets.ipynb #c4ef4afd
 BENCHMARKS |= dict(
-    oxford_flowers=Benchmark("oxford_flowers", "jpg", 102, (4093, 1633, 2463), official.flowers, "split_zhou_OxfordFlowers.json",
-        "sha256:2f50c42fc1a17ca13c271cb4269b1347bdb43d2be672e34f74a4e4cbfbcca794", "a photo of a {}, a type of flower.",
-        sources={"jpg": _mirrored("oxford_flowers.zip", "Oxford-Flowers", Source(f"{VGG}/flowers/102/102flowers.tgz", "md5:52808999861908f626f3c1f4e79d11fa"))}),
-    food101=Benchmark("food-101", "images", 101, (50_500, 20_200, 30_300), official.class_folders, "split_zhou_Food101.json",
-        "git:39557040ee6501bd32aa8b5dfd75f7941a32f0a7", "a photo of {}, a type of food.",
-        sources={"images": _mirrored("food101.zip", "Food-101", Source("http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", "md5:85eeb15f3717b99a5da872d97d918f87"))}),
-    fgvc_aircraft=Benchmark("fgvc_aircraft", "images", 100, (3334, 3333, 3333), official.aircraft, template="a photo of a {}, a type of aircraft.",
-        sources=dict.fromkeys(("images", "variants.txt", "images_variant_train.txt", "images_variant_val.txt", "images_variant_test.txt"), _mirrored("fgvc_aircraft.zip", "FGVC-Aircraft",
-                 Source(f"{VGG}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz", "md5:d4acdd33327262359767eeaa97a4f732")))),
-    sun397=Benchmark("sun397", "SUN397", 397, (15_880, 3970, 19_850), official.scenes, "split_zhou_SUN397.json", "git:8d5725db8f70bcf02245665304f863e68f96a24c",
-        sources={"SUN397": _mirrored("sun397.zip", "SUN397", Source("http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz", "md5:8ca2778205c41d23104230ba66911c7a"))}),
+    oxford_flowers=Benchmark(
+        "oxford_flowers",
+        "jpg",
+        102,
+        (4093, 1633, 2463),
+        official.flowers,
+        "split_zhou_OxfordFlowers.json",
+        "sha256:2f50c42fc1a17ca13c271cb4269b1347bdb43d2be672e34f74a4e4cbfbcca794",
+        "a photo of a {}, a type of flower.",
+        sources={
+            "jpg": _mirrored(
+                "oxford_flowers.zip",
+                "Oxford-Flowers",
+                Source(f"{VGG}/flowers/102/102flowers.tgz", "md5:52808999861908f626f3c1f4e79d11fa"),
+            )
+        },
+    ),
+    food101=Benchmark(
+        "food-101",
+        "images",
+        101,
+        (50_500, 20_200, 30_300),
+        official.class_folders,
+        "split_zhou_Food101.json",
+        "git:39557040ee6501bd32aa8b5dfd75f7941a32f0a7",
+        "a photo of {}, a type of food.",
+        sources={
+            "images": _mirrored(
+                "food101.zip",
+                "Food-101",
+                Source(
+                    "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
+                    "md5:85eeb15f3717b99a5da872d97d918f87",
+                ),
+            )
+        },
+    ),
+    fgvc_aircraft=Benchmark(
+        "fgvc_aircraft",
+        "images",
+        100,
+        (3334, 3333, 3333),
+        official.aircraft,
+        template="a photo of a {}, a type of aircraft.",
+        sources=dict.fromkeys(
+            (
+                "images",
+                "variants.txt",
+                "images_variant_train.txt",
+                "images_variant_val.txt",
+                "images_variant_test.txt",
+            ),
+            _mirrored(
+                "fgvc_aircraft.zip",
+                "FGVC-Aircraft",
+                Source(
+                    f"{VGG}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
+                    "md5:d4acdd33327262359767eeaa97a4f732",
+                ),
+            ),
+        ),
+    ),
+    sun397=Benchmark(
+        "sun397",
+        "SUN397",
+        397,
+        (15_880, 3970, 19_850),
+        official.scenes,
+        "split_zhou_SUN397.json",
+        "git:8d5725db8f70bcf02245665304f863e68f96a24c",
+        sources={
+            "SUN397": _mirrored(
+                "sun397.zip",
+                "SUN397",
+                Source(
+                    "http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz",
+                    "md5:8ca2778205c41d23104230ba66911c7a",
+                ),
+            )
+        },
+    ),
 )
 
 # %% ../nbs/01_datasets.ipynb #343ccc9f
 BENCHMARKS |= dict(
-    dtd=Benchmark("dtd", "images", 47, (2820, 1128, 1692), official.class_folders, "split_zhou_DescribableTextures.json",
-        "sha256:f26ebeccd2b58e68d70f07a0dc39fe49bf7b69024bac34396b954dfd87969c38", "{} texture.",
-        sources={"images": _mirrored("dtd.zip", "Describable-Textures-Dataset", Source(f"{VGG}/dtd/download/dtd-r1.0.1.tar.gz", "md5:fff73e5086ae6bdbea199a49dfb8a4c1"),
-                 hash="sha256:5ba4d3000e60f5541ba15a082033ca0696eee68125e9c28edff3dbe22f04313b", bytes=626_071_992)}),
-    eurosat=Benchmark("eurosat", "2750", 10, (13_500, 5400, 8100), official.class_folders, "split_zhou_EuroSAT.json",
-        "sha256:541503a77d0b26b735d85ec7a3e672804fe0aa466c2e5f07da772cc6c0af8ad2", "a centered satellite photo of {}.", rename=official.EUROSAT,
-        sources={"2750": _mirrored("eurosat.zip", "EuroSAT", *(Source(f"{where}/EuroSAT.zip", "md5:c8fa014336c82ac7804f0398fcb19387") for where in
-                 ("https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd", "https://madm.dfki.de/files/sentinel")))}),
-    ucf101=Benchmark("ucf101", "UCF-101-midframes", 101, (7639, 1898, 3783), official.actions, "split_zhou_UCF101.json",
-        "sha256:d78cb834f7c5792ceaff2c5ee2d7c76a9e4086e48a3a6b01232989d29cbefdd8", "a photo of a person doing {}.",
+    dtd=Benchmark(
+        "dtd",
+        "images",
+        47,
+        (2820, 1128, 1692),
+        official.class_folders,
+        "split_zhou_DescribableTextures.json",
+        "sha256:f26ebeccd2b58e68d70f07a0dc39fe49bf7b69024bac34396b954dfd87969c38",
+        "{} texture.",
+        sources={
+            "images": _mirrored(
+                "dtd.zip",
+                "Describable-Textures-Dataset",
+                Source(
+                    f"{VGG}/dtd/download/dtd-r1.0.1.tar.gz", "md5:fff73e5086ae6bdbea199a49dfb8a4c1"
+                ),
+                hash="sha256:5ba4d3000e60f5541ba15a082033ca0696eee68125e9c28edff3dbe22f04313b",
+                bytes=626_071_992,
+            )
+        },
+    ),
+    eurosat=Benchmark(
+        "eurosat",
+        "2750",
+        10,
+        (13_500, 5400, 8100),
+        official.class_folders,
+        "split_zhou_EuroSAT.json",
+        "sha256:541503a77d0b26b735d85ec7a3e672804fe0aa466c2e5f07da772cc6c0af8ad2",
+        "a centered satellite photo of {}.",
+        rename=official.EUROSAT,
+        sources={
+            "2750": _mirrored(
+                "eurosat.zip",
+                "EuroSAT",
+                *(
+                    Source(f"{where}/EuroSAT.zip", "md5:c8fa014336c82ac7804f0398fcb19387")
+                    for where in (
+                        "https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd",
+                        "https://madm.dfki.de/files/sentinel",
+                    )
+                ),
+            )
+        },
+    ),
+    ucf101=Benchmark(
+        "ucf101",
+        "UCF-101-midframes",
+        101,
+        (7639, 1898, 3783),
+        official.actions,
+        "split_zhou_UCF101.json",
+        "sha256:d78cb834f7c5792ceaff2c5ee2d7c76a9e4086e48a3a6b01232989d29cbefdd8",
+        "a photo of a person doing {}.",
         sources={"UCF-101-midframes": _mirrored("ucf101.zip", "UCF101")},
-        manual="CoOp's own copy, UCF-101-midframes.zip, is on Google Drive, linked from https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md: unpack it here"),
+        manual="CoOp's own copy, UCF-101-midframes.zip, is on Google Drive, linked from https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md: unpack it here",
+    ),
 )
 
 # %% ../nbs/01_datasets.ipynb #e7991a52
 BENCHMARKS |= dict(
-    imagenetv2=Benchmark("imagenetv2", "imagenetv2-matched-frequency-format-val", 1000, (0, 0, 10_000), official.numbered_folders,
-        sources={"imagenetv2-matched-frequency-format-val": (Source("https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/imagenetv2-matched-frequency.tar.gz"),
-                 *_mirrored("imagenetv2.zip", "ImageNet-V2", Source("https://imagenetv2public.s3-us-west-2.amazonaws.com/imagenetv2-matched-frequency.tar.gz")))}),
-    imagenet_sketch=Benchmark("imagenet-sketch", "images", 1000, (0, 0, 50_889), official.wnid_folders,
-        sources={"images": _mirrored("imagenet-sketch.zip", "ImageNet-Sketch", Source("https://huggingface.co/datasets/songweig/imagenet_sketch/resolve/main/data/ImageNet-Sketch.zip", inside="sketch"))}),
-    imagenet_a=Benchmark("imagenet-adversarial", "imagenet-a", 200, (0, 0, 7500), official.wnid_folders,
-        sources={"imagenet-a": _mirrored("imagenet-adversarial.zip", "ImageNet-Adversarial", Source(f"{BERKELEY}/imagenet-a.tar", "md5:c3e55429088dc681f30d81f4726b6595"))}),
-    imagenet_r=Benchmark("imagenet-rendition", "imagenet-r", 200, (0, 0, 30_000), official.wnid_folders,
-        sources={"imagenet-r": _mirrored("imagenet-rendition.zip", "ImageNet-Rendition", Source(f"{BERKELEY}/imagenet-r.tar", "md5:a61312130a589d0ca1a8fca1f2bd3337"))}),
+    imagenetv2=Benchmark(
+        "imagenetv2",
+        "imagenetv2-matched-frequency-format-val",
+        1000,
+        (0, 0, 10_000),
+        official.numbered_folders,
+        sources={
+            "imagenetv2-matched-frequency-format-val": (
+                Source(
+                    "https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/imagenetv2-matched-frequency.tar.gz"
+                ),
+                *_mirrored(
+                    "imagenetv2.zip",
+                    "ImageNet-V2",
+                    Source(
+                        "https://imagenetv2public.s3-us-west-2.amazonaws.com/imagenetv2-matched-frequency.tar.gz"
+                    ),
+                ),
+            )
+        },
+    ),
+    imagenet_sketch=Benchmark(
+        "imagenet-sketch",
+        "images",
+        1000,
+        (0, 0, 50_889),
+        official.wnid_folders,
+        sources={
+            "images": _mirrored(
+                "imagenet-sketch.zip",
+                "ImageNet-Sketch",
+                Source(
+                    "https://huggingface.co/datasets/songweig/imagenet_sketch/resolve/main/data/ImageNet-Sketch.zip",
+                    inside="sketch",
+                ),
+            )
+        },
+    ),
+    imagenet_a=Benchmark(
+        "imagenet-adversarial",
+        "imagenet-a",
+        200,
+        (0, 0, 7500),
+        official.wnid_folders,
+        sources={
+            "imagenet-a": _mirrored(
+                "imagenet-adversarial.zip",
+                "ImageNet-Adversarial",
+                Source(f"{BERKELEY}/imagenet-a.tar", "md5:c3e55429088dc681f30d81f4726b6595"),
+            )
+        },
+    ),
+    imagenet_r=Benchmark(
+        "imagenet-rendition",
+        "imagenet-r",
+        200,
+        (0, 0, 30_000),
+        official.wnid_folders,
+        sources={
+            "imagenet-r": _mirrored(
+                "imagenet-rendition.zip",
+                "ImageNet-Rendition",
+                Source(f"{BERKELEY}/imagenet-r.tar", "md5:a61312130a589d0ca1a8fca1f2bd3337"),
+            )
+        },
+    ),
 )
-for row in BENCHMARKS.values(): row.sources.update(_split(row.split, row.split_hash) if row.split else {})
+for row in BENCHMARKS.values():
+    row.sources.update(_split(row.split, row.split_hash) if row.split else {})
 DATASETS = {**BENCHMARKS, **mini.MINI}
 
 # %% ../nbs/01_datasets.ipynb #125f89f5
@@ -140,20 +397,26 @@ def read_items(
     images: str | Path,  # folder that the paths are relative to
     files: dict | None = None,  # path -> file, where they are known to be
     plain: bool = True,  # opened as benchmarks are, see `open_image`
-) -> tuple[list[str], dict[str, Images]]:  # class names in label order, and the parts that are not empty
+) -> tuple[
+    list[str], dict[str, Images]
+]:  # class names in label order, and the parts that are not empty
     "Return class names and images of `parts`; refuse a label with two names and labels with gaps."
     names = {}
     for items in parts.values():
         for path, label, name in items:
             if names.setdefault(label, name) != name:
-                raise ValueError(f"{shown_path(path)}: label {label} is called {name!r}, and {names[label]!r} before")
+                raise ValueError(
+                    f"{shown_path(path)}: label {label} is called {name!r}, and {names[label]!r} before"
+                )
     missing = sorted(set(range(len(names))) - set(names))
     if missing:
         raise ValueError(f"{images}: labels are not 0 .. {len(names) - 1}, {missing[0]} is missing")
     splits = {}
     for part, items in parts.items():
         if items:
-            paths = [os.path.join(images, path) if files is None else files[path] for path, _, _ in items]
+            paths = [
+                os.path.join(images, path) if files is None else files[path] for path, _, _ in items
+            ]
             labels = torch.tensor([label for _, label, _ in items], dtype=torch.long)
             splits[part] = Images(paths, labels, plain)
     return [names[k].replace("_", " ") for k in sorted(names)], splits
@@ -194,9 +457,13 @@ def _named_parts(found, path):
             keys[part] = key
     if unknown:
         shown = ", ".join(repr(shown_path(key)) for key in unknown[:3])
-        warnings.warn(f"{path}: {len(unknown)} parts are left out, for example {shown}", stacklevel=3)
+        warnings.warn(
+            f"{path}: {len(unknown)} parts are left out, for example {shown}", stacklevel=3
+        )
     ordered = [part for part in ("train", "val", "test") if part in keys]
-    named = validate({keys[part]: found[keys[part]] for part in ordered}, dict[str, list[Item]], path)
+    named = validate(
+        {keys[part]: found[keys[part]] for part in ordered}, dict[str, list[Item]], path
+    )
     return {part: named[keys[part]] for part in ordered}
 
 # %% ../nbs/01_datasets.ipynb #93163a3a
@@ -213,9 +480,13 @@ def _check_places(parts, path):
         for name, label, _ in items:
             before = places.setdefault(posixpath.normpath(name), (part, label))
             if before[0] != part:
-                raise RecordError(f"{path}: {shown_path(name)!r} is in {before[0]} and in {part}; keep it in one part")
+                raise RecordError(
+                    f"{path}: {shown_path(name)!r} is in {before[0]} and in {part}; keep it in one part"
+                )
             if before[1] != label:
-                raise RecordError(f"{path}: {shown_path(name)!r} has the labels {before[1]} and {label}; keep one")
+                raise RecordError(
+                    f"{path}: {shown_path(name)!r} has the labels {before[1]} and {label}; keep one"
+                )
 
 
 def _check_names(parts, path):
@@ -247,7 +518,9 @@ def read_parts(
     path = shown_path(path)
     parts = {}
     for part, items in _named_parts(found, path).items():
-        parts[part] = [(_inside(name, images, path), label, class_name) for name, label, class_name in items]
+        parts[part] = [
+            (_inside(name, images, path), label, class_name) for name, label, class_name in items
+        ]
     labels = {label for items in parts.values() for _, label, _ in items}
     if not labels:
         raise RecordError(f"{path}: no items under 'train', 'val' or 'test'")
@@ -263,7 +536,9 @@ def read_split(
     path: str | Path,  # a split_zhou_*.json file, or one of that form
     images: str | Path,  # folder that its paths are relative to
     plain: bool = True,  # opened as benchmarks are, see `open_image`; False for photos of one's own
-) -> tuple[list[str], dict[str, Images]]:  # class names in label order, and the parts that are not empty
+) -> tuple[
+    list[str], dict[str, Images]
+]:  # class names in label order, and the parts that are not empty
     "Read a split file in CoOp's form; photos of one's own are compared across its parts."
     names, splits = read_items(read_parts(path, images), images, plain=plain)
     if not plain:
@@ -272,85 +547,131 @@ def read_split(
 
 # %% ../nbs/01_datasets.ipynb #7c15cf44
 def sample_shots(
-    labels:list[int]|np.ndarray, # (N,) labels in file order
-    shots:int, # images per class
-    rng:random.Random, # the stream, moved on by the call
-)->list[int]: # positions in `labels`
+    labels: list[int] | np.ndarray,  # (N,) labels in file order
+    shots: int,  # images per class
+    rng: random.Random,  # the stream, moved on by the call
+) -> list[int]:  # positions in `labels`
     "Draw `shots` positions per class, classes in order of first appearance."
-    labels = np.asarray(labels); order = np.argsort(labels, kind="stable")
-    groups = sorted(np.split(order, 1 + np.flatnonzero(np.diff(labels[order]))), key=lambda group: group[0]) if len(labels) else []
-    picks = (rng.sample(range(len(group)), shots) if len(group) >= shots else range(len(group)) for group in groups)
+    labels = np.asarray(labels)
+    order = np.argsort(labels, kind="stable")
+    groups = (
+        sorted(
+            np.split(order, 1 + np.flatnonzero(np.diff(labels[order]))), key=lambda group: group[0]
+        )
+        if len(labels)
+        else []
+    )
+    picks = (
+        rng.sample(range(len(group)), shots) if len(group) >= shots else range(len(group))
+        for group in groups
+    )
     return [int(group[j]) for group, pick in zip(groups, picks) for j in pick]
 
 # %% ../nbs/01_datasets.ipynb #d7ef736a
 VAL_SHOTS = 4
+
+
 def few_shot_indices(
-    train_labels:list[int]|np.ndarray, # (N,) labels of the train part in file order
-    val_labels:list[int]|np.ndarray|None, # (M,) labels of the val part, may be empty; None where there is no such part
-    shots:int, # images per class for training
-    seed:int, # 1, 2 and 3 in the papers
-)->tuple[list[int], list[int]]: # positions in train and in val; without a val part, further positions in train
+    train_labels: list[int] | np.ndarray,  # (N,) labels of the train part in file order
+    val_labels: list[int]
+    | np.ndarray
+    | None,  # (M,) labels of the val part, may be empty; None where there is no such part
+    shots: int,  # images per class for training
+    seed: int,  # 1, 2 and 3 in the papers
+) -> tuple[
+    list[int], list[int]
+]:  # positions in train and in val; without a val part, further positions in train
     "CoOp's few-shot train and val subsets of `shots` and min(`shots`, 4) images a class."
-    rng = random.Random(seed); train = sample_shots(train_labels, shots, rng)
-    if val_labels is not None: return train, sample_shots(val_labels, min(shots, VAL_SHOTS), rng)
+    rng = random.Random(seed)
+    train = sample_shots(train_labels, shots, rng)
+    if val_labels is not None:
+        return train, sample_shots(val_labels, min(shots, VAL_SHOTS), rng)
     rest = np.delete(np.arange(len(train_labels)), train)
-    return train, [int(rest[i]) for i in sample_shots(np.asarray(train_labels)[rest], min(shots, VAL_SHOTS), rng)]
+    return train, [
+        int(rest[i])
+        for i in sample_shots(np.asarray(train_labels)[rest], min(shots, VAL_SHOTS), rng)
+    ]
 
 # %% ../nbs/01_datasets.ipynb #24b24a09
 def validation_images(
-    dataset:Dataset, # with a train part
-    shots:int, # support images per class of the runs that are looked at
-    seeds:list[int], # which draw them
-)->Images: # never test images, nor support images of these runs
+    dataset: Dataset,  # with a train part
+    shots: int,  # support images per class of the runs that are looked at
+    seeds: list[int],  # which draw them
+) -> Images:  # never test images, nor support images of these runs
     "The images of `dataset` that may be looked at: its val part, or where it has none, train images that support none of the `seeds`."
-    if len(dataset.splits.get("val", ())): return dataset.splits["val"]
-    train = dataset.splits["train"]; drawn = [few_shot_indices(train.labels, None, shots, seed) for seed in seeds]
+    if len(dataset.splits.get("val", ())):
+        return dataset.splits["val"]
+    train = dataset.splits["train"]
+    drawn = [few_shot_indices(train.labels, None, shots, seed) for seed in seeds]
     support = {i for own, _ in drawn for i in own}
-    return train.subset([i for i in dict.fromkeys(i for _, val in drawn for i in val) if i not in support])
+    return train.subset(
+        [i for i in dict.fromkeys(i for _, val in drawn for i in val) if i not in support]
+    )
 
 # %% ../nbs/01_datasets.ipynb #201c4314
-def data_root()->Path:
+def data_root() -> Path:
     "Where real datasets lie: the environment variable VLMADAPT_DATA, or ~/vlmadapt_data."
     return Path(os.environ.get("VLMADAPT_DATA", "~/vlmadapt_data")).expanduser()
 
 # %% ../nbs/01_datasets.ipynb #06ed499b
 def digest(
-    path:str|Path, # a file
-    kind:str, # "sha256", "md5", or "git" for the id of a blob
-)->str: # kind:digits
+    path: str | Path,  # a file
+    kind: str,  # "sha256", "md5", or "git" for the id of a blob
+) -> str:  # kind:digits
     "The hash of a file."
-    h = hashlib.new("sha1" if kind == "git" else kind, b"blob %d\0" % os.path.getsize(path) if kind == "git" else b"", usedforsecurity=False)
+    h = hashlib.new(
+        "sha1" if kind == "git" else kind,
+        b"blob %d\0" % os.path.getsize(path) if kind == "git" else b"",
+        usedforsecurity=False,
+    )
     with open(path, "rb") as f:
-        while block := f.read(1 << 20): h.update(block)
+        while block := f.read(1 << 20):
+            h.update(block)
     return f"{kind}:{h.hexdigest()}"
 
 # %% ../nbs/01_datasets.ipynb #c4281ac6
 def locate(
-    folder:str|Path, # where to look
-    name:str, # of a file or folder in it
-)->Path: # as it is written there; `folder`/`name` when it is missing
+    folder: str | Path,  # where to look
+    name: str,  # of a file or folder in it
+) -> Path:  # as it is written there; `folder`/`name` when it is missing
     "The path of `name` in `folder`, whatever its capitals."
-    exact = Path(folder)/name
-    if exact.exists() or not name: return exact
-    near = [p for p in Path(folder).iterdir() if p.name.lower() == name.lower()] if Path(folder).is_dir() else []
+    exact = Path(folder) / name
+    if exact.exists() or not name:
+        return exact
+    near = (
+        [p for p in Path(folder).iterdir() if p.name.lower() == name.lower()]
+        if Path(folder).is_dir()
+        else []
+    )
     return near[0] if len(near) == 1 else exact
 
 # %% ../nbs/01_datasets.ipynb #88ac08c5
-def _stem(path): return Path(path).parent.name.lower(), Path(path).stem.lower()
+def _stem(path):
+    return Path(path).parent.name.lower(), Path(path).stem.lower()
 
 # %% ../nbs/01_datasets.ipynb #19e7044c
 def match_files(
-    paths:list[str], # relative to `folder`
-    folder:str|Path, # the image folder
-)->tuple[dict[str, str], list[str]]: # path -> file, and the paths that have none
+    paths: list[str],  # relative to `folder`
+    folder: str | Path,  # the image folder
+) -> tuple[dict[str, str], list[str]]:  # path -> file, and the paths that have none
     "Find `paths` below `folder`, exactly or by the names of folder and stem."
-    there = {os.path.relpath(os.path.join(top, f), folder) for top, _, files in os.walk(folder, followlinks=True) for f in files}
+    there = {
+        os.path.relpath(os.path.join(top, f), folder)
+        for top, _, files in os.walk(folder, followlinks=True)
+        for f in files
+    }
     found = {p: os.path.join(folder, p) for p in paths if p in there}
-    if len(found) == len(paths): return found, []
+    if len(found) == len(paths):
+        return found, []
     stems = {}
     for p in there:
-        if is_image(p): stems.setdefault(_stem(Path(folder)/p), []).append(p)
-    found |= {p: os.path.join(folder, near[0]) for p in paths if p not in found and len(near := stems.get(_stem(Path(folder)/p), [])) == 1}
+        if is_image(p):
+            stems.setdefault(_stem(Path(folder) / p), []).append(p)
+    found |= {
+        p: os.path.join(folder, near[0])
+        for p in paths
+        if p not in found and len(near := stems.get(_stem(Path(folder) / p), [])) == 1
+    }
     return found, [p for p in paths if p not in found]
 
 # %% ../nbs/01_datasets.ipynb #3cbd2644
@@ -359,36 +680,65 @@ REBUILT = "split_rebuilt.json"
 # %% ../nbs/01_datasets.ipynb #cdefe4cb
 def _items(name, row, folder):
     split = locate(folder, row.split)
-    if row.split and not split.exists() and (folder/REBUILT).exists():
-        warnings.warn(f"dataset {name}: {folder/REBUILT} is no split of CoOp's; its numbers cannot be compared image for image"); split = folder/REBUILT
-    absent = [p for p in ([split] if row.split else []) + [locate(folder, p) for p in row.sources if p != row.split] if not p.exists()]
-    if absent: raise FileNotFoundError(f"dataset {name}: {absent[0]} is missing; `vlmadapt_data {name}` says what to do, VLMADAPT_DATA is the folder of all datasets")
-    if not row.split: return {s: items for s, items in row.listing(row, folder).items()}, f"the lists and folders of {name}"
-    parts = read_parts(split); known = row.split_hash and split.name != REBUILT and digest(split, row.split_hash.partition(":")[0]) == row.split_hash
-    return parts, "CoOp's split" if known else f"{split.name}, {digest(split, 'sha256')}, not CoOp's file"
+    if row.split and not split.exists() and (folder / REBUILT).exists():
+        warnings.warn(
+            f"dataset {name}: {folder / REBUILT} is no split of CoOp's; its numbers cannot be compared image for image"
+        )
+        split = folder / REBUILT
+    absent = [
+        p
+        for p in ([split] if row.split else [])
+        + [locate(folder, p) for p in row.sources if p != row.split]
+        if not p.exists()
+    ]
+    if absent:
+        raise FileNotFoundError(
+            f"dataset {name}: {absent[0]} is missing; `vlmadapt_data {name}` says what to do, VLMADAPT_DATA is the folder of all datasets"
+        )
+    if not row.split:
+        return {
+            s: items for s, items in row.listing(row, folder).items()
+        }, f"the lists and folders of {name}"
+    parts = read_parts(split)
+    known = (
+        row.split_hash
+        and split.name != REBUILT
+        and digest(split, row.split_hash.partition(":")[0]) == row.split_hash
+    )
+    return (
+        parts,
+        "CoOp's split" if known else f"{split.name}, {digest(split, 'sha256')}, not CoOp's file",
+    )
 
 # %% ../nbs/01_datasets.ipynb #05572077
 def _files(name, row, folder, parts):
     images = locate(folder, row.images)
-    if not row.split and row.listing is not official.aircraft: return images, None
+    if not row.split and row.listing is not official.aircraft:
+        return images, None
     found, missing = match_files([p for items in parts.values() for p, _, _ in items], images)
-    if missing: raise FileNotFoundError(f"dataset {name}: {len(missing)} of {len(missing) + len(found)} images are missing, the first is {images/missing[0]}")
+    if missing:
+        raise FileNotFoundError(
+            f"dataset {name}: {len(missing)} of {len(missing) + len(found)} images are missing, the first is {images / missing[0]}"
+        )
     return images, found
 
 # %% ../nbs/01_datasets.ipynb #938a7e7e
 def _check_counts(name, row, classnames, splits, rebuilt):
-    if len(classnames) != row.classes: raise ValueError(f"dataset {name}: {len(classnames)} classes, {row.classes} expected")
+    if len(classnames) != row.classes:
+        raise ValueError(f"dataset {name}: {len(classnames)} classes, {row.classes} expected")
     for part, n in zip(("train", "val", "test"), row.sizes):
-        if (got := len(splits.get(part, ()))) != n and not rebuilt: raise ValueError(f"dataset {name}: {got} {part} images, {n} expected")
+        if (got := len(splits.get(part, ()))) != n and not rebuilt:
+            raise ValueError(f"dataset {name}: {got} {part} images, {n} expected")
 
 # %% ../nbs/01_datasets.ipynb #8d5eede6
 def read_benchmark(
-    name:str, # for messages
-    row:Benchmark, # what is known of it
-    root:str|Path|None=None, # the data root; `data_root()` unless told
-)->Dataset:
+    name: str,  # for messages
+    row: Benchmark,  # what is known of it
+    root: str | Path | None = None,  # the data root; `data_root()` unless told
+) -> Dataset:
     "Read a dataset in CoOp's layout, and check it against its `row`."
-    folder = locate(root or data_root(), row.folder); parts, note = _items(name, row, folder)
+    folder = locate(root or data_root(), row.folder)
+    parts, note = _items(name, row, folder)
     images, files = _files(name, row, folder, parts)
     classnames, splits = read_items(parts, images, files)
     _check_counts(name, row, classnames, splits, rebuilt=note.startswith(REBUILT))
@@ -396,25 +746,31 @@ def read_benchmark(
 
 # %% ../nbs/01_datasets.ipynb #c8589630
 def rebuild_split(
-    name:str, # a key of `BENCHMARKS`
-    root:str|Path|None=None, # the data root
-)->Path: # the file made
+    name: str,  # a key of `BENCHMARKS`
+    root: str | Path | None = None,  # the data root
+) -> Path:  # the file made
     "Cut a dataset in CoOp's style from the authors' own files, for want of its split file."
-    row = choose(name, BENCHMARKS, "dataset"); folder = locate(root or data_root(), row.folder)
-    if not row.split: raise ValueError(f"dataset {name} needs no split file")
-    write_json(folder/REBUILT, cut_items(row.listing(row, folder)))
-    return folder/REBUILT
+    row = choose(name, BENCHMARKS, "dataset")
+    folder = locate(root or data_root(), row.folder)
+    if not row.split:
+        raise ValueError(f"dataset {name} needs no split file")
+    write_json(folder / REBUILT, cut_items(row.listing(row, folder)))
+    return folder / REBUILT
 
 # %% ../nbs/01_datasets.ipynb #7f898efa
 def _load_mini(name):
     d = mini.load(name)
-    splits = {s: Images(d[s][0], torch.as_tensor(d[s][1])) for s in ("train", "val", "test") if d[s] is not None}
+    splits = {
+        s: Images(d[s][0], torch.as_tensor(d[s][1]))
+        for s in ("train", "val", "test")
+        if d[s] is not None
+    }
     return Dataset(name, d["classnames"], splits, d["templates"], d["descriptions"], flip=d["flip"])
 
 # %% ../nbs/01_datasets.ipynb #23505d87
 def load_dataset(
-    name:str, # a key of `DATASETS`
-)->Dataset:
+    name: str,  # a key of `DATASETS`
+) -> Dataset:
     "Load a dataset by `name`."
     row = choose(name, DATASETS, "dataset")
     return read_benchmark(name, row) if isinstance(row, Benchmark) else _load_mini(name)

@@ -51,7 +51,6 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 import vlmadapt
-from .images import image_suffixes
 from vlmadapt.datasets import (
     BENCHMARKS,
     DATASETS,
@@ -74,6 +73,7 @@ from vlmadapt.foundation import (
     write_atomic,
     write_json,
 )
+from .images import image_suffixes
 from .records import RecordError, check_file, read_json, validate
 
 # %% ../nbs/01_downloads.ipynb #b64f717e

@@ -12,14 +12,19 @@ __all__ = ['QUICK', 'RELATION_COLORS', 'NODES', 'PICTURES', 'NEEDED', 'OPTIONAL'
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from PIL import Image
+
 from .backbones import Backbone, Pixels, load_backbone
 from .datasets import DATASETS, Dataset, Images, load_dataset
-from .figures import draw_panel, node_maps, page_style, small_pictures
-from .figures import _columns, _legend
+from .figures import _columns, _legend, draw_panel, node_maps, page_style, small_pictures
 from .fit import fit
 from .foundation import choose
 from .markup import escape_figure, escape_html, safe_style
@@ -32,310 +37,525 @@ from .tasks.adapted_attention import project
 from .tasks.p_laplacian import attention_matrix, plap_attention
 
 # %% ../nbs/65_explore.ipynb #53400d3e
-QUICK = {name: dict(epochs=20 if name == "CoOp" else 3) for name, cls in METHODS.items() if cls.runs_tower()}
+QUICK = {
+    name: dict(epochs=20 if name == "CoOp" else 3)
+    for name, cls in METHODS.items()
+    if cls.runs_tower()
+}
+
 
 class View:
     "What there is to see of a dataset through a backbone: problems, validation images, fitted methods."
-    def __init__(self,
-        dataset:str|Dataset="mini-digits", # a dataset's name, or a dataset
-        backbone:str|Backbone="mini", # as in `few_shot`
-        seed:int=1, # draws the support images
-        hyper:dict|None=None, # method -> hyper-parameters; default: the method's own, with few epochs where a tower is run
+
+    def __init__(
+        self,
+        dataset: str | Dataset = "mini-digits",  # a dataset's name, or a dataset
+        backbone: str | Backbone = "mini",  # as in `few_shot`
+        seed: int = 1,  # draws the support images
+        hyper: dict
+        | None = None,  # method -> hyper-parameters; default: the method's own, with few epochs where a tower is run
     ):
-        self.dataset, self.backbone, self.seed = load_dataset(dataset) if isinstance(dataset, str) else dataset, load_backbone(backbone), seed
-        if not len(self.dataset.splits.get("val", ())): raise ValueError(f"{self.dataset.name} has no validation images to look at")
-        self.hyper, self.images, self.classnames = {**QUICK, **(hyper or {})}, self.dataset.splits["val"], self.dataset.classnames
-        self.problem, self.fitted, self.scores = (lru_cache(None)(f) for f in (self._problem, self._fitted, self._scores))
+        self.dataset, self.backbone, self.seed = (
+            load_dataset(dataset) if isinstance(dataset, str) else dataset,
+            load_backbone(backbone),
+            seed,
+        )
+        if not len(self.dataset.splits.get("val", ())):
+            raise ValueError(f"{self.dataset.name} has no validation images to look at")
+        self.hyper, self.images, self.classnames = (
+            {**QUICK, **(hyper or {})},
+            self.dataset.splits["val"],
+            self.dataset.classnames,
+        )
+        self.problem, self.fitted, self.scores = (
+            lru_cache(None)(f) for f in (self._problem, self._fitted, self._scores)
+        )
 
 # %% ../nbs/65_explore.ipynb #b449db12
 @patch
-def _problem(self:View, shots=16): return few_shot(self.dataset, self.backbone, shots, self.seed)
+def _problem(self: View, shots=16):
+    return few_shot(self.dataset, self.backbone, shots, self.seed)
+
 
 @patch
-def _fitted(self:View, name, shots=16):
+def _fitted(self: View, name, shots=16):
     cls, problem = choose(name, METHODS, "method"), self.problem(shots)
     return fit(cls(problem, **self.hyper.get(name, {})), problem, self.seed, progress=False)
 
 # %% ../nbs/65_explore.ipynb #6ad090ca
 @patch(as_prop=True)
-def features(self:View)->torch.Tensor: # (N, D)
+def features(self: View) -> torch.Tensor:  # (N, D)
     "Raw features of the images to look at."
-    if not hasattr(self, "_features"): self._features = few_shot(replace(self.dataset, splits={"test": self.images}), self.backbone).features.test
+    if not hasattr(self, "_features"):
+        self._features = few_shot(
+            replace(self.dataset, splits={"test": self.images}), self.backbone
+        ).features.test
     return self._features
 
 # %% ../nbs/65_explore.ipynb #750ded3c
 @patch
-def _scores(self:View, name, shots=16):
+def _scores(self: View, name, shots=16):
     method = self.fitted(name, shots)
-    return method.scores(Pixels(self.images, self.backbone.preprocess) if method.reads_images() else self.features)
+    return method.scores(
+        Pixels(self.images, self.backbone.preprocess) if method.reads_images() else self.features
+    )
 
 # %% ../nbs/65_explore.ipynb #6cdb7a7a
 @patch
-def accuracy(self:View, name:str, shots:int=16)->float:
+def accuracy(self: View, name: str, shots: int = 16) -> float:
     "Accuracy of a method on the images to look at, in percent."
-    return 100*float((self.scores(name, shots).argmax(1) == self.images.labels).double().mean())
+    return 100 * float((self.scores(name, shots).argmax(1) == self.images.labels).double().mean())
 
 # %% ../nbs/65_explore.ipynb #c36fa8ec
 def shot_curves(
-    view:View, # a dataset and a backbone
-    methods:list[str], # names in METHODS
-    shots:list[int]=(1, 2, 4, 8, 16), # support images per class
-    width:float=4.6, # inches
-)->plt.Figure:
+    view: View,  # a dataset and a backbone
+    methods: list[str],  # names in METHODS
+    shots: list[int] = (1, 2, 4, 8, 16),  # support images per class
+    width: float = 4.6,  # inches
+) -> plt.Figure:
     "Accuracy of `methods` against the number of support images per class."
-    curves = pd.DataFrame([dict(shots=s, method=m, mean=view.accuracy(m, s), sd=np.nan) for m in methods for s in shots])
+    curves = pd.DataFrame(
+        [
+            dict(shots=s, method=m, mean=view.accuracy(m, s), sd=np.nan)
+            for m in methods
+            for s in shots
+        ]
+    )
     with page_style():
         fig, ax = plt.subplots(figsize=(width, 2.6), layout="constrained")
         draw_panel(ax, curves, methods)
-        ax.set(title=escape_figure(f"{view.dataset.name}, {view.backbone.name}"), xlabel="labelled images per class", ylabel="validation accuracy (%)")
+        ax.set(
+            title=escape_figure(f"{view.dataset.name}, {view.backbone.name}"),
+            xlabel="labelled images per class",
+            ylabel="validation accuracy (%)",
+        )
         _legend(fig, methods, loc="outside upper center", ncols=min(4, _columns(methods)))
     return fig
 
 # %% ../nbs/65_explore.ipynb #63ddc412
 def confusion(
-    labels:torch.Tensor, # (N,) true classes
-    predicted:torch.Tensor, # (N,) predicted classes
-    K:int, # number of classes
-)->torch.Tensor: # (K, K), rows sum to 1 where a class has images
+    labels: torch.Tensor,  # (N,) true classes
+    predicted: torch.Tensor,  # (N,) predicted classes
+    K: int,  # number of classes
+) -> torch.Tensor:  # (K, K), rows sum to 1 where a class has images
     "Share of the images of each class (row) that are taken for each class (column)."
-    counts = torch.bincount(labels*K + predicted, minlength=K*K).view(K, K).double()
-    return counts/counts.sum(1, keepdim=True).clamp(min=1)
+    counts = torch.bincount(labels * K + predicted, minlength=K * K).view(K, K).double()
+    return counts / counts.sum(1, keepdim=True).clamp(min=1)
 
 # %% ../nbs/65_explore.ipynb #eeaa13b9
 def most_confused(
-    M:torch.Tensor, # (K, K) of `confusion`
-    most:int=10, # how many
-)->list[int]: # class positions, in order
+    M: torch.Tensor,  # (K, K) of `confusion`
+    most: int = 10,  # how many
+) -> list[int]:  # class positions, in order
     "The classes that share the largest confusions."
-    K = len(M); off = (M + M.T).fill_diagonal_(0).triu(); found = {}
+    K = len(M)
+    off = (M + M.T).fill_diagonal_(0).triu()
+    found = {}
     for pair in off.flatten().argsort(descending=True, stable=True).tolist():
         for k in divmod(pair, K):
-            if len(found) < min(most, K): found[k] = True
+            if len(found) < min(most, K):
+                found[k] = True
     return sorted(found)
 
 # %% ../nbs/65_explore.ipynb #b36ea4e3
 def confusion_map(
-    view:View, # a dataset and a backbone
-    method:str, # a name in METHODS
-    shots:int=16, # support images per class
-    most:int=12, # classes to show
-    width:float=3.8, # inches
-)->plt.Figure:
+    view: View,  # a dataset and a backbone
+    method: str,  # a name in METHODS
+    shots: int = 16,  # support images per class
+    most: int = 12,  # classes to show
+    width: float = 3.8,  # inches
+) -> plt.Figure:
     "The classes that `method` confuses most, as a map."
-    M = confusion(view.images.labels, view.scores(method, shots).argmax(1), len(view.classnames)); at = most_confused(M, most)
+    M = confusion(view.images.labels, view.scores(method, shots).argmax(1), len(view.classnames))
+    at = most_confused(M, most)
     names = [escape_figure(view.classnames[k]) for k in at]
     with page_style():
-        fig, ax = plt.subplots(figsize=(width, width*.86), layout="constrained")
-        drawn = ax.imshow(100*M[at][:, at], cmap="cividis", vmin=0, vmax=100); ax.grid(False)
+        fig, ax = plt.subplots(figsize=(width, width * 0.86), layout="constrained")
+        drawn = ax.imshow(100 * M[at][:, at], cmap="cividis", vmin=0, vmax=100)
+        ax.grid(False)
         for (i, j), v in np.ndenumerate(M[at][:, at].numpy()):
-            if v >= .005: ax.text(j, i, f"{100*v:.0f}", ha="center", va="center", fontsize=6, color="black" if v > .5 else "white")
-        ax.set_xticks(range(len(at)), names, rotation=45, ha="right"); ax.set_yticks(range(len(at)), names)
-        ax.set(xlabel="taken for", ylabel="is", title=escape_figure(f"{method}, {shots} shots")); fig.colorbar(drawn, ax=ax, shrink=.8, label="% of the class")
+            if v >= 0.005:
+                ax.text(
+                    j,
+                    i,
+                    f"{100 * v:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=6,
+                    color="black" if v > 0.5 else "white",
+                )
+        ax.set_xticks(range(len(at)), names, rotation=45, ha="right")
+        ax.set_yticks(range(len(at)), names)
+        ax.set(xlabel="taken for", ylabel="is", title=escape_figure(f"{method}, {shots} shots"))
+        fig.colorbar(drawn, ax=ax, shrink=0.8, label="% of the class")
     return fig
 
 # %% ../nbs/65_explore.ipynb #4862a959
 def confused_pairs(
-    view:View, # a dataset and a backbone
-    method:str, # a name in METHODS
-    shots:int=16, # support images per class
-    most:int=6, # pairs to list
-)->pd.DataFrame: # is, taken for, percent of the class, cosine of the texts and its rank among all pairs
+    view: View,  # a dataset and a backbone
+    method: str,  # a name in METHODS
+    shots: int = 16,  # support images per class
+    most: int = 6,  # pairs to list
+) -> (
+    pd.DataFrame
+):  # is, taken for, percent of the class, cosine of the texts and its rank among all pairs
     "The largest confusions, with how similar the classes' texts are."
-    M = confusion(view.images.labels, view.scores(method, shots).argmax(1), K := len(view.classnames))
+    M = confusion(
+        view.images.labels, view.scores(method, shots).argmax(1), K := len(view.classnames)
+    )
     cos = view.problem(shots).features.text @ view.problem(shots).features.text.T
     others = torch.sort(cos[~torch.eye(K, dtype=torch.bool)]).values
-    pairs = [divmod(p, K) for p in M.clone().fill_diagonal_(0).flatten().argsort(descending=True, stable=True)[:most].tolist()]
-    return pd.DataFrame([{"is": view.classnames[i], "taken for": view.classnames[j], "% of the class": 100*float(M[i, j]), "cosine of texts": float(cos[i, j]),
-                          "closer than % of pairs": 100*float((others < cos[i, j]).double().mean())} for i, j in pairs if M[i, j] > 0])
+    pairs = [
+        divmod(p, K)
+        for p in M.clone()
+        .fill_diagonal_(0)
+        .flatten()
+        .argsort(descending=True, stable=True)[:most]
+        .tolist()
+    ]
+    return pd.DataFrame(
+        [
+            {
+                "is": view.classnames[i],
+                "taken for": view.classnames[j],
+                "% of the class": 100 * float(M[i, j]),
+                "cosine of texts": float(cos[i, j]),
+                "closer than % of pairs": 100 * float((others < cos[i, j]).double().mean()),
+            }
+            for i, j in pairs
+            if M[i, j] > 0
+        ]
+    )
 
 # %% ../nbs/65_explore.ipynb #a536be82
 @torch.no_grad()
 def class_nodes(
-    method:Method, # fitted
-)->torch.Tensor: # (K, D) unit rows
+    method: Method,  # fitted
+) -> torch.Tensor:  # (K, D) unit rows
     "The class nodes that a fitted method classifies by."
     rows = method.positive_nodes() if hasattr(method, "positive_nodes") else method.fold().weight
     return F.normalize(rows, dim=-1)
 
 # %% ../nbs/65_explore.ipynb #e66fb74a
-def centred(x:torch.Tensor)->torch.Tensor:
+def centred(x: torch.Tensor) -> torch.Tensor:
     "Unit rows of `x` (N, D) minus their mean."
     return F.normalize(F.normalize(x, dim=-1) - F.normalize(x, dim=-1).mean(0), dim=-1)
 
+
 def node_map(
-    view:View, # a dataset and a backbone
-    method:str="HeGraphAdapter", # one with class nodes, or one that folds into a linear layer
-    shots:int=16, # support images per class
-    perplexity:float=20., # of t-SNE
-)->plt.Figure:
+    view: View,  # a dataset and a backbone
+    method: str = "HeGraphAdapter",  # one with class nodes, or one that folds into a linear layer
+    shots: int = 16,  # support images per class
+    perplexity: float = 20.0,  # of t-SNE
+) -> plt.Figure:
     "Class nodes before and after training among the images, laid out by t-SNE."
     from sklearn.manifold import TSNE
-    before, after = view.problem(shots).features.text, class_nodes(view.fitted(method, shots)); K = len(before)
+
+    before, after = view.problem(shots).features.text, class_nodes(view.fitted(method, shots))
+    K = len(before)
     points = torch.cat([centred(x) for x in (before, after, view.features)]).numpy()
-    found = TSNE(perplexity=min(perplexity, (len(points) - 1)/3), metric="cosine", init="pca", random_state=view.seed).fit_transform(points)
-    return node_maps(found[:K], found[K:2*K], found[2*K:], view.images.labels, view.classnames)
+    found = TSNE(
+        perplexity=min(perplexity, (len(points) - 1) / 3),
+        metric="cosine",
+        init="pca",
+        random_state=view.seed,
+    ).fit_transform(points)
+    return node_maps(
+        found[:K], found[K : 2 * K], found[2 * K :], view.images.labels, view.classnames
+    )
 
 # %% ../nbs/65_explore.ipynb #aebf6a7d
-RELATION_COLORS = dict(pp="#0072B2", vp="#009E73", np="#D55E00", pn="#56B4E9", vn="#E69F00", vv="#CC79A7")
-NODES = dict(P=("positive text", "#0072B2", "o", 90), N=("negative text", "#D55E00", "s", 210), V=("visual", "#009E73", "^", 330))
+RELATION_COLORS = dict(
+    pp="#0072B2", vp="#009E73", np="#D55E00", pn="#56B4E9", vn="#E69F00", vv="#CC79A7"
+)
+NODES = dict(
+    P=("positive text", "#0072B2", "o", 90),
+    N=("negative text", "#D55E00", "s", 210),
+    V=("visual", "#009E73", "^", 330),
+)
+
 
 def class_edges(
-    problem:Problem, # with text, negative text and views
-    classname:str, # the class that receives
-    most:int=4, # senders to keep per relation, beside the class itself
-)->pd.DataFrame: # relation, source and destination type, sender, weight
+    problem: Problem,  # with text, negative text and views
+    classname: str,  # the class that receives
+    most: int = 4,  # senders to keep per relation, beside the class itself
+) -> pd.DataFrame:  # relation, source and destination type, sender, weight
     "The strongest messages that reach the nodes of a class."
-    nodes, k, rows = graph_nodes(problem, RELATIONS), choose(classname, {c: i for i, c in enumerate(problem.classnames)}, "class"), []
+    nodes, k, rows = (
+        graph_nodes(problem, RELATIONS),
+        choose(classname, {c: i for i, c in enumerate(problem.classnames)}, "class"),
+        [],
+    )
     for relation, (src, dst) in RELATIONS.items():
         A = propagation(edge_weights(relation, nodes[src], nodes[dst]))[0][k]
-        for j in dict.fromkeys([*A.abs().argsort(descending=True)[:most].tolist(), *[k]*bool(A[k])]):
-            rows.append(dict(relation=relation, src=src, dst=dst, sender=problem.classnames[j], weight=float(A[j])))
+        for j in dict.fromkeys(
+            [*A.abs().argsort(descending=True)[:most].tolist(), *[k] * bool(A[k])]
+        ):
+            rows.append(
+                dict(
+                    relation=relation,
+                    src=src,
+                    dst=dst,
+                    sender=problem.classnames[j],
+                    weight=float(A[j]),
+                )
+            )
     return pd.DataFrame(rows)
 
 # %% ../nbs/65_explore.ipynb #f12bd495
-def _polar(degrees, radius): return radius*np.cos(np.radians(degrees)), radius*np.sin(np.radians(degrees))
+def _polar(degrees, radius):
+    return radius * np.cos(np.radians(degrees)), radius * np.sin(np.radians(degrees))
+
 
 def _senders(edges):
     "Places of the sending nodes: an arc for each type, classes spread along it."
     places = {}
     for kind, (_, _, _, middle) in NODES.items():
         names = sorted(set(edges.loc[edges["src"] == kind, "sender"]))
-        for name, angle in zip(names, middle + np.linspace(48, -48, len(names)) if len(names) > 1 else [middle]): places[kind, name] = (*_polar(angle, 1.), angle)
+        for name, angle in zip(
+            names, middle + np.linspace(48, -48, len(names)) if len(names) > 1 else [middle]
+        ):
+            places[kind, name] = (*_polar(angle, 1.0), angle)
     return places
 
 # %% ../nbs/65_explore.ipynb #84086fd1
 def _arrow(ax, start, end, weight, largest, color):
-    ax.annotate("", end, start, arrowprops=dict(arrowstyle="-|>", color=color, lw=.4 + 2.2*abs(weight)/largest, alpha=.8, shrinkA=6, shrinkB=8, mutation_scale=7,
-                                               linestyle="-" if weight >= 0 else (0, (3, 2)), connectionstyle="arc3,rad=.12"))
+    ax.annotate(
+        "",
+        end,
+        start,
+        arrowprops=dict(
+            arrowstyle="-|>",
+            color=color,
+            lw=0.4 + 2.2 * abs(weight) / largest,
+            alpha=0.8,
+            shrinkA=6,
+            shrinkB=8,
+            mutation_scale=7,
+            linestyle="-" if weight >= 0 else (0, (3, 2)),
+            connectionstyle="arc3,rad=.12",
+        ),
+    )
 
 # %% ../nbs/65_explore.ipynb #bbdb4850
 def _draw_nodes(ax, places, classname):
     for (kind, name), (x, y, angle) in places.items():
         ax.plot(x, y, ls="", marker=NODES[kind][2], ms=6, color=NODES[kind][1], zorder=4)
-        ax.text(*_polar(angle, 1.09), escape_figure(name), fontsize=6.5, ha="left" if np.cos(np.radians(angle)) > .15 else "right" if np.cos(np.radians(angle)) < -.15 else "center", va="center", zorder=5)
+        ax.text(
+            *_polar(angle, 1.09),
+            escape_figure(name),
+            fontsize=6.5,
+            ha="left"
+            if np.cos(np.radians(angle)) > 0.15
+            else "right"
+            if np.cos(np.radians(angle)) < -0.15
+            else "center",
+            va="center",
+            zorder=5,
+        )
     for kind, (_, color, marker, middle) in NODES.items():
-        x, y = _polar(middle, .3); ax.plot(x, y, ls="", marker=marker, ms=13, color=color, mec="black", mew=.8, zorder=5); ax.text(x, y, kind, fontsize=6.5, color="white", ha="center", va="center", zorder=6)
+        x, y = _polar(middle, 0.3)
+        ax.plot(x, y, ls="", marker=marker, ms=13, color=color, mec="black", mew=0.8, zorder=5)
+        ax.text(x, y, kind, fontsize=6.5, color="white", ha="center", va="center", zorder=6)
 
 # %% ../nbs/65_explore.ipynb #a7e5bf5d
 def class_graph(
-    problem:Problem, # with text, negative text and views
-    classname:str, # the class in the middle
-    most:int=4, # senders per relation, beside the class itself
-    width:float=5.2, # inches
-)->plt.Figure:
+    problem: Problem,  # with text, negative text and views
+    classname: str,  # the class in the middle
+    most: int = 4,  # senders per relation, beside the class itself
+    width: float = 5.2,  # inches
+) -> plt.Figure:
     "The heterogeneous graph around a class: who sends to its nodes, over which relation, with which weight."
-    edges = class_edges(problem, classname, most); places, largest = _senders(edges), edges["weight"].abs().max()
+    edges = class_edges(problem, classname, most)
+    places, largest = _senders(edges), edges["weight"].abs().max()
     with page_style():
-        fig, ax = plt.subplots(figsize=(width, width*.8), layout="constrained"); ax.set_axis_off(); ax.set_aspect("equal"); ax.set(xlim=(-1.75, 1.75), ylim=(-1.3, 1.3))
-        for e in edges.itertuples(): _arrow(ax, places[e.src, e.sender][:2], _polar(NODES[e.dst][3], .3), e.weight, largest, RELATION_COLORS[e.relation])
-        _draw_nodes(ax, places, classname); ax.set_title(escape_figure(f"messages to the nodes of “{classname}”"))
-        lines = [mpl.lines.Line2D([], [], color=c, label=f"{NODES[RELATIONS[r][0]][0]} to {NODES[RELATIONS[r][1]][0]}") for r, c in RELATION_COLORS.items()]
-        lines.append(mpl.lines.Line2D([], [], color="#555555", ls=(0, (3, 2)), label="negative weight"))
+        fig, ax = plt.subplots(figsize=(width, width * 0.8), layout="constrained")
+        ax.set_axis_off()
+        ax.set_aspect("equal")
+        ax.set(xlim=(-1.75, 1.75), ylim=(-1.3, 1.3))
+        for e in edges.itertuples():
+            _arrow(
+                ax,
+                places[e.src, e.sender][:2],
+                _polar(NODES[e.dst][3], 0.3),
+                e.weight,
+                largest,
+                RELATION_COLORS[e.relation],
+            )
+        _draw_nodes(ax, places, classname)
+        ax.set_title(escape_figure(f"messages to the nodes of “{classname}”"))
+        lines = [
+            mpl.lines.Line2D(
+                [], [], color=c, label=f"{NODES[RELATIONS[r][0]][0]} to {NODES[RELATIONS[r][1]][0]}"
+            )
+            for r, c in RELATION_COLORS.items()
+        ]
+        lines.append(
+            mpl.lines.Line2D([], [], color="#555555", ls=(0, (3, 2)), label="negative weight")
+        )
         fig.legend(handles=lines, frameon=False, ncols=3, loc="outside lower center", fontsize=6.5)
     return fig
 
 # %% ../nbs/65_explore.ipynb #82537edf
 def known_words(
-    tower:TextTower, # with its embedding
-    tokenizer:Callable, # open_clip's byte-pair tokenizer
-)->dict: # token id -> word
+    tower: TextTower,  # with its embedding
+    tokenizer: Callable,  # open_clip's byte-pair tokenizer
+) -> dict:  # token id -> word
     "Whole words with an embedding of their own."
-    if not hasattr(tokenizer, "decoder"): raise ValueError(f"nearest words need open_clip's byte-pair tokenizer, not {type(tokenizer).__name__}")
+    if not hasattr(tokenizer, "decoder"):
+        raise ValueError(
+            f"nearest words need open_clip's byte-pair tokenizer, not {type(tokenizer).__name__}"
+        )
     _, group, count = tower.embed.weight.unique(dim=0, return_inverse=True, return_counts=True)
     own = (count[group] == 1).tolist()
-    return {i: w.removesuffix("</w>") for i, w in tokenizer.decoder.items() if i < len(own) and own[i] and w.endswith("</w>") and w[:-4].isalpha()}
+    return {
+        i: w.removesuffix("</w>")
+        for i, w in tokenizer.decoder.items()
+        if i < len(own) and own[i] and w.endswith("</w>") and w[:-4].isalpha()
+    }
 
 # %% ../nbs/65_explore.ipynb #5d4e4d61
 @torch.no_grad()
 def nearest_words(
-    method:Method, # a fitted method with `context` (n, d)
-    most:int=3, # words per context vector
-)->pd.DataFrame: # one row per context vector
+    method: Method,  # a fitted method with `context` (n, d)
+    most: int = 3,  # words per context vector
+) -> pd.DataFrame:  # one row per context vector
     "The words whose embeddings lie nearest to each learned context vector."
     context = getattr(method, "context", None)
-    if not isinstance(context, torch.Tensor) or context.ndim != 2: raise ValueError(f"{type(method).__name__} has no context vectors that all classes share")
-    words = known_words(method.tower, method.backbone.tokenizer); ids = torch.tensor(list(words))
-    near = torch.cdist(context.detach().cpu().float(), method.tower.embed.weight[ids].cpu().float(), compute_mode="donot_use_mm_for_euclid_dist").topk(most, largest=False)
-    rows = [[f"{words[int(ids[i])]} ({d:.2f})" for d, i in zip(ds.tolist(), at.tolist())] for ds, at in zip(near.values, near.indices)]
-    return pd.DataFrame(rows, columns=[f"nearest {n+1}" for n in range(most)], index=pd.RangeIndex(1, len(rows) + 1, name="vector"))
+    if not isinstance(context, torch.Tensor) or context.ndim != 2:
+        raise ValueError(f"{type(method).__name__} has no context vectors that all classes share")
+    words = known_words(method.tower, method.backbone.tokenizer)
+    ids = torch.tensor(list(words))
+    near = torch.cdist(
+        context.detach().cpu().float(),
+        method.tower.embed.weight[ids].cpu().float(),
+        compute_mode="donot_use_mm_for_euclid_dist",
+    ).topk(most, largest=False)
+    rows = [
+        [f"{words[int(ids[i])]} ({d:.2f})" for d, i in zip(ds.tolist(), at.tolist())]
+        for ds, at in zip(near.values, near.indices)
+    ]
+    return pd.DataFrame(
+        rows,
+        columns=[f"nearest {n + 1}" for n in range(most)],
+        index=pd.RangeIndex(1, len(rows) + 1, name="vector"),
+    )
 
 # %% ../nbs/65_explore.ipynb #df159f7b
 def mistakes(
-    scores:torch.Tensor, # (N, K)
-    labels:torch.Tensor, # (N,) true classes
-    most:int=12, # how many
-)->pd.DataFrame: # position, label, predicted, probability; most confident first
+    scores: torch.Tensor,  # (N, K)
+    labels: torch.Tensor,  # (N,) true classes
+    most: int = 12,  # how many
+) -> pd.DataFrame:  # position, label, predicted, probability; most confident first
     "The images that are wrong with the highest probability."
-    p, predicted = scores.softmax(-1).max(-1); wrong = (predicted != labels).nonzero().flatten()
+    p, predicted = scores.softmax(-1).max(-1)
+    wrong = (predicted != labels).nonzero().flatten()
     order = wrong[p[wrong].argsort(descending=True, stable=True)][:most]
-    return pd.DataFrame(dict(position=order.tolist(), label=labels[order].tolist(), predicted=predicted[order].tolist(), probability=p[order].tolist()))
+    return pd.DataFrame(
+        dict(
+            position=order.tolist(),
+            label=labels[order].tolist(),
+            predicted=predicted[order].tolist(),
+            probability=p[order].tolist(),
+        )
+    )
 
 # %% ../nbs/65_explore.ipynb #7aed23ca
 def mistake_grid(
-    view:View, # a dataset and a backbone
-    method:str, # a name in METHODS
-    shots:int=16, # support images per class
-    most:int=12, # thumbnails
-    width:float=6.4, # inches
-)->plt.Figure:
+    view: View,  # a dataset and a backbone
+    method: str,  # a name in METHODS
+    shots: int = 16,  # support images per class
+    most: int = 12,  # thumbnails
+    width: float = 6.4,  # inches
+) -> plt.Figure:
     "The most confident mistakes of `method` as thumbnails."
-    found = mistakes(view.scores(method, shots), view.images.labels, most); columns = 6; lines = max(1, -(-len(found)//columns))
+    found = mistakes(view.scores(method, shots), view.images.labels, most)
+    columns = 6
+    lines = max(1, -(-len(found) // columns))
     with page_style():
-        fig, axes = plt.subplots(lines, columns, figsize=(width, 1.42*lines + .25), squeeze=False, layout="constrained")
-        for ax in axes.flat: ax.axis("off")
+        fig, axes = plt.subplots(
+            lines,
+            columns,
+            figsize=(width, 1.42 * lines + 0.25),
+            squeeze=False,
+            layout="constrained",
+        )
+        for ax in axes.flat:
+            ax.axis("off")
         for m, ax in zip(found.itertuples(), axes.flat):
             ax.imshow(view.images[m.position])
-            title = f"{view.classnames[m.predicted]} {100*m.probability:.0f} %\nis {view.classnames[m.label]}"
+            title = f"{view.classnames[m.predicted]} {100 * m.probability:.0f} %\nis {view.classnames[m.label]}"
             ax.set_title(escape_figure(title), fontsize=6.5)
         what = "most confident mistakes" if len(found) else "no mistake"
-        fig.suptitle(escape_figure(f"{method}, {shots} shots: {what} on validation images"), fontsize=8)
+        fig.suptitle(
+            escape_figure(f"{method}, {shots} shots: {what} on validation images"), fontsize=8
+        )
     return fig
 
 # %% ../nbs/65_explore.ipynb #4be65a3c
 @torch.no_grad()
 def last_attention(
-    backbone:Backbone, # with a vision transformer
-    image:Image.Image, # a PIL image
-)->tuple: # attention (H, N, N), queries and values (H, N, D/H), and the number of patches per side
+    backbone: Backbone,  # with a vision transformer
+    image: Image.Image,  # a PIL image
+) -> (
+    tuple
+):  # attention (H, N, N), queries and values (H, N, D/H), and the number of patches per side
     "Attention graph of the last block of the image tower."
-    if not backbone.is_vit: raise ValueError(f"{backbone.name} has no attention in its image tower's blocks; choose a vision transformer")
+    if not backbone.is_vit:
+        raise ValueError(
+            f"{backbone.name} has no attention in its image tower's blocks; choose a vision transformer"
+        )
     block, kept = backbone.model.visual.transformer.resblocks[-1], {}
-    handle = block.attn.register_forward_pre_hook(lambda m, args, kwargs: kept.update(x=(args or [kwargs["query"]])[0]), with_kwargs=True)
-    try: backbone.encode_images([image])
-    finally: handle.remove()
+    handle = block.attn.register_forward_pre_hook(
+        lambda m, args, kwargs: kept.update(x=(args or [kwargs["query"]])[0]), with_kwargs=True
+    )
+    try:
+        backbone.encode_images([image])
+    finally:
+        handle.remove()
     x = kept["x"] if block.attn.batch_first else kept["x"].transpose(0, 1)
     q, k, v = (project(block.attn, x.float(), role)[0] for role in range(3))
     return attention_matrix(q, k), q, v, backbone.model.visual.grid_size[0]
 
 # %% ../nbs/65_explore.ipynb #a051f590
 def reweighted(
-    backbone:Backbone, # with a vision transformer
-    image:Image.Image, # a PIL image
-    p:float=1.5, # exponent of the p-Laplacian
-    mu:float=.1, # weight of the node itself
-)->tuple[torch.Tensor, torch.Tensor]: # two maps (g, g) over the patches: before and after
+    backbone: Backbone,  # with a vision transformer
+    image: Image.Image,  # a PIL image
+    p: float = 1.5,  # exponent of the p-Laplacian
+    mu: float = 0.1,  # weight of the node itself
+) -> tuple[torch.Tensor, torch.Tensor]:  # two maps (g, g) over the patches: before and after
     "Mean attention of the class token to the patches, before and after p-Laplacian re-weighting."
     M, q, v, g = last_attention(backbone, image)
     after = plap_attention(M, q, v, p, mu)[1][0]
-    return tuple(w.mean(0)[0, -g*g:].view(g, g).cpu() for w in (M, after))
+    return tuple(w.mean(0)[0, -g * g :].view(g, g).cpu() for w in (M, after))
 
 # %% ../nbs/65_explore.ipynb #b95320cc
 def attention_maps(
-    backbone:Backbone, # with a vision transformer
-    image:Image.Image, # a PIL image
-    p:float=1.5, # exponent
-    mu:float=.1, # weight of the node itself
-    width:float=6.4, # inches
-)->plt.Figure:
+    backbone: Backbone,  # with a vision transformer
+    image: Image.Image,  # a PIL image
+    p: float = 1.5,  # exponent
+    mu: float = 0.1,  # weight of the node itself
+    width: float = 6.4,  # inches
+) -> plt.Figure:
     "Where the class token looks before and after p-Laplacian re-weighting."
-    before, after = reweighted(backbone, image, p, mu); top, change = max(before.max(), after.max()), (after - before).abs().max().clamp(min=1e-9)
+    before, after = reweighted(backbone, image, p, mu)
+    top, change = max(before.max(), after.max()), (after - before).abs().max().clamp(min=1e-9)
     with page_style():
         fig, axes = plt.subplots(1, 4, figsize=(width, 1.9), layout="constrained")
-        axes[0].imshow(image); axes[0].set_title("image")
-        for ax, x, title, look in zip(axes[1:], (before, after, after - before), ("attention", f"re-weighted, p = {p:g}, μ = {mu:g}", "difference"),
-                                      (dict(cmap="cividis", vmin=0, vmax=top),)*2 + (dict(cmap="PuOr_r", vmin=-change, vmax=change),)):
-            fig.colorbar(ax.imshow(x, **look), ax=ax, shrink=.6); ax.set_title(title)
-        for ax in axes: ax.set(xticks=[], yticks=[]); ax.grid(False)
+        axes[0].imshow(image)
+        axes[0].set_title("image")
+        for ax, x, title, look in zip(
+            axes[1:],
+            (before, after, after - before),
+            ("attention", f"re-weighted, p = {p:g}, μ = {mu:g}", "difference"),
+            (dict(cmap="cividis", vmin=0, vmax=top),) * 2
+            + (dict(cmap="PuOr_r", vmin=-change, vmax=change),),
+        ):
+            fig.colorbar(ax.imshow(x, **look), ax=ax, shrink=0.6)
+            ax.set_title(title)
+        for ax in axes:
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
     return fig
 
 # %% ../nbs/65_explore.ipynb #bcf547b8
@@ -343,45 +563,82 @@ def _word_table(c):
     name = next((m for m in c["methods"] if hasattr(METHODS[m], "text_prompts")), "CoOp")
     return nearest_words(c["view"].fitted(name, c["shots"]))
 
+
 PICTURES = {
-    "accuracy against shots": lambda c: shot_curves(c["view"], list(c["methods"]), [s for s in (1, 2, 4, 8, 16) if s <= c["shots"]]),
+    "accuracy against shots": lambda c: shot_curves(
+        c["view"], list(c["methods"]), [s for s in (1, 2, 4, 8, 16) if s <= c["shots"]]
+    ),
     "confusion of classes": lambda c: confusion_map(c["view"], c["method"], c["shots"]),
-    "confused pairs and their texts": lambda c: confused_pairs(c["view"], c["method"], c["shots"]).round(2),
+    "confused pairs and their texts": lambda c: confused_pairs(
+        c["view"], c["method"], c["shots"]
+    ).round(2),
     "map of class nodes (t-SNE)": lambda c: node_map(c["view"], c["method"], c["shots"]),
     "graph around a class": lambda c: class_graph(c["view"].problem(c["shots"]), c["classname"]),
     "words nearest to a prompt": _word_table,
     "most confident mistakes": lambda c: mistake_grid(c["view"], c["method"], c["shots"]),
-    "attention, re-weighted": lambda c: attention_maps(c["view"].backbone, c["view"].images[c["image"]], c["p"], c["mu"])}
+    "attention, re-weighted": lambda c: attention_maps(
+        c["view"].backbone, c["view"].images[c["image"]], c["p"], c["mu"]
+    ),
+}
 
 # %% ../nbs/65_explore.ipynb #8278446c
 def picture(
-    name:str, # a key of PICTURES
-    view:View, # a dataset and a backbone
-    methods:list[str]=("ZeroShot", "TipAdapter", "TaskRes", "HeGraphAdapter"), # for curves; the last one for all else
-    shots:int=16, # support images per class
-    classname:str|None=None, # for the graph; default: the first class
-    image:int=0, # for the attention: position among the validation images
-    p:float=1.5, # for the attention
-    mu:float=.1, # for the attention
-)->plt.Figure|pd.DataFrame: # a figure or a table
+    name: str,  # a key of PICTURES
+    view: View,  # a dataset and a backbone
+    methods: list[str] = (
+        "ZeroShot",
+        "TipAdapter",
+        "TaskRes",
+        "HeGraphAdapter",
+    ),  # for curves; the last one for all else
+    shots: int = 16,  # support images per class
+    classname: str | None = None,  # for the graph; default: the first class
+    image: int = 0,  # for the attention: position among the validation images
+    p: float = 1.5,  # for the attention
+    mu: float = 0.1,  # for the attention
+) -> plt.Figure | pd.DataFrame:  # a figure or a table
     "One of the pictures of this notebook by its `name`."
-    if not methods: raise ValueError("choose a method")
-    chosen = dict(view=view, methods=tuple(methods), method=methods[-1], shots=shots, classname=classname or view.classnames[0], image=image, p=p, mu=mu)
+    if not methods:
+        raise ValueError("choose a method")
+    chosen = dict(
+        view=view,
+        methods=tuple(methods),
+        method=methods[-1],
+        shots=shots,
+        classname=classname or view.classnames[0],
+        image=image,
+        p=p,
+        mu=mu,
+    )
     made = choose(name, PICTURES, "picture")(chosen)
-    if isinstance(made, mpl.figure.Figure): plt.close(made) # it is shown by whoever gets it
+    if isinstance(made, mpl.figure.Figure):
+        plt.close(made)  # it is shown by whoever gets it
     return made
 
 # %% ../nbs/65_explore.ipynb #cf6dc6a0
 def _controls(dataset, backbone):
     import ipywidgets as W
+
     names = [n for n in DATASETS if n.startswith("mini-") and "val" in load_dataset(n).splits]
     slider = dict(continuous_update=False, style=dict(description_width="initial"))
     return dict(
-        picture=W.Dropdown(options=list(PICTURES), description="picture"), dataset=W.Dropdown(options=sorted({*names, dataset}), value=dataset, description="dataset"),
-        backbone=W.Dropdown(options=sorted({"mini", "mini-rn", backbone}), value=backbone, description="backbone"),
-        methods=W.SelectMultiple(options=[m for m, c in METHODS.items() if not c.reads_images()], value=("ZeroShot", "TaskRes", "HeGraphAdapter"), rows=9, description="methods"),
-        shots=W.SelectionSlider(options=[1, 2, 4, 8, 16], value=4, description="shots", **slider), classname=W.Dropdown(options=load_dataset(dataset).classnames, description="class"),
-        image=W.IntSlider(0, 0, 99, description="image", **slider), p=W.FloatSlider(1.5, min=1.05, max=3, step=.05, description="p", **slider), mu=W.FloatSlider(.1, min=0, max=2, step=.05, description="μ", **slider))
+        picture=W.Dropdown(options=list(PICTURES), description="picture"),
+        dataset=W.Dropdown(options=sorted({*names, dataset}), value=dataset, description="dataset"),
+        backbone=W.Dropdown(
+            options=sorted({"mini", "mini-rn", backbone}), value=backbone, description="backbone"
+        ),
+        methods=W.SelectMultiple(
+            options=[m for m, c in METHODS.items() if not c.reads_images()],
+            value=("ZeroShot", "TaskRes", "HeGraphAdapter"),
+            rows=9,
+            description="methods",
+        ),
+        shots=W.SelectionSlider(options=[1, 2, 4, 8, 16], value=4, description="shots", **slider),
+        classname=W.Dropdown(options=load_dataset(dataset).classnames, description="class"),
+        image=W.IntSlider(0, 0, 99, description="image", **slider),
+        p=W.FloatSlider(1.5, min=1.05, max=3, step=0.05, description="p", **slider),
+        mu=W.FloatSlider(0.1, min=0, max=2, step=0.05, description="μ", **slider),
+    )
 
 # %% ../nbs/65_explore.ipynb #c94de642
 NEEDED = {"graph around a class": {"classname"}, "attention, re-weighted": {"image", "p", "mu"}}
@@ -390,40 +647,74 @@ OPTIONAL = {"classname", "image", "p", "mu"}
 # %% ../nbs/65_explore.ipynb #b73321a1
 class Explorer:
     "Widgets that choose, and the picture that follows; `box` is what a notebook shows."
-    def __init__(self, dataset:str="mini-digits", backbone:str="mini"):
+
+    def __init__(self, dataset: str = "mini-digits", backbone: str = "mini"):
         import ipywidgets as W
-        self.view, self.controls, self.out, self.state = lru_cache(8)(View), _controls(dataset, backbone), W.Output(layout=dict(min_height="320px")), W.HTML()
-        for name, control in self.controls.items(): control.observe(lambda change, name=name: self.changed(name), "value")
-        self.box = W.VBox([W.HBox([W.VBox(list(self.controls.values()), layout=dict(min_width="320px")), W.VBox([self.state, self.out])], layout=dict(flex_flow="row wrap"))])
+
+        self.view, self.controls, self.out, self.state = (
+            lru_cache(8)(View),
+            _controls(dataset, backbone),
+            W.Output(layout=dict(min_height="320px")),
+            W.HTML(),
+        )
+        for name, control in self.controls.items():
+            control.observe(lambda change, name=name: self.changed(name), "value")
+        self.box = W.VBox(
+            [
+                W.HBox(
+                    [
+                        W.VBox(list(self.controls.values()), layout=dict(min_width="320px")),
+                        W.VBox([self.state, self.out]),
+                    ],
+                    layout=dict(flex_flow="row wrap"),
+                )
+            ]
+        )
         self.changed("picture")
 
-    def changed(self, name:str):
-        if getattr(self, "busy", False): return
+    def changed(self, name: str):
+        if getattr(self, "busy", False):
+            return
         self.busy = True
         try:
-            if name == "dataset": self.controls["classname"].options = load_dataset(self.controls["dataset"].value).classnames
-            for n in OPTIONAL: self.controls[n].layout.display = "" if n in NEEDED.get(self.controls["picture"].value, ()) else "none"
-        finally: self.busy = False
+            if name == "dataset":
+                self.controls["classname"].options = load_dataset(
+                    self.controls["dataset"].value
+                ).classnames
+            for n in OPTIONAL:
+                self.controls[n].layout.display = (
+                    "" if n in NEEDED.get(self.controls["picture"].value, ()) else "none"
+                )
+        finally:
+            self.busy = False
         self.draw()
 
 # %% ../nbs/65_explore.ipynb #5de57247
 @patch
-def draw(self:Explorer):
+def draw(self: Explorer):
     "Draw the chosen picture, or say in one line why there is none."
-    from IPython.core.pylabtools import print_figure
     from IPython import display
-    chosen = {n: c.value for n, c in self.controls.items()}; name = chosen.pop("picture")
+    from IPython.core.pylabtools import print_figure
+
+    chosen = {n: c.value for n, c in self.controls.items()}
+    name = chosen.pop("picture")
     self.state.value = f"<i>{escape_html(name)} …</i>"
-    try: view = self.view(chosen.pop("dataset"), chosen.pop("backbone")); made = picture(name, view, **{**chosen, "image": chosen["image"] % len(view.images)})
-    except ValueError as e: self.state.value, self.out.outputs = f"<b>{escape_html(e)}</b>", (); return
+    try:
+        view = self.view(chosen.pop("dataset"), chosen.pop("backbone"))
+        made = picture(name, view, **{**chosen, "image": chosen["image"] % len(view.images)})
+    except ValueError as e:
+        self.state.value, self.out.outputs = f"<b>{escape_html(e)}</b>", ()
+        return
     self.out.outputs = ()
-    if isinstance(made, mpl.figure.Figure): made = display.Image(print_figure(made))
-    self.out.append_display_data(made); self.state.value = f"<b>{escape_html(name)}</b>, {escape_html(view.dataset.name)}, {escape_html(view.backbone.name)}, {chosen['shots']} shots"
+    if isinstance(made, mpl.figure.Figure):
+        made = display.Image(print_figure(made))
+    self.out.append_display_data(made)
+    self.state.value = f"<b>{escape_html(name)}</b>, {escape_html(view.dataset.name)}, {escape_html(view.backbone.name)}, {chosen['shots']} shots"
 
 # %% ../nbs/65_explore.ipynb #dafa8251
 def explorer(
-    dataset:str="mini-digits", # the first one shown
-    backbone:str="mini", # the first one used
-)->object: # a widget
+    dataset: str = "mini-digits",  # the first one shown
+    backbone: str = "mini",  # the first one used
+) -> object:  # a widget
     "Choose dataset, backbone, methods and shots, and see."
     return Explorer(dataset, backbone).box

@@ -344,7 +344,9 @@ def read_bundle(
         pair = {name: arrays.pop(name, None) for name in (f"{split}_x", f"{split}_y")}
         absent = [name for name, x in pair.items() if x is None]
         if len(absent) == 1:
-            raise RecordError(f"{place}: no array {absent[0]!r}; features and labels belong together")
+            raise RecordError(
+                f"{place}: no array {absent[0]!r}; features and labels belong together"
+            )
         if not absent:
             found[split] = tuple(pair.values())
     if arrays:

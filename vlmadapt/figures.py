@@ -11,8 +11,14 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
 from numpy.typing import ArrayLike
+
 from .foundation import write_atomic
 from .markup import escape_figure, file_stem
 from .results import averages, by_point, cells
@@ -20,69 +26,154 @@ from .rows import base_of, deviation, in_order
 
 # %% ../nbs/62_figures.ipynb #40a61f0d
 STYLE = dict(
-    ZeroShot=("#000000", "*"), LinearProbeScratch=("#8C8C8C", "v"), LinearProbe=("#56B4E9", "s"), GDA=("#5B5B9F", "P"),
-    TipAdapter=("#E69F00", "^"), TipAdapterF=("#CC79A7", "D"), CLIPAdapter=("#8C510A", "<"), TaskRes=("#01665E", ">"),
-    GraphAdapter=("#7FBC41", "p"), ProtoCLIP=("#B2ABD2", "h"), HeGraphAdapter=("#D55E00", "o"), CoOp=("#6A3D9A", "X"),
-    CoCoOp=("#A6761D", "d"), VPT=("#666600", "8"), MaPLe=("#C51B7D", "P"), MuDPT=("#0072B2", "o"), PAdapter=("#009E73", "s"),
-    AnchoredProbe=("#882255", "H"))
-LABEL = dict(ZeroShot="Zero-shot", LinearProbeScratch="Linear probe (scratch)", LinearProbe="Linear probe", TipAdapter="Tip-Adapter", TipAdapterF="Tip-Adapter-F",
-             CLIPAdapter="CLIP-Adapter", ProtoCLIP="Proto-CLIP", PAdapter="p-adapter in CLIP (ours)", AnchoredProbe="Anchored probe (ours)")
+    ZeroShot=("#000000", "*"),
+    LinearProbeScratch=("#8C8C8C", "v"),
+    LinearProbe=("#56B4E9", "s"),
+    GDA=("#5B5B9F", "P"),
+    TipAdapter=("#E69F00", "^"),
+    TipAdapterF=("#CC79A7", "D"),
+    CLIPAdapter=("#8C510A", "<"),
+    TaskRes=("#01665E", ">"),
+    GraphAdapter=("#7FBC41", "p"),
+    ProtoCLIP=("#B2ABD2", "h"),
+    HeGraphAdapter=("#D55E00", "o"),
+    CoOp=("#6A3D9A", "X"),
+    CoCoOp=("#A6761D", "d"),
+    VPT=("#666600", "8"),
+    MaPLe=("#C51B7D", "P"),
+    MuDPT=("#0072B2", "o"),
+    PAdapter=("#009E73", "s"),
+    AnchoredProbe=("#882255", "H"),
+)
+LABEL = dict(
+    ZeroShot="Zero-shot",
+    LinearProbeScratch="Linear probe (scratch)",
+    LinearProbe="Linear probe",
+    TipAdapter="Tip-Adapter",
+    TipAdapterF="Tip-Adapter-F",
+    CLIPAdapter="CLIP-Adapter",
+    ProtoCLIP="Proto-CLIP",
+    PAdapter="p-adapter in CLIP (ours)",
+    AnchoredProbe="Anchored probe (ours)",
+)
 STRONG = ("HeGraphAdapter", "MuDPT", "PAdapter")
 LINES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (7, 3)))
 
 # %% ../nbs/62_figures.ipynb #c81ad59f
 def look(
-    method:str, # name of a method, one of ours or your own, or the label of a variant
-)->dict: # arguments of matplotlib's plot
+    method: str,  # name of a method, one of ours or your own, or the label of a variant
+) -> dict:  # arguments of matplotlib's plot
     "Colour, marker, line and label of `method`."
-    name = base_of(method); number = sum(map(ord, method))
+    name = base_of(method)
+    number = sum(map(ord, method))
     color, marker = STYLE.get(name) or list(STYLE.values())[number % len(STYLE)]
     line = dict(lw=1.8, zorder=4) if name in STRONG else dict(lw=1.1, zorder=3)
-    label = escape_figure(LABEL.get(name, name) + method[len(name):])
-    return dict(color=color, marker=marker, label=label, ls="-" if method == name else LINES[number % len(LINES)], **line)
+    label = escape_figure(LABEL.get(name, name) + method[len(name) :])
+    return dict(
+        color=color,
+        marker=marker,
+        label=label,
+        ls="-" if method == name else LINES[number % len(LINES)],
+        **line,
+    )
 
 # %% ../nbs/62_figures.ipynb #b7f68d63
 @contextmanager
-def page_style()->Iterator[None]:
+def page_style() -> Iterator[None]:
     "Figures for a printed page inside the block."
-    rc = {"font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7.5, "axes.linewidth": .6,
-          "xtick.major.width": .6, "ytick.major.width": .6, "xtick.major.size": 2.5, "ytick.major.size": 2.5, "lines.markersize": 3.5, "grid.linewidth": .4,
-          "axes.grid": True, "axes.axisbelow": True, "svg.hashsalt": "vlmadapt", "pdf.fonttype": 42, "figure.dpi": 100}
+    rc = {
+        "font.size": 8,
+        "axes.titlesize": 8.5,
+        "axes.labelsize": 8,
+        "xtick.labelsize": 7,
+        "ytick.labelsize": 7,
+        "legend.fontsize": 7.5,
+        "axes.linewidth": 0.6,
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "xtick.major.size": 2.5,
+        "ytick.major.size": 2.5,
+        "lines.markersize": 3.5,
+        "grid.linewidth": 0.4,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "svg.hashsalt": "vlmadapt",
+        "pdf.fonttype": 42,
+        "figure.dpi": 100,
+    }
     plt.draw_if_interactive()  # settles the backend now: what it sets up inside the block would be undone at its end
-    with sns.axes_style("ticks"), mpl.rc_context(rc): yield
+    with sns.axes_style("ticks"), mpl.rc_context(rc):
+        yield
 
 # %% ../nbs/62_figures.ipynb #23ed055e
-def _place(shots): return np.log2(np.asarray(shots, float)) + 1
+def _place(shots):
+    return np.log2(np.asarray(shots, float)) + 1
+
 
 def _draw_level(ax, c, style):
     level = c["mean"].mean()
-    ax.axhline(level, ls="--", lw=.9, color=style["color"], zorder=2)
+    ax.axhline(level, ls="--", lw=0.9, color=style["color"], zorder=2)
     ax.plot(0, level, ls="", ms=7, marker=style["marker"], color=style["color"], zorder=5)
 
+
 def _draw_line(ax, c, style):
-    ax.plot(_place(c["shots"]), c["mean"], markeredgecolor="white", markeredgewidth=.4, **style)
-    ax.fill_between(_place(c["shots"]), c["mean"] - c["sd"], c["mean"] + c["sd"], color=style["color"], alpha=.2, lw=0)
+    ax.plot(_place(c["shots"]), c["mean"], markeredgecolor="white", markeredgewidth=0.4, **style)
+    ax.fill_between(
+        _place(c["shots"]),
+        c["mean"] - c["sd"],
+        c["mean"] + c["sd"],
+        color=style["color"],
+        alpha=0.2,
+        lw=0,
+    )
 
 # %% ../nbs/62_figures.ipynb #0cf9ecf3
 def draw_panel(
-    ax:plt.Axes, # matplotlib axes
-    curves:pd.DataFrame, # shots, method, mean, sd
-    methods:list[str], # in the order of the legend
+    ax: plt.Axes,  # matplotlib axes
+    curves: pd.DataFrame,  # shots, method, mean, sd
+    methods: list[str],  # in the order of the legend
 ):
     "Draw one line with its band per method."
     shots = sorted(curves["shots"].unique())
     for method in methods:
         c = curves[curves["method"] == method].sort_values("shots")
-        if len(c): _draw_level(ax, c, look(method)) if method == "ZeroShot" else _draw_line(ax, c, look(method))
-    ax.set_xticks([0, *_place(shots)], ["0", *map(str, shots)]); ax.set_xlim(-.35, _place(shots).max() + .35)
-    ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(5, steps=[1, 2, 5, 10])); ax.grid(axis="x", visible=False); sns.despine(ax=ax)
+        if len(c):
+            _draw_level(ax, c, look(method)) if method == "ZeroShot" else _draw_line(
+                ax, c, look(method)
+            )
+    ax.set_xticks([0, *_place(shots)], ["0", *map(str, shots)])
+    ax.set_xlim(-0.35, _place(shots).max() + 0.35)
+    ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
+    ax.grid(axis="x", visible=False)
+    sns.despine(ax=ax)
 
 # %% ../nbs/62_figures.ipynb #825f36f2
-def _columns(methods): return len(methods) if len(methods) <= 6 else 4
+def _columns(methods):
+    return len(methods) if len(methods) <= 6 else 4
+
 
 def _legend(fig, methods, **where):
-    lines = [mpl.lines.Line2D([], [], **{**look(m), "zorder": 1, "ls": "--" if m == "ZeroShot" else look(m)["ls"], "ms": 7 if m == "ZeroShot" else 4.5}) for m in methods]
-    return fig.legend(handles=lines, frameon=False, handlelength=2., columnspacing=1.2, handletextpad=.5, **where)
+    lines = [
+        mpl.lines.Line2D(
+            [],
+            [],
+            **{
+                **look(m),
+                "zorder": 1,
+                "ls": "--" if m == "ZeroShot" else look(m)["ls"],
+                "ms": 7 if m == "ZeroShot" else 4.5,
+            },
+        )
+        for m in methods
+    ]
+    return fig.legend(
+        handles=lines,
+        frameon=False,
+        handlelength=2.0,
+        columnspacing=1.2,
+        handletextpad=0.5,
+        **where,
+    )
 
 # %% ../nbs/62_figures.ipynb #848bb1a7
 def _panels(results):
@@ -92,20 +183,36 @@ def _panels(results):
 
 # %% ../nbs/62_figures.ipynb #73898581
 def shot_panels(
-    results:pd.DataFrame, # from `read_results`, one backbone
-    methods:list[str]|None=None, # which, and in which order; all, in the order of METHODS
-    width:float=7.2, # inches
-)->plt.Figure:
+    results: pd.DataFrame,  # from `read_results`, one backbone
+    methods: list[str] | None = None,  # which, and in which order; all, in the order of METHODS
+    width: float = 7.2,  # inches
+) -> plt.Figure:
     "Accuracy against shots: a panel for the average and one for each dataset of `results`."
     methods, panels = methods or in_order(results["method"]), _panels(results)
-    columns = min(len(panels), 4 if len(panels) > 6 else 3); lines = -(-len(panels)//columns)
+    columns = min(len(panels), 4 if len(panels) > 6 else 3)
+    lines = -(-len(panels) // columns)
     with page_style():
-        height = lines*(1.7 if columns < 4 else 1.5) + .2 + .15*-(-len(methods)//_columns(methods))
-        fig, axes = plt.subplots(lines, columns, figsize=(width*min(1, (columns + 1)/4), height), squeeze=False, layout="constrained")
-        for ax in axes.flat[len(panels):]: ax.axis("off")
+        height = (
+            lines * (1.7 if columns < 4 else 1.5)
+            + 0.2
+            + 0.15 * -(-len(methods) // _columns(methods))
+        )
+        fig, axes = plt.subplots(
+            lines,
+            columns,
+            figsize=(width * min(1, (columns + 1) / 4), height),
+            squeeze=False,
+            layout="constrained",
+        )
+        for ax in axes.flat[len(panels) :]:
+            ax.axis("off")
         for (title, curves), ax in zip(panels, axes.flat):
-            draw_panel(ax, curves, methods); ax.set_title(escape_figure(title), fontweight="bold" if title.startswith("Average") else "normal")
-        fig.supxlabel("labelled images per class", fontsize=8); fig.supylabel("test accuracy (%)", fontsize=8)
+            draw_panel(ax, curves, methods)
+            ax.set_title(
+                escape_figure(title), fontweight="bold" if title.startswith("Average") else "normal"
+            )
+        fig.supxlabel("labelled images per class", fontsize=8)
+        fig.supylabel("test accuracy (%)", fontsize=8)
         _legend(fig, methods, loc="outside upper center", ncols=_columns(methods))
     return fig
 
@@ -117,132 +224,267 @@ def _band(values):
 
 # %% ../nbs/62_figures.ipynb #695e752e
 def gain_bars(
-    results:pd.DataFrame, # from `read_results`, one backbone
-    shots:int=16, # at this number of shots
-    width:float=7.2, # inches
-)->plt.Figure:
+    results: pd.DataFrame,  # from `read_results`, one backbone
+    shots: int = 16,  # at this number of shots
+    width: float = 7.2,  # inches
+) -> plt.Figure:
     "Points above zero-shot by dataset and method, with one population standard deviation over the seeds (none for one seed)."
     at = results[(results["shots"] == shots) & (results["method"] != "ZeroShot")]
     at = at.assign(dataset=at["dataset"].map(escape_figure))
     methods = in_order(at["method"])
     order = at.groupby("dataset")["above_zero_shot"].mean().sort_values(ascending=False).index
     with page_style():
-        fig, ax = plt.subplots(figsize=(width, 2.2 + .15*-(-len(methods)//_columns(methods))), layout="constrained")
-        sns.barplot(at, x="dataset", y="above_zero_shot", hue="method", order=order, hue_order=methods, palette=[look(m)["color"] for m in methods], saturation=1,
-                    errorbar=_band, err_kws=dict(lw=.7, color="#333333"), width=.82, legend=False, ax=ax)
-        ax.axhline(0, color="black", lw=.7); ax.grid(axis="x", visible=False); sns.despine(ax=ax, bottom=True); ax.tick_params(axis="x", length=0)
-        ax.set(xlabel="", ylabel=f"points above zero-shot\n({shots} {'shots' if shots > 1 else 'shot'})")
-        if len(order) > 7: ax.tick_params(axis="x", labelrotation=25); [t.set_ha("right") for t in ax.get_xticklabels()]
-        handles = [mpl.patches.Patch(color=look(m)["color"], label=look(m)["label"]) for m in methods]
-        fig.legend(handles=handles, frameon=False, ncols=_columns(methods), loc="outside lower center", handlelength=1, columnspacing=1.4)
+        fig, ax = plt.subplots(
+            figsize=(width, 2.2 + 0.15 * -(-len(methods) // _columns(methods))),
+            layout="constrained",
+        )
+        sns.barplot(
+            at,
+            x="dataset",
+            y="above_zero_shot",
+            hue="method",
+            order=order,
+            hue_order=methods,
+            palette=[look(m)["color"] for m in methods],
+            saturation=1,
+            errorbar=_band,
+            err_kws=dict(lw=0.7, color="#333333"),
+            width=0.82,
+            legend=False,
+            ax=ax,
+        )
+        ax.axhline(0, color="black", lw=0.7)
+        ax.grid(axis="x", visible=False)
+        sns.despine(ax=ax, bottom=True)
+        ax.tick_params(axis="x", length=0)
+        ax.set(
+            xlabel="",
+            ylabel=f"points above zero-shot\n({shots} {'shots' if shots > 1 else 'shot'})",
+        )
+        if len(order) > 7:
+            ax.tick_params(axis="x", labelrotation=25)
+            [t.set_ha("right") for t in ax.get_xticklabels()]
+        handles = [
+            mpl.patches.Patch(color=look(m)["color"], label=look(m)["label"]) for m in methods
+        ]
+        fig.legend(
+            handles=handles,
+            frameon=False,
+            ncols=_columns(methods),
+            loc="outside lower center",
+            handlelength=1,
+            columnspacing=1.4,
+        )
     return fig
 
 # %% ../nbs/62_figures.ipynb #65a7ab4f
 def point_lines(
-    results:pd.DataFrame, # from `read_results`, rows with points
-    names:dict|None=None, # hyper-parameter -> how it is called
-    width:float=4.6, # inches
-)->plt.Figure:
+    results: pd.DataFrame,  # from `read_results`, rows with points
+    names: dict | None = None,  # hyper-parameter -> how it is called
+    width: float = 4.6,  # inches
+) -> plt.Figure:
     "Accuracy against the value of each hyper-parameter that was varied, averaged over the datasets."
-    points = by_point(results); numeric = pd.to_numeric(points["value"], errors="coerce")
+    points = by_point(results)
+    numeric = pd.to_numeric(points["value"], errors="coerce")
     with page_style():
-        fig, ax = plt.subplots(figsize=(width, 3.), layout="constrained")
-        for (name, g), (color, marker) in zip(points.assign(x=numeric).groupby("parameter", sort=False), list(STYLE.values())[4:]):
+        fig, ax = plt.subplots(figsize=(width, 3.0), layout="constrained")
+        for (name, g), (color, marker) in zip(
+            points.assign(x=numeric).groupby("parameter", sort=False), list(STYLE.values())[4:]
+        ):
             shown = escape_figure((names or {}).get(name, name))
-            if g["x"].isna().any(): ax.axhline(g["mean"].iloc[0], color="#555555", ls="--", lw=.9, label=shown); continue
-            ax.plot(g["x"], g["mean"], color=color, marker=marker, lw=1.2, label=shown); ax.fill_between(g["x"], g["mean"] - g["sd"], g["mean"] + g["sd"], color=color, alpha=.15, lw=0)
-        ax.set(xlabel="set to", ylabel="test accuracy (%)"); ax.grid(axis="x", visible=False); sns.despine(ax=ax)
+            if g["x"].isna().any():
+                ax.axhline(g["mean"].iloc[0], color="#555555", ls="--", lw=0.9, label=shown)
+                continue
+            ax.plot(g["x"], g["mean"], color=color, marker=marker, lw=1.2, label=shown)
+            ax.fill_between(
+                g["x"], g["mean"] - g["sd"], g["mean"] + g["sd"], color=color, alpha=0.15, lw=0
+            )
+        ax.set(xlabel="set to", ylabel="test accuracy (%)")
+        ax.grid(axis="x", visible=False)
+        sns.despine(ax=ax)
         fig.legend(frameon=False, loc="outside upper left", ncols=1)
     return fig
 
 # %% ../nbs/62_figures.ipynb #dbe16bd0
 def cost_plot(
-    costs:pd.DataFrame, # one line per method, with `accuracy`
-    x:str="trainable_parameters", # column of the horizontal axis
-    xlabel:str="trainable parameters", # its name
-    width:float=4.6, # inches
-)->plt.Figure:
+    costs: pd.DataFrame,  # one line per method, with `accuracy`
+    x: str = "trainable_parameters",  # column of the horizontal axis
+    xlabel: str = "trainable parameters",  # its name
+    width: float = 4.6,  # inches
+) -> plt.Figure:
     "Accuracy of each method against what it costs, a point per method; those that cost nothing stand at the left edge."
     with page_style():
         fig, ax = plt.subplots(figsize=(width, 2.6), layout="constrained")
         least = costs[x][costs[x] > 0].min()
         for method in in_order(costs.index):
-            style = {k: v for k, v in look(method).items() if k in ("color", "marker", "label", "zorder")}
-            ax.plot(max(costs.at[method, x], least/4), costs.at[method, "accuracy"], ls="", ms=6, mfc=style["color"] if method == base_of(method) else "white", **style)
-        ax.set_xscale("log"); ax.set(xlabel=xlabel, ylabel="test accuracy (%)"); sns.despine(ax=ax)
-        if (costs[x] <= 0).any(): ax.axvline(least/2, color="#999999", lw=.6, ls=":"); ax.text(least/4, 1, "none", transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=6.5, color="#666666")
-        fig.legend(frameon=False, loc="outside right center", handletextpad=.2)
+            style = {
+                k: v for k, v in look(method).items() if k in ("color", "marker", "label", "zorder")
+            }
+            ax.plot(
+                max(costs.at[method, x], least / 4),
+                costs.at[method, "accuracy"],
+                ls="",
+                ms=6,
+                mfc=style["color"] if method == base_of(method) else "white",
+                **style,
+            )
+        ax.set_xscale("log")
+        ax.set(xlabel=xlabel, ylabel="test accuracy (%)")
+        sns.despine(ax=ax)
+        if (costs[x] <= 0).any():
+            ax.axvline(least / 2, color="#999999", lw=0.6, ls=":")
+            ax.text(
+                least / 4,
+                1,
+                "none",
+                transform=ax.get_xaxis_transform(),
+                ha="center",
+                va="bottom",
+                fontsize=6.5,
+                color="#666666",
+            )
+        fig.legend(frameon=False, loc="outside right center", handletextpad=0.2)
     return fig
 
 # %% ../nbs/62_figures.ipynb #a02b4da3
 def _map(ax, nodes, images, labels, classnames, colors, title):
-    ax.scatter(*images.T, s=8, c=[colors[k] for k in labels], alpha=.4, lw=0)
-    ax.scatter(*nodes.T, s=34, c=colors[:len(nodes)], marker="D", edgecolor="black", linewidth=.6, zorder=4)
-    for (x, y), name in zip(nodes, classnames): ax.annotate(escape_figure(name), (x, y), xytext=(3.5, 2.5), textcoords="offset points", fontsize=5.5, color="#222222", zorder=5)
-    ax.set_title(title); ax.set(xticks=[], yticks=[]); ax.grid(False); ax.margins(.09)
+    ax.scatter(*images.T, s=8, c=[colors[k] for k in labels], alpha=0.4, lw=0)
+    ax.scatter(
+        *nodes.T,
+        s=34,
+        c=colors[: len(nodes)],
+        marker="D",
+        edgecolor="black",
+        linewidth=0.6,
+        zorder=4,
+    )
+    for (x, y), name in zip(nodes, classnames):
+        ax.annotate(
+            escape_figure(name),
+            (x, y),
+            xytext=(3.5, 2.5),
+            textcoords="offset points",
+            fontsize=5.5,
+            color="#222222",
+            zorder=5,
+        )
+    ax.set_title(title)
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    ax.margins(0.09)
+
 
 def node_maps(
-    before:np.ndarray, # (K, 2) class nodes before training
-    after:np.ndarray, # (K, 2) the same after it
-    images:np.ndarray, # (N, 2) images
-    labels:ArrayLike, # (N,) the class of each image
-    classnames:list[str], # K names
-    width:float=7.2, # inches
-)->plt.Figure:
+    before: np.ndarray,  # (K, 2) class nodes before training
+    after: np.ndarray,  # (K, 2) the same after it
+    images: np.ndarray,  # (N, 2) images
+    labels: ArrayLike,  # (N,) the class of each image
+    classnames: list[str],  # K names
+    width: float = 7.2,  # inches
+) -> plt.Figure:
     "Class nodes `before` and `after` training among `images`, side by side."
     before, after, images = map(np.asarray, (before, after, images))
     colors = sns.color_palette("husl", len(classnames))
     with page_style():
-        fig, axes = plt.subplots(1, 2, figsize=(width, width*.47), sharex=True, sharey=True, layout="constrained")
-        for ax, nodes, title in zip(axes, (before, after), ("before", "after")): _map(ax, nodes, images, labels, classnames, colors, title)
+        fig, axes = plt.subplots(
+            1, 2, figsize=(width, width * 0.47), sharex=True, sharey=True, layout="constrained"
+        )
+        for ax, nodes, title in zip(axes, (before, after), ("before", "after")):
+            _map(ax, nodes, images, labels, classnames, colors, title)
     return fig
 
 # %% ../nbs/62_figures.ipynb #d93fa80a
-def _hatched(method): return dict(hatch="" if method == base_of(method) else "////", edgecolor="white", linewidth=0)
+def _hatched(method):
+    return dict(hatch="" if method == base_of(method) else "////", edgecolor="white", linewidth=0)
 
 # %% ../nbs/62_figures.ipynb #ebc2282c
 def moved_bars(
-    moved:dict, # method -> "text" or "vision" -> for each block, the change of its prompts relative to their start
-    width:float=7.2, # inches
-)->plt.Figure:
+    moved: dict,  # method -> "text" or "vision" -> for each block, the change of its prompts relative to their start
+    width: float = 7.2,  # inches
+) -> plt.Figure:
     "How far the prompts of each block moved in training."
-    long = pd.DataFrame([dict(method=m, side=side, block=i + 1, moved=v) for m, sides in moved.items() for side, values in sides.items() for i, v in enumerate(values)])
+    long = pd.DataFrame(
+        [
+            dict(method=m, side=side, block=i + 1, moved=v)
+            for m, sides in moved.items()
+            for side, values in sides.items()
+            for i, v in enumerate(values)
+        ]
+    )
     methods, sides = in_order(moved), [s for s in ("text", "vision") if (long["side"] == s).any()]
     with page_style():
-        fig, axes = plt.subplots(1, len(sides), figsize=(width*len(sides)/2, 2.2), squeeze=False, sharey=True, layout="constrained")
+        fig, axes = plt.subplots(
+            1,
+            len(sides),
+            figsize=(width * len(sides) / 2, 2.2),
+            squeeze=False,
+            sharey=True,
+            layout="constrained",
+        )
         for side, ax in zip(sides, axes.flat):
-            sns.barplot(long[long["side"] == side], x="block", y="moved", hue="method", hue_order=methods, palette=[look(m)["color"] for m in methods], saturation=1, errorbar=None, legend=False, ax=ax)
-            for bars, m in zip(ax.containers, methods): plt.setp(bars, **_hatched(m))
-            ax.set(title=f"{side} prompts", xlabel="block", ylabel="change relative to the start"); ax.grid(axis="x", visible=False); sns.despine(ax=ax)
-        handles = [mpl.patches.Patch(facecolor=look(m)["color"], label=look(m)["label"], **_hatched(m)) for m in methods]
-        fig.legend(handles=handles, frameon=False, ncols=_columns(methods), loc="outside lower center", handlelength=1, columnspacing=1.4)
+            sns.barplot(
+                long[long["side"] == side],
+                x="block",
+                y="moved",
+                hue="method",
+                hue_order=methods,
+                palette=[look(m)["color"] for m in methods],
+                saturation=1,
+                errorbar=None,
+                legend=False,
+                ax=ax,
+            )
+            for bars, m in zip(ax.containers, methods):
+                plt.setp(bars, **_hatched(m))
+            ax.set(title=f"{side} prompts", xlabel="block", ylabel="change relative to the start")
+            ax.grid(axis="x", visible=False)
+            sns.despine(ax=ax)
+        handles = [
+            mpl.patches.Patch(facecolor=look(m)["color"], label=look(m)["label"], **_hatched(m))
+            for m in methods
+        ]
+        fig.legend(
+            handles=handles,
+            frameon=False,
+            ncols=_columns(methods),
+            loc="outside lower center",
+            handlelength=1,
+            columnspacing=1.4,
+        )
     return fig
 
 # %% ../nbs/62_figures.ipynb #357b851b
 def save_figure(
-    fig:plt.Figure, # a matplotlib figure
-    folder:str|Path, # where to
-    name:str, # file name without ending
+    fig: plt.Figure,  # a matplotlib figure
+    folder: str | Path,  # where to
+    name: str,  # file name without ending
 ):
     "Write `fig` as .png, .svg and .pdf, the same bytes for the same figure."
     for ending, meta in (("png", {}), ("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
-        with page_style(), write_atomic(Path(folder)/f"{file_stem(name)}.{ending}") as tmp: fig.savefig(tmp, format=ending, dpi=200, metadata=meta)
+        with page_style(), write_atomic(Path(folder) / f"{file_stem(name)}.{ending}") as tmp:
+            fig.savefig(tmp, format=ending, dpi=200, metadata=meta)
 
 # %% ../nbs/62_figures.ipynb #e10e610f
 def palette_png(
-    fig:plt.Figure, # a matplotlib figure
-    colors:int=256, # in the palette
-    dpi:int=100, # dots per inch
-)->bytes:
+    fig: plt.Figure,  # a matplotlib figure
+    colors: int = 256,  # in the palette
+    dpi: int = 100,  # dots per inch
+) -> bytes:
     "`fig` as a PNG file of few `colors`."
     from PIL import Image
+
     full, small = io.BytesIO(), io.BytesIO()
     fig.savefig(full, format="png", dpi=dpi, bbox_inches="tight")
-    Image.open(full).convert("RGB").quantize(colors, Image.Quantize.MAXCOVERAGE).save(small, format="png", optimize=True)
+    Image.open(full).convert("RGB").quantize(colors, Image.Quantize.MAXCOVERAGE).save(
+        small, format="png", optimize=True
+    )
     return small.getvalue()
+
 
 def small_pictures():
     "Show the figures of this notebook as `palette_png`."
     from IPython import get_ipython
+
     plt.draw_if_interactive()
-    if shell := get_ipython(): shell.display_formatter.formatters["image/png"].for_type(mpl.figure.Figure, palette_png)
+    if shell := get_ipython():
+        shell.display_formatter.formatters["image/png"].for_type(mpl.figure.Figure, palette_png)

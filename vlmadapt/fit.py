@@ -8,15 +8,19 @@ __all__ = ['SCHEDULES', 'OPTIMIZERS', 'NEEDED_RECIPE', 'STACK_LIMIT', 'SWEEP_LIM
            'hold_out', 'sweep', 'Tuned', 'tune_many', 'tune']
 
 # %% ../nbs/06_fit.ipynb #26624c43
-import itertools, math
+import itertools
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-import pandas as pd, torch
+
+import pandas as pd
+import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch.func import functional_call, vmap
 from tqdm.auto import tqdm
+
 from .backbones import CROP_SCALE, Pixels, ahead, drawn
 from .datasets import VAL_SHOTS
 from .features import SealedLabels, as_labels, same_count
@@ -26,30 +30,46 @@ from .problem import Features, Problem, drawing_from
 from .values import NonNegativeInteger, convert
 
 # %% ../nbs/06_fit.ipynb #18c8ee40
-def _cosine(lr, part): return lr*(1 + math.cos(math.pi*part))/2
+def _cosine(lr, part):
+    return lr * (1 + math.cos(math.pi * part)) / 2
+
 
 SCHEDULES = dict(
-    warmup_cosine=lambda lr, epoch, epochs, step, steps: 1e-5 if epoch == 0 else _cosine(lr, (epoch-1)/epochs),
-    cosine=lambda lr, epoch, epochs, step, steps: _cosine(lr, step/steps),
-    linear=lambda lr, epoch, epochs, step, steps: lr*(1 - step/steps),
-    constant=lambda lr, *_: lr)
+    warmup_cosine=lambda lr, epoch, epochs, step, steps: (
+        1e-5 if epoch == 0 else _cosine(lr, (epoch - 1) / epochs)
+    ),
+    cosine=lambda lr, epoch, epochs, step, steps: _cosine(lr, step / steps),
+    linear=lambda lr, epoch, epochs, step, steps: lr * (1 - step / steps),
+    constant=lambda lr, *_: lr,
+)
 
 # %% ../nbs/06_fit.ipynb #b5d9f015
-OPTIMIZERS = dict(adamw=torch.optim.AdamW, adam=torch.optim.Adam,
-                  sgd=lambda groups, **kw: torch.optim.SGD(groups, momentum=.9, **kw))
+OPTIMIZERS = dict(
+    adamw=torch.optim.AdamW,
+    adam=torch.optim.Adam,
+    sgd=lambda groups, **kw: torch.optim.SGD(groups, momentum=0.9, **kw),
+)
+
 
 @patch
-def decays(self:Method)->list:
+def decays(self: Method) -> list:
     "What is trained: pairs of a weight decay and the parameters that feel it."
     return [(self.hyper_parameters["weight_decay"], list(self.parameters()))]
+
 
 def _optimizer(methods):
     "One parameter group for the runs of each rate and weight decay."
     r, groups = methods[0].hyper_parameters, {}
     for m in methods:
-        for decay, params in m.decays(): groups.setdefault((m.hyper_parameters["lr"], decay), []).extend(params)
-    groups = [dict(params=params, lr=lr, base=lr, weight_decay=decay) for (lr, decay), params in groups.items()]
-    return choose(r["optimizer"], OPTIMIZERS, "optimizer")(groups, fused=True, **({"eps": r["eps"]} if "eps" in r else {}))
+        for decay, params in m.decays():
+            groups.setdefault((m.hyper_parameters["lr"], decay), []).extend(params)
+    groups = [
+        dict(params=params, lr=lr, base=lr, weight_decay=decay)
+        for (lr, decay), params in groups.items()
+    ]
+    return choose(r["optimizer"], OPTIMIZERS, "optimizer")(
+        groups, fused=True, **({"eps": r["eps"]} if "eps" in r else {})
+    )
 
 # %% ../nbs/06_fit.ipynb #e452e07f
 class Batches:
@@ -137,53 +157,86 @@ def _stack(tensors):
 # %% ../nbs/06_fit.ipynb #a920feba
 class Stacked:
     "Runs of one method with tensors of equal shape, computed as one."
-    def __init__(self, methods:list[Method]):
+
+    def __init__(self, methods: list[Method]):
         self.methods, self.names = methods, [n for n, _ in methods[0].named_parameters()]
-        buffers = {n: _stack([m.get_buffer(n) for m in methods]) for n, _ in methods[0].named_buffers()}
-        self.buffers, self.dims = {n: x for n, (x, _) in buffers.items()}, {n: d for n, (_, d) in buffers.items()}
-        self.params = {n: torch.stack([m.get_parameter(n).detach() for m in methods]).requires_grad_() for n in self.names}
+        buffers = {
+            n: _stack([m.get_buffer(n) for m in methods]) for n, _ in methods[0].named_buffers()
+        }
+        self.buffers, self.dims = (
+            {n: x for n, (x, _) in buffers.items()},
+            {n: d for n, (_, d) in buffers.items()},
+        )
+        self.params = {
+            n: torch.stack([m.get_parameter(n).detach() for m in methods]).requires_grad_()
+            for n in self.names
+        }
         for n, x in self.params.items():
             x.grad = torch.zeros_like(x)
-            for m, value, grad in zip(methods, x.detach(), x.grad): m.get_parameter(n).data, m.get_parameter(n).grad = value, grad
+            for m, value, grad in zip(methods, x.detach(), x.grad):
+                m.get_parameter(n).data, m.get_parameter(n).grad = value, grad
 
 # %% ../nbs/06_fit.ipynb #58baf917
 @patch
-def backward(self:Stacked, batches:list, which:torch.Tensor)->torch.Tensor:
+def backward(self: Stacked, batches: list, which: torch.Tensor) -> torch.Tensor:
     "Gradients of all runs, run i on `batches[which[i]]`; returns the losses (runs,)."
-    for x in self.params.values(): x.grad.zero_()
+    for x in self.params.values():
+        x.grad.zero_()
     call = lambda p, b, batch: functional_call(self.methods[0], (p, b), (batch, "loss"))
-    batch, dim = (batches[0], None) if len(batches) == 1 else (Batch(*(torch.stack(t)[which] for t in zip(*batches))), 0)
+    batch, dim = (
+        (batches[0], None)
+        if len(batches) == 1
+        else (Batch(*(torch.stack(t)[which] for t in zip(*batches))), 0)
+    )
     losses = vmap(call, in_dims=(0, self.dims, dim))(self.params, self.buffers, batch)
     losses.sum().backward()
     return losses.detach()
 
+
 @patch
-def release(self:Stacked):
+def release(self: Stacked):
     "Give each run tensors of its own again."
     for m in self.methods:
-        for p in m.parameters(): p.data, p.grad = p.data.clone(), None
+        for p in m.parameters():
+            p.data, p.grad = p.data.clone(), None
 
 # %% ../nbs/06_fit.ipynb #13d3cff8
 class Single:
     "One run, with the face of `Stacked`."
-    def __init__(self, methods:list[Method]): self.method, = self.methods = methods
-    def release(self): self.method.zero_grad()
-    def backward(self, batches:list, which:torch.Tensor)->torch.Tensor:
-        self.method.zero_grad(); loss = self.method(batches[0], "loss")[None]; loss.backward()
+
+    def __init__(self, methods: list[Method]):
+        (self.method,) = self.methods = methods
+
+    def release(self):
+        self.method.zero_grad()
+
+    def backward(self, batches: list, which: torch.Tensor) -> torch.Tensor:
+        self.method.zero_grad()
+        loss = self.method(batches[0], "loss")[None]
+        loss.backward()
         return loss.detach()
 
 # %% ../nbs/06_fit.ipynb #8df520e3
 @contextmanager
-def deterministic()->Iterator[None]:
+def deterministic() -> Iterator[None]:
     "Ask torch for deterministic algorithms inside the block, without filling new memory first, which nothing here reads and which doubles the time of large runs."
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True); torch.utils.deterministic.fill_uninitialized_memory = False
-    try: yield
-    finally: torch.use_deterministic_algorithms(before[0], warn_only=before[1]); torch.utils.deterministic.fill_uninitialized_memory = before[2]
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = before[2]
 
 # %% ../nbs/06_fit.ipynb #9480e473
 def _note_divergence(method, problem, row):
-    if math.isfinite(row["loss"]) or method.diverged: return
+    if math.isfinite(row["loss"]) or method.diverged:
+        return
     method.diverged = f"{type(method).__name__} on {problem}: the loss became {row['loss']} in epoch {row['epoch']} at learning rate {row['lr']:.3g}"
 
 
@@ -201,7 +254,11 @@ def _broken_tensor(method):
 def _support_scores(method, problem, seed):
     "Scores of support images after training, or the loss of a batch of texts; None where nothing is at hand."
     if hasattr(method, "judge"):
-        return method.loss(next(iter(method.batches(problem, seed)))).view(1, 1) if _trains(method) else None
+        return (
+            method.loss(next(iter(method.batches(problem, seed)))).view(1, 1)
+            if _trains(method)
+            else None
+        )
     size = method.hyper_parameters.get("batch_size", 32)
     if method.reads_images():
         x = method.inputs(problem, "train")
@@ -228,7 +285,9 @@ def _note_nonfinite(method, problem, seed):
             return
         broken = "the scores of support images"
     rate = f" at learning rate {method.hyper_parameters['lr']:.3g}" if _trains(method) else ""
-    method.diverged = f"{type(method).__name__} on {problem}: NaN or infinity in {broken} after training{rate}"
+    method.diverged = (
+        f"{type(method).__name__} on {problem}: NaN or infinity in {broken} after training{rate}"
+    )
 
 # %% ../nbs/06_fit.ipynb #78c4845a
 @patch
@@ -249,27 +308,54 @@ def _loaders(method, problems, seeds):
     "Distinct sources of batches for runs like `method`, and which of them each run reads."
     found = {}
     which = [found.setdefault((id(p), s), (len(found), p, s))[0] for p, s in zip(problems, seeds)]
-    return [method.batches(p, s) for _, p, s in found.values()], torch.tensor(which, device=method.device)
+    return [method.batches(p, s) for _, p, s in found.values()], torch.tensor(
+        which, device=method.device
+    )
+
 
 def _epoch(stack, loaders, which, optimizer, epoch, r):
     "One pass over every run's support set; returns the mean losses (runs,)."
-    schedule, total, steps = choose(r["schedule"], SCHEDULES, "schedule"), 0., len(loaders[0])
+    schedule, total, steps = choose(r["schedule"], SCHEDULES, "schedule"), 0.0, len(loaders[0])
     for step, batches in enumerate(zip(*loaders)):
-        for group in optimizer.param_groups: group["lr"] = schedule(group["base"], epoch, r["epochs"], epoch*steps + step, r["epochs"]*steps)
-        total = total + stack.backward(batches, which); optimizer.step()
-    return total/steps
+        for group in optimizer.param_groups:
+            group["lr"] = schedule(
+                group["base"], epoch, r["epochs"], epoch * steps + step, r["epochs"] * steps
+            )
+        total = total + stack.backward(batches, which)
+        optimizer.step()
+    return total / steps
 
 # %% ../nbs/06_fit.ipynb #c826e620
 def _train(methods, problems, seeds, progress=True, after_epoch=None):
     "Train runs of one shape side by side."
-    r = methods[0].hyper_parameters; loaders, which = _loaders(methods[0], problems, seeds)
-    stack = (Single if len(methods) == 1 else Stacked)(methods); optimizer = _optimizer(methods)
-    for epoch in tqdm(range(r["epochs"]), desc=f"{type(methods[0]).__name__} x {len(methods)}", delay=3, leave=False, disable=not progress):
-        mean, now = _epoch(stack, loaders, which, optimizer, epoch, r).tolist(), {(g["base"], g["weight_decay"]): g["lr"] for g in optimizer.param_groups}
+    r = methods[0].hyper_parameters
+    loaders, which = _loaders(methods[0], problems, seeds)
+    stack = (Single if len(methods) == 1 else Stacked)(methods)
+    optimizer = _optimizer(methods)
+    for epoch in tqdm(
+        range(r["epochs"]),
+        desc=f"{type(methods[0]).__name__} x {len(methods)}",
+        delay=3,
+        leave=False,
+        disable=not progress,
+    ):
+        mean, now = (
+            _epoch(stack, loaders, which, optimizer, epoch, r).tolist(),
+            {(g["base"], g["weight_decay"]): g["lr"] for g in optimizer.param_groups},
+        )
         for m, p, loss in zip(methods, problems, mean):
-            m.log.append(dict(epoch=epoch, loss=loss, lr=now[m.hyper_parameters["lr"], m.hyper_parameters["weight_decay"]])); _note_divergence(m, p, m.log[-1])
-        if after_epoch: after_epoch(epoch)
-        if all(m.diverged for m in methods): break
+            m.log.append(
+                dict(
+                    epoch=epoch,
+                    loss=loss,
+                    lr=now[m.hyper_parameters["lr"], m.hyper_parameters["weight_decay"]],
+                )
+            )
+            _note_divergence(m, p, m.log[-1])
+        if after_epoch:
+            after_epoch(epoch)
+        if all(m.diverged for m in methods):
+            break
     stack.release()
 
 # %% ../nbs/06_fit.ipynb #b39461e1
@@ -374,7 +460,9 @@ def _check_fittable(method, problem, what):
     _check_method(method, what)
     method.check_scores()
     if not hasattr(problem, "labels"):
-        raise ValueError(f"{what} takes a problem, such as few_shot('mini-digits'), not {problem!r:.60}")
+        raise ValueError(
+            f"{what} takes a problem, such as few_shot('mini-digits'), not {problem!r:.60}"
+        )
     if "train" not in problem.labels or not len(problem.labels["train"]):
         raise ValueError(f"{problem!r} has no support images to fit")
 
@@ -389,7 +477,9 @@ def _check_trainable(method):
         if missing:
             raise ValueError(f"{name} cannot be trained: its recipe lacks {', '.join(missing)}")
     elif method.recipe and not method.training_free():
-        raise ValueError(f"{name} has a recipe but nothing to train: init(self, generator) sets no nn.Parameter")
+        raise ValueError(
+            f"{name} has a recipe but nothing to train: init(self, generator) sets no nn.Parameter"
+        )
 
 
 def _start(method, problem, seed, device):
@@ -403,21 +493,28 @@ def _start(method, problem, seed, device):
         method.solve(problem)
     return method
 
-def problem_device(problem:Problem)->str:
-    "Where methods on `problem` are trained: beside its backbone, or on a GPU where there is one."
-    return problem.backbone.device if problem.backbone else ("cuda" if torch.cuda.is_available() else "cpu")
 
-def _trains(method): return not hasattr(method, "solve") and method.trainable_parameters() > 0
+def problem_device(problem: Problem) -> str:
+    "Where methods on `problem` are trained: beside its backbone, or on a GPU where there is one."
+    return (
+        problem.backbone.device
+        if problem.backbone
+        else ("cuda" if torch.cuda.is_available() else "cpu")
+    )
+
+
+def _trains(method):
+    return not hasattr(method, "solve") and method.trainable_parameters() > 0
 
 # %% ../nbs/06_fit.ipynb #d05074cb
 def fit(
-    method:Method, # a method built on `problem`
-    problem:Problem, # support images to fit
-    seed:int=1, # start values, order of batches, views
-    device:str|None=None, # default: the backbone's device
-    progress:bool=True, # show a bar on long runs
-    after_epoch:Callable|None=None, # function of the epoch, called when it is over
-)->Method: # the same method, trained
+    method: Method,  # a method built on `problem`
+    problem: Problem,  # support images to fit
+    seed: int = 1,  # start values, order of batches, views
+    device: str | None = None,  # default: the backbone's device
+    progress: bool = True,  # show a bar on long runs
+    after_epoch: Callable | None = None,  # function of the epoch, called when it is over
+) -> Method:  # the same method, trained
     "Reset `method` from `seed` and train it on the support images of `problem`; raises FloatingPointError when loss, trained tensors or scores are not finite."
     _check_fittable(method, problem, "fit")
     check_partners(method, problem, fitting=True)
@@ -432,29 +529,44 @@ def fit(
     return method.eval()
 
 # %% ../nbs/06_fit.ipynb #ab20d41c
-STACK_LIMIT = 50_000_000 # trained values in one stacked batch of runs
+STACK_LIMIT = 50_000_000  # trained values in one stacked batch of runs
+
 
 def _shape_key(method, problem):
     loose = {*method._float_names(), "lr", "weight_decay"}
-    shapes = tuple((n, tuple(x.shape)) for n, x in itertools.chain(method.named_parameters(), method.named_buffers()))
-    return type(method), repr(sorted((k, v) for k, v in method.hyper_parameters.items() if k not in loose)), shapes, len(problem.labels["train"])
+    shapes = tuple(
+        (n, tuple(x.shape))
+        for n, x in itertools.chain(method.named_parameters(), method.named_buffers())
+    )
+    return (
+        type(method),
+        repr(sorted((k, v) for k, v in method.hyper_parameters.items() if k not in loose)),
+        shapes,
+        len(problem.labels["train"]),
+    )
 
 # %% ../nbs/06_fit.ipynb #7b77d97f
 def _groups(runs):
     "Lists of run positions that can be stacked."
     found = {}
     for i, (method, problem, _) in enumerate(runs):
-        if _trains(method): found.setdefault(_shape_key(method, problem), []).append(i)
+        if _trains(method):
+            found.setdefault(_shape_key(method, problem), []).append(i)
     for members in found.values():
-        method = runs[members[0]][0]; size = 1 if method.runs_tower() else max(1, STACK_LIMIT // method.trainable_parameters())
-        yield from (members[i:i+size] for i in range(0, len(members), size))
+        method = runs[members[0]][0]
+        size = 1 if method.runs_tower() else max(1, STACK_LIMIT // method.trainable_parameters())
+        yield from (members[i : i + size] for i in range(0, len(members), size))
 
 # %% ../nbs/06_fit.ipynb #cb5cd49c
 def _check_class(cls, what):
     "Refuse anything but a class of methods."
     if isinstance(cls, type) and issubclass(cls, Method):
         return
-    given = f"a {type(cls).__name__} that is built already" if isinstance(cls, Method) else f"{cls!r:.60}"
+    given = (
+        f"a {type(cls).__name__} that is built already"
+        if isinstance(cls, Method)
+        else f"{cls!r:.60}"
+    )
     raise ValueError(f"{what} takes a class of methods, such as METHODS['TaskRes'], not {given}")
 
 
@@ -470,11 +582,11 @@ def _built(run):
 
 # %% ../nbs/06_fit.ipynb #c322facc
 def fit_many(
-    runs:list, # (method class, hyper-parameters, problem, seed) tuples
-    device:str|None=None, # as in `fit`
-    progress:bool=True, # show a bar on long runs
-    on_diverge:str="raise", # "raise", or "keep": the method's `diverged` tells
-)->list[Method]: # fitted methods, in the order of `runs`
+    runs: list,  # (method class, hyper-parameters, problem, seed) tuples
+    device: str | None = None,  # as in `fit`
+    progress: bool = True,  # show a bar on long runs
+    on_diverge: str = "raise",  # "raise", or "keep": the method's `diverged` tells
+) -> list[Method]:  # fitted methods, in the order of `runs`
     "Train many runs; those with tensors of equal shape are computed as one batch."
     choose(on_diverge, dict.fromkeys(("raise", "keep")), "answer to divergence")
     built = [_built(run) for run in runs]
@@ -492,15 +604,22 @@ def fit_many(
 
 # %% ../nbs/06_fit.ipynb #4b1e9dcd
 def metrics(
-    predicted:torch.Tensor, # (N,) class positions
-    truth:torch.Tensor, # (N,) labels
-    K:int, # number of classes
-)->dict: # percent
+    predicted: torch.Tensor,  # (N,) class positions
+    truth: torch.Tensor,  # (N,) labels
+    K: int,  # number of classes
+) -> dict:  # percent
     "Top-1 accuracy, macro-F1 and accuracy per class (None for a class without test image)."
     from sklearn.metrics import f1_score
-    right, count = torch.bincount(truth[predicted == truth], minlength=K), torch.bincount(truth, minlength=K)
-    return dict(accuracy=100*float((predicted == truth).double().mean()), macro_f1=100*float(f1_score(truth, predicted, average="macro")),
-                per_class=[100*r/c if c else None for r, c in zip(right.tolist(), count.tolist())])
+
+    right, count = (
+        torch.bincount(truth[predicted == truth], minlength=K),
+        torch.bincount(truth, minlength=K),
+    )
+    return dict(
+        accuracy=100 * float((predicted == truth).double().mean()),
+        macro_f1=100 * float(f1_score(truth, predicted, average="macro")),
+        per_class=[100 * r / c if c else None for r, c in zip(right.tolist(), count.tolist())],
+    )
 
 # %% ../nbs/06_fit.ipynb #da0494ad
 def evaluate(
@@ -526,30 +645,61 @@ def evaluate(
 
 # %% ../nbs/06_fit.ipynb #d17fdce0
 def hold_out(
-    problem:Problem, # without validation images
-)->Problem: # the rest as support images, what was set aside as val
+    problem: Problem,  # without validation images
+) -> Problem:  # the rest as support images, what was set aside as val
     "Set min(S/4, 4) support images per class aside for validation."
     y, seen, aside = problem.labels["train"], {}, []
     counts = torch.bincount(y, minlength=problem.K).tolist()
     for i, k in enumerate(y.tolist()):
-        if seen.setdefault(k, 0) < min(counts[k]//4, VAL_SHOTS): seen[k] += 1; aside.append(i)
-    held = set(aside); rest = [i for i in range(len(y)) if i not in held]
+        if seen.setdefault(k, 0) < min(counts[k] // 4, VAL_SHOTS):
+            seen[k] += 1
+            aside.append(i)
+    held = set(aside)
+    rest = [i for i in range(len(y)) if i not in held]
     f = problem.features
-    sources = {n: (lambda n=n: getattr(f, n)) for n in ("text", "text_neg", "text_raw", "sentences", "owner", "test") if n in f}
-    kept = Features(views=lambda: f.views[:, rest], train=lambda: f.train[rest], val=lambda: f.train[aside], **sources)
-    images = {s: problem.images("train").subset(i) for s, i in dict(train=rest, val=aside).items() if "train" in problem._images}
-    return Problem(problem.classnames, kept, dict(train=y[rest], val=y[aside]), problem.logit_scale, problem.backbone, images, problem.provenance, problem.flip)
+    sources = {
+        n: (lambda n=n: getattr(f, n))
+        for n in ("text", "text_neg", "text_raw", "sentences", "owner", "test")
+        if n in f
+    }
+    kept = Features(
+        views=lambda: f.views[:, rest],
+        train=lambda: f.train[rest],
+        val=lambda: f.train[aside],
+        **sources,
+    )
+    images = {
+        s: problem.images("train").subset(i)
+        for s, i in dict(train=rest, val=aside).items()
+        if "train" in problem._images
+    }
+    return Problem(
+        problem.classnames,
+        kept,
+        dict(train=y[rest], val=y[aside]),
+        problem.logit_scale,
+        problem.backbone,
+        images,
+        problem.provenance,
+        problem.flip,
+    )
 
 # %% ../nbs/06_fit.ipynb #546fd886
 def _validation(problem):
-    if "val" in problem.labels and len(problem.labels["val"]): return problem, "few_shot_val"
+    if "val" in problem.labels and len(problem.labels["val"]):
+        return problem, "few_shot_val"
     rest = hold_out(problem)
     return (rest, "held_out_shots") if len(rest.labels["val"]) else (problem, "defaults")
 
+
 def _candidates(space, first, trials, seed):
     "`first` and up to `trials`-1 other random points of `space`, all distinct."
-    points = [p for p in (dict(zip(space, v)) for v in itertools.product(*space.values())) if not p.items() <= first.items()]
-    chosen = np_stream(seed, "tune").permutation(len(points))[:max(trials - 1, 0)]
+    points = [
+        p
+        for p in (dict(zip(space, v)) for v in itertools.product(*space.values()))
+        if not p.items() <= first.items()
+    ]
+    chosen = np_stream(seed, "tune").permutation(len(points))[: max(trials - 1, 0)]
     return [first] + [{**first, **points[i]} for i in chosen]
 
 # %% ../nbs/06_fit.ipynb #558152f9
@@ -574,45 +724,78 @@ def _checked_values(cls, space):
     found = {}
     for name, values in space.items():
         if isinstance(values, str) or not hasattr(values, "__iter__"):
-            raise ValueError(f"{cls.__name__} {name} takes a list of values to try, not {values!r:.60}")
+            raise ValueError(
+                f"{cls.__name__} {name} takes a list of values to try, not {values!r:.60}"
+            )
         converted = [cls.checked({name: value})[name] for value in values]
         found[name] = [v for i, v in enumerate(converted) if v not in converted[:i]]
         if not converted:
             raise ValueError(f"{cls.__name__} {name}: the list of values to try is empty")
     return found
 
-SWEEP_LIMIT = 50_000_000 # scores held at once
+
+SWEEP_LIMIT = 50_000_000  # scores held at once
+
 
 @torch.no_grad()
 def sweep(
-    method:Method, # fitted
-    grid:dict, # test-time hyper-parameter -> values
-    x:torch.Tensor|Pixels, # (M, D) raw validation features; `Pixels` where the grid is empty
-    y:torch.Tensor, # (M,) labels
-)->list[dict]: # one row per point: its values, accuracy, nll
+    method: Method,  # fitted
+    grid: dict,  # test-time hyper-parameter -> values
+    x: torch.Tensor | Pixels,  # (M, D) raw validation features; `Pixels` where the grid is empty
+    y: torch.Tensor,  # (M,) labels
+) -> list[dict]:  # one row per point: its values, accuracy, nll
     "Judge a fitted method at every point of a `grid` of test-time values."
-    if method.diverged: return [dict(accuracy=-1., nll=math.inf)]
+    if method.diverged:
+        return [dict(accuracy=-1.0, nll=math.inf)]
     grid = _grid_of(method, grid)
-    if not grid: accuracy, nll = _judge(method.scores(x), y.cpu()); return [dict(accuracy=100*float(accuracy), nll=float(nll))]
+    if not grid:
+        accuracy, nll = _judge(method.scores(x), y.cpu())
+        return [dict(accuracy=100 * float(accuracy), nll=float(nll))]
     x, y = x.to(method.device), y.to(method.device)
-    judge, axes = lambda *values: _judge(functional_call(method, dict(zip(grid, values)), (Batch(x),)), y), range(len(grid))
-    inner = math.prod(len(v) for v in grid.values())//max((len(v) for v in list(grid.values())[:1]), default=1)
-    chunk = max(1, SWEEP_LIMIT // (len(x)*max(method.largest(), len(method.classnames)*inner)))
-    for i in reversed(axes): judge = vmap(judge, in_dims=tuple(0 if j == i else None for j in axes), chunk_size=None if i else chunk)
+    judge, axes = (
+        lambda *values: _judge(functional_call(method, dict(zip(grid, values)), (Batch(x),)), y),
+        range(len(grid)),
+    )
+    inner = math.prod(len(v) for v in grid.values()) // max(
+        (len(v) for v in list(grid.values())[:1]), default=1
+    )
+    chunk = max(1, SWEEP_LIMIT // (len(x) * max(method.largest(), len(method.classnames) * inner)))
+    for i in reversed(axes):
+        judge = vmap(
+            judge,
+            in_dims=tuple(0 if j == i else None for j in axes),
+            chunk_size=None if i else chunk,
+        )
     judged = judge(*(torch.tensor(v, dtype=x.dtype, device=x.device) for v in grid.values()))
-    return [dict(zip(grid, p), accuracy=100*a, nll=n) for p, a, n in zip(itertools.product(*grid.values()), *(t.flatten().tolist() for t in judged))]
+    return [
+        dict(zip(grid, p), accuracy=100 * a, nll=n)
+        for p, a, n in zip(
+            itertools.product(*grid.values()), *(t.flatten().tolist() for t in judged)
+        )
+    ]
 
 # %% ../nbs/06_fit.ipynb #86e1d1a9
 @patch
-def largest(self:Method)->int:
+def largest(self: Method) -> int:
     "Rows of the largest tensor of the method: what a score of one image is compared with."
-    return max((x.shape[0] for x in itertools.chain(self.parameters(), self.buffers()) if x.ndim), default=1)
+    return max(
+        (x.shape[0] for x in itertools.chain(self.parameters(), self.buffers()) if x.ndim),
+        default=1,
+    )
 
 # %% ../nbs/06_fit.ipynb #e0d5a5a1
 class Tuned(dict):
     "Chosen hyper-parameters; `selection` tells how, `trials` is the table of all that was tried, `method` the winner, where it was trained on all support images."
-    def __init__(self, values:dict, selection:str, trials:pd.DataFrame|None=None, method:Method|None=None):
-        super().__init__(values); self.selection, self.trials, self.method = selection, trials, method
+
+    def __init__(
+        self,
+        values: dict,
+        selection: str,
+        trials: pd.DataFrame | None = None,
+        method: Method | None = None,
+    ):
+        super().__init__(values)
+        self.selection, self.trials, self.method = selection, trials, method
 
 # %% ../nbs/06_fit.ipynb #41349519
 class _Search:
@@ -655,7 +838,9 @@ class _Search:
         if best["accuracy"] < 0:
             first = diverged[0] if diverged else "their validation scores are not finite"
             name = self.cls.__name__
-            raise FloatingPointError(f"{name} on {self.problem}: all {len(methods)} candidates diverged, such as {first}")
+            raise FloatingPointError(
+                f"{name} on {self.problem}: all {len(methods)} candidates diverged, such as {first}"
+            )
         winner = methods[best["candidate"]] if self.train is self.problem else None
         if winner:
             winner.set(**{name: best[name] for name in self.grid})
@@ -667,12 +852,16 @@ def _check_search(cls, problems, seeds):
     "Refuse what cannot be tuned."
     _check_class(cls, "tune")
     if hasattr(cls, "judge"):
-        raise ValueError(f"tune compares class scores, and {cls.__name__} writes text: measure_task of vlmadapt.task_rows chooses its learning rate")
+        raise ValueError(
+            f"tune compares class scores, and {cls.__name__} writes text: measure_task of vlmadapt.task_rows chooses its learning rate"
+        )
     if len(problems) != len(seeds):
         raise ValueError(f"{len(problems)} problems but {len(seeds)} seeds")
     for problem in problems:
         if not hasattr(problem, "labels"):
-            raise ValueError(f"tune takes a problem, such as few_shot('mini-digits'), not {problem!r:.60}")
+            raise ValueError(
+                f"tune takes a problem, such as few_shot('mini-digits'), not {problem!r:.60}"
+            )
 
 
 def tune_many(
@@ -696,13 +885,14 @@ def tune_many(
     methods = iter(fit_many(runs, on_diverge="keep"))
     return [search.judge([next(methods) for _ in search.candidates]) for search in searches]
 
+
 def tune(
-    cls:type, # a method class
-    problem:Problem, # support and validation images
-    fixed:dict|None=None, # hyper-parameters that are given
-    space:dict|None=None, # name -> values to try; default: the class's own
-    trials:int=16, # how many trained candidates, the defaults among them; 0 takes the defaults
-    seed:int=1, # of the candidates and of their training
-)->Tuned: # `fixed` and the chosen ones
+    cls: type,  # a method class
+    problem: Problem,  # support and validation images
+    fixed: dict | None = None,  # hyper-parameters that are given
+    space: dict | None = None,  # name -> values to try; default: the class's own
+    trials: int = 16,  # how many trained candidates, the defaults among them; 0 takes the defaults
+    seed: int = 1,  # of the candidates and of their training
+) -> Tuned:  # `fixed` and the chosen ones
     "Choose hyper-parameters on validation images."
     return tune_many(cls, [problem], [seed], fixed, space, trials)[0]

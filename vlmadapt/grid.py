@@ -419,7 +419,9 @@ def _room(ray, asked, needed):
     if not asked:
         return int(min(needed or 0, there)) or None
     if asked * 2**30 > there:
-        raise ValueError(f"--memory_per_run {asked:g}: the largest machine offers {there / 2**30:.1f} GB")
+        raise ValueError(
+            f"--memory_per_run {asked:g}: the largest machine offers {there / 2**30:.1f} GB"
+        )
     return int(asked * 2**30)
 
 # %% ../nbs/60_grid.ipynb #e0c15598
@@ -626,7 +628,8 @@ def execute_all(
     runs: list[Run],  # from `read_runs`
     address: str | None = None,  # of a Ray cluster; None starts one on this machine
     workers: int | None = None,  # runs at a time on this machine; None is one per core
-    gpus_per_run: float | None = None,  # share of a GPU for each run; None takes what rows that exist needed, or a whole one
+    gpus_per_run: float
+    | None = None,  # share of a GPU for each run; None takes what rows that exist needed, or a whole one
     memory_per_run: float | None = None,  # GB for each run; None takes what rows that exist needed
 ) -> dict[str, str]:  # name of run -> error in one line
     "Execute what is missing of `runs`, side by side, and return the failures."
@@ -694,7 +697,9 @@ def _forecast(runs, missing, workers):
     measured = _measured(runs)
     known = sum(map(len, measured.values()))
     if not known:
-        return "no row has been measured yet, so there is no estimate; --smoke or one run makes some"
+        return (
+            "no row has been measured yet, so there is no estimate; --smoke or one run makes some"
+        )
     seconds, unknown = estimate(runs, measured)
     unit = "GPU" if torch.cuda.is_available() else "core"
     times = f"about {seconds / 3600:.2f} {unit} hours, {seconds / 60 / workers:.1f} minutes"
@@ -713,7 +718,11 @@ class _OldRows(BaseModel):
 
 def _keep_old(file, rows):
     "Add `rows` to those in `file`; one that is there stays alone."
-    kept = validate(read_json(file, finite=False), _OldRows, file).rows if os.path.lexists(file) else []
+    kept = (
+        validate(read_json(file, finite=False), _OldRows, file).rows
+        if os.path.lexists(file)
+        else []
+    )
     digests = {row.get("digest") for row in kept}
     new = [row for row in map(_measured_part, rows) if row["digest"] not in digests]
     write_json(file, dict(rows=[*kept, *new]))
@@ -754,7 +763,9 @@ def _redo(runs, pattern):
 def _superseded(runs):
     "In words, how many results of `runs` have been superseded."
     count = sum(len(list((run.folder / "rows" / "superseded").glob("*.json"))) for run in runs)
-    return f"; {count} superseded results are kept in rows/superseded of their runs" if count else ""
+    return (
+        f"; {count} superseded results are kept in rows/superseded of their runs" if count else ""
+    )
 
 
 def _tell(failed, runs, out):
@@ -870,7 +881,9 @@ def report_of(
     "The report that belongs to the experiment whose runs lie in `folder`."
     runs = sorted(Path(folder).rglob("params.yml"))
     if not runs:
-        raise ValueError(f"{folder}: no runs there; vlmadapt_grid params/{Path(folder).name}.yml makes them")
+        raise ValueError(
+            f"{folder}: no runs there; vlmadapt_grid params/{Path(folder).name}.yml makes them"
+        )
     text = read_text(runs[0])
     try:
         found = parse_yaml(text)

@@ -8,20 +8,29 @@ __all__ = ['RECIPE', 'PLAIN', 'NEEDS', 'NEEDED', 'Batch', 'problem_width', 'Meth
            'check_card', 'card_backbone', 'check_backbone', 'Head']
 
 # %% ../nbs/05_method.ipynb #5e06200f
-import difflib, inspect, itertools, os, types, warnings, weakref
+import difflib
+import inspect
+import itertools
+import os
+import types
+import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Optional, Union, get_args, get_origin
-import numpy as np, pandas as pd, torch
+
+import numpy as np
+import pandas as pd
+import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from PIL import Image
-from pydantic import BaseModel
-from torch import nn
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic.errors import PydanticSchemaGenerationError
+from torch import nn
 from torch.func import functional_call
+
 from . import __version__
 from .backbones import Backbone, Pixels, ahead, cores, load_backbone
 from .datasets import CorruptImage, Images
@@ -31,14 +40,26 @@ from .images import eight_bits, numbers_of
 from .photos import named_errors, open_photo
 from .problem import Problem
 from .records import RecordError, validate
-from .values import Flag, Fraction, Integer, NonNegative, Positive, PositiveInteger, Real, convert, declared_types, plain
+from vlmadapt.values import (
+    Flag,
+    Fraction,
+    Integer,
+    NonNegative,
+    Positive,
+    PositiveInteger,
+    Real,
+    convert,
+    declared_types,
+    plain,
+)
 
 # %% ../nbs/05_method.ipynb #31d66af5
 class Batch(NamedTuple):
     "Raw image features `x` (B, D), or pixels (B, 3, s, s); labels `y` (B,); positions `index` (B,) among the support images."
+
     x: torch.Tensor
-    y: torch.Tensor|None = None
-    index: torch.Tensor|None = None
+    y: torch.Tensor | None = None
+    index: torch.Tensor | None = None
 
 # %% ../nbs/05_method.ipynb #b7288ec6
 RECIPE = dict(
@@ -50,7 +71,9 @@ RECIPE = dict(
     epochs=PositiveInteger,
     batch_size=PositiveInteger,
     drop_last=Flag,  # drop an incomplete last batch where there is a full one?
-    crop=Annotated[Real, Field(gt=0, le=1)],  # least part of an image's area that a random crop shows
+    crop=Annotated[
+        Real, Field(gt=0, le=1)
+    ],  # least part of an image's area that a random crop shows
     smoothing=Fraction,  # of the labels
 )
 
@@ -71,12 +94,14 @@ def problem_width(
 
 class Method(nn.Module):
     "A few trained tensors on top of a frozen backbone; subclasses give `constants`, `init` and `logits`."
+
     needs, recipe, space, posthoc = {"features"}, {}, {}, {}
 
     def __init__(
         self,
         problem: Problem,  # what the method is built on
-        hyper: dict | None = None,  # hyper-parameters; a subclass without a constructor takes them by name
+        hyper: dict
+        | None = None,  # hyper-parameters; a subclass without a constructor takes them by name
         **more,
     ):
         super().__init__()
@@ -93,11 +118,22 @@ class Method(nn.Module):
             feature_width=problem_width(problem),
         )
 
-    def constants(self, problem:Problem)->dict: raise NotImplementedError
-    def init(self, generator:torch.Generator): pass
-    def logits(self, batch:Batch)->torch.Tensor: raise NotImplementedError(f"{type(self).__name__} gives no scores: logits(self, batch) is not defined")
-    def loss(self, batch:Batch)->torch.Tensor: return F.cross_entropy(self.logits(batch), batch.y)
-    def forward(self, batch:Batch, what:str="logits")->torch.Tensor: return getattr(self, what)(batch)
+    def constants(self, problem: Problem) -> dict:
+        raise NotImplementedError
+
+    def init(self, generator: torch.Generator):
+        pass
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        raise NotImplementedError(
+            f"{type(self).__name__} gives no scores: logits(self, batch) is not defined"
+        )
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        return F.cross_entropy(self.logits(batch), batch.y)
+
+    def forward(self, batch: Batch, what: str = "logits") -> torch.Tensor:
+        return getattr(self, what)(batch)
 
 # %% ../nbs/05_method.ipynb #0bf956bd
 @patch
@@ -128,9 +164,12 @@ def _setup(self: Method, classnames, logit_scale, hyper, constants):
 
 # %% ../nbs/05_method.ipynb #1b106484
 @patch
-def _shared(self:Method, problem):
+def _shared(self: Method, problem):
     loose = {*self._float_names(), *self.recipe}
-    key = type(self), repr(sorted((k, v) for k, v in self.hyper_parameters.items() if k not in loose))
+    key = (
+        type(self),
+        repr(sorted((k, v) for k, v in self.hyper_parameters.items() if k not in loose)),
+    )
     kept = {n: ref() for n, ref in problem._constants.get(key, {}).items()}
     if not kept or any(x is None for x in kept.values()):
         kept = self.constants(problem)
@@ -139,10 +178,16 @@ def _shared(self:Method, problem):
 
 # %% ../nbs/05_method.ipynb #d3694e88
 @patch
-def _float_names(self:Method): return [n for n, v in self.hyper_parameters.items() if isinstance(v, float) and n not in self.recipe]
+def _float_names(self: Method):
+    return [
+        n for n, v in self.hyper_parameters.items() if isinstance(v, float) and n not in self.recipe
+    ]
+
 
 @patch
-def _dtype(self:Method): return next((b.dtype for b in self.buffers() if b.is_floating_point()), torch.float32)
+def _dtype(self: Method):
+    return next((b.dtype for b in self.buffers() if b.is_floating_point()), torch.float32)
+
 
 @patch
 def set(
@@ -158,14 +203,16 @@ def set(
         getattr(self, name).fill_(value)
     return self
 
+
 @patch
-def reset(self:Method, seed:int)->Method:
+def reset(self: Method, seed: int) -> Method:
     "Give the trained parameters their start values, drawn from the `seed`'s own stream."
     self.init(stream(seed, "init"))
     return self.to(self.backbone.device) if self.runs_tower() else self
 
+
 @patch(cls_method=True)
-def runs_tower(cls:Method)->bool:
+def runs_tower(cls: Method) -> bool:
     "Does the method run parts of the backbone? It then lives where the backbone does."
     return bool(cls.needs - {"features"})
 
@@ -234,7 +281,9 @@ def one_or_more(
 ) -> Any:  # a type for `checked`: a tuple of options, or one of them as text
     "Declare a hyper-parameter that takes some of the `options`, each once."
     several = tuple[Literal[options], ...]
-    return Annotated[several, BeforeValidator(_names), AfterValidator(_distinct), Field(min_length=1)]
+    return Annotated[
+        several, BeforeValidator(_names), AfterValidator(_distinct), Field(min_length=1)
+    ]
 
 
 def _converted(value, kind, name):
@@ -274,7 +323,7 @@ def checked(
 
 # %% ../nbs/05_method.ipynb #d3dd91e8
 @patch(cls_method=True)
-def unused(cls:Method, hyper:dict)->set:
+def unused(cls: Method, hyper: dict) -> set:
     "Names of hyper-parameters that have no effect under `hyper`; no search spends trials on them."
     return set()
 
@@ -286,45 +335,58 @@ def training_free(self: Method) -> bool:
 
 # %% ../nbs/05_method.ipynb #00d3dbe6
 @patch
-def trainable_parameters(self:Method)->int:
+def trainable_parameters(self: Method) -> int:
     "Number of trained values."
     return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 # %% ../nbs/05_method.ipynb #469111ce
 @patch
-def cosine_logits(self:Method,
-    x:torch.Tensor, # (B, D) image features
-    classifier:torch.Tensor, # (K, D) unit rows
-)->torch.Tensor: # (B, K)
+def cosine_logits(
+    self: Method,
+    x: torch.Tensor,  # (B, D) image features
+    classifier: torch.Tensor,  # (K, D) unit rows
+) -> torch.Tensor:  # (B, K)
     "Scaled cosine between images and the rows of a classifier."
     return self.logit_scale * F.normalize(x, dim=-1) @ classifier.T
 
 # %% ../nbs/05_method.ipynb #f31d825d
 def same_length(
-    moved:torch.Tensor, # (K, D) trained rows
-    rows:torch.Tensor, # (K, D) the rows they grew out of
-)->torch.Tensor: # (K, D)
+    moved: torch.Tensor,  # (K, D) trained rows
+    rows: torch.Tensor,  # (K, D) the rows they grew out of
+) -> torch.Tensor:  # (K, D)
     "`moved` with the row lengths of `rows`."
-    return moved * (rows.norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True).clamp(min=1e-12))
+    return moved * (
+        rows.norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    )
 
 # %% ../nbs/05_method.ipynb #d43a8ac4
 def hyper(
-    arguments:dict, # `locals()` of a constructor
-)->dict:
+    arguments: dict,  # `locals()` of a constructor
+) -> dict:
     "The hyper-parameters among a constructor's arguments."
     return {k: v for k, v in arguments.items() if k not in ("self", "problem", "__class__")}
 
 # %% ../nbs/05_method.ipynb #16a106e3
-NEEDS = dict(features=lambda p: True, text_tower=lambda p: p.backbone is not None,
-             image_tower=lambda p: p.backbone is not None and p.backbone.is_vit and "train" in p._images,
-             generator=lambda p: p.backbone is not None and hasattr(p.backbone.model, "text_decoder"))
-NEEDED = dict(text_tower="text tower", image_tower="vision transformer and support images", generator="text decoder")
+NEEDS = dict(
+    features=lambda p: True,
+    text_tower=lambda p: p.backbone is not None,
+    image_tower=lambda p: p.backbone is not None and p.backbone.is_vit and "train" in p._images,
+    generator=lambda p: p.backbone is not None and hasattr(p.backbone.model, "text_decoder"),
+)
+NEEDED = dict(
+    text_tower="text tower",
+    image_tower="vision transformer and support images",
+    generator="text decoder",
+)
+
 
 @patch
 def _check_needs(self: Method, problem):
     name = type(self).__name__
     if not hasattr(problem, "classnames"):
-        raise ValueError(f"{name} is built on a problem, such as few_shot('mini-digits'), not on {problem!r:.60}")
+        raise ValueError(
+            f"{name} is built on a problem, such as few_shot('mini-digits'), not on {problem!r:.60}"
+        )
     for need in sorted(self.needs):
         if not NEEDS[need](problem):
             raise ValueError(f"{name} needs a backbone's {NEEDED[need]}, which {problem!r} lacks")
@@ -344,9 +406,13 @@ def _without_default(cls):
 def _check_definition(cls: Method):
     "Refuse a class that cannot be built, naming what is to be defined."
     if cls.constants is Method.constants:
-        raise ValueError(f"{cls.__name__} has no constants: define constants(self, problem), such as dict(text=problem.features.text), or {{}}")
+        raise ValueError(
+            f"{cls.__name__} has no constants: define constants(self, problem), such as dict(text=problem.features.text), or {{}}"
+        )
     for name in _without_default(cls):
-        raise ValueError(f"{cls.__name__}: the hyper-parameter {name!r} needs a default in the constructor")
+        raise ValueError(
+            f"{cls.__name__}: the hyper-parameter {name!r} needs a default in the constructor"
+        )
 
 
 @patch(cls_method=True)
@@ -354,7 +420,9 @@ def check_scores(cls: Method):
     "Refuse a class that gives no scores; `fit` calls it."
     own_scores = cls.logits is not Method.logits or cls.scorer is not Method.scorer
     if not own_scores and not hasattr(cls, "judge"):
-        raise ValueError(f"{cls.__name__} gives no scores: define logits(self, batch), which returns a tensor (B, K)")
+        raise ValueError(
+            f"{cls.__name__} gives no scores: define logits(self, batch), which returns a tensor (B, K)"
+        )
 
 # %% ../nbs/05_method.ipynb #d1360323
 class MethodTable(dict):
@@ -899,36 +967,60 @@ def _rebuild(cls, tensors, card, backbone, path):
 # %% ../nbs/05_method.ipynb #d1593292
 class Head(nn.Module):
     "A linear classifier over image features, of unit length where `unit`."
-    def __init__(self,
-        weight:torch.Tensor, # (K, D)
-        bias:torch.Tensor, # (K,)
-        unit:bool=True, # are features normalised first?
+
+    def __init__(
+        self,
+        weight: torch.Tensor,  # (K, D)
+        bias: torch.Tensor,  # (K,)
+        unit: bool = True,  # are features normalised first?
     ):
-        super().__init__(); self.unit = unit
-        self.register_buffer("weight", weight); self.register_buffer("bias", bias)
-    def forward(self, x:torch.Tensor)->torch.Tensor: return F.linear(F.normalize(x, dim=-1) if self.unit else x, self.weight, self.bias)
+        super().__init__()
+        self.unit = unit
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(F.normalize(x, dim=-1) if self.unit else x, self.weight, self.bias)
 
 # %% ../nbs/05_method.ipynb #5d40f816
 @patch
-def _score(self:Method):
+def _score(self: Method):
     "Scores as a function of features, in float64 where no tower is run."
     dtype = self._dtype() if self.runs_tower() else torch.float64
-    tensors = {n: x.detach().to(dtype) if x.is_floating_point() else x for n, x in itertools.chain(self.named_parameters(), self.named_buffers())}
+    tensors = {
+        n: x.detach().to(dtype) if x.is_floating_point() else x
+        for n, x in itertools.chain(self.named_parameters(), self.named_buffers())
+    }
     return dtype, tensors, lambda x: functional_call(self, tensors, (Batch(x),))
+
 
 @patch
 @torch.no_grad()
-def fold(self:Method)->Head:
+def fold(self: Method) -> Head:
     "The method as one linear layer; refused where its scores are not linear in the image feature."
     told = f"{type(self).__name__} does not fold into one linear layer: "
-    if self.reads_images(): raise ValueError(told + "it changes the image tower")
+    if self.reads_images():
+        raise ValueError(told + "it changes the image tower")
     dtype, tensors, score = self._score()
     D = self.backbone.feature_width if self.backbone else self.text.shape[-1]
     eye = torch.eye(D, dtype=dtype, device=self.device)
-    bias = score(0*eye[:1])[0]; weight = (score(eye) - bias).T
-    rows = [x.reshape(-1, D)[:512] for x in tensors.values() if x.ndim > 1 and x.shape[-1] == D and x.is_floating_point()]
-    x = torch.cat([torch.randn(64, D, generator=stream(0, "fold")).to(eye)*torch.linspace(.1, 10, 64).to(eye)[:, None], *rows])
-    expected = score(x); allowed = (1e-4 if self.runs_tower() else 1e-9)*expected.abs().max()
+    bias = score(0 * eye[:1])[0]
+    weight = (score(eye) - bias).T
+    rows = [
+        x.reshape(-1, D)[:512]
+        for x in tensors.values()
+        if x.ndim > 1 and x.shape[-1] == D and x.is_floating_point()
+    ]
+    x = torch.cat(
+        [
+            torch.randn(64, D, generator=stream(0, "fold")).to(eye)
+            * torch.linspace(0.1, 10, 64).to(eye)[:, None],
+            *rows,
+        ]
+    )
+    expected = score(x)
+    allowed = (1e-4 if self.runs_tower() else 1e-9) * expected.abs().max()
     for unit in (True, False):
-        if (Head(weight, bias, unit)(x) - expected).abs().max() <= allowed: return Head(weight, bias, unit).to(self._dtype())
+        if (Head(weight, bias, unit)(x) - expected).abs().max() <= allowed:
+            return Head(weight, bias, unit).to(self._dtype())
     raise ValueError(told + "its scores are not linear in the image feature")

@@ -9,7 +9,9 @@ __all__ = ['SEARCH_ENDS', 'OTHER_ENDS', 'SEARCH_STEPS', 'PAPER_RULES', 'tip_adap
 # %% ../nbs/58_paper_protocol.ipynb #221717ab
 from collections.abc import Callable
 from typing import Literal
+
 import torch
+
 from .datasets import DATASETS
 from .fit import evaluate, fit, sweep
 from .method import Method

@@ -235,7 +235,9 @@ def drop_corrupt(
             bar.update()
     bar.close()
     if errors:
-        warnings.warn(f"skipped: {len(errors)} of {total} files: {named_errors(errors)}", stacklevel=1)
+        warnings.warn(
+            f"skipped: {len(errors)} of {total} files: {named_errors(errors)}", stacklevel=1
+        )
     return out
 
 # %% ../nbs/03_photos.ipynb #2bc1e5c3

@@ -27,7 +27,15 @@ from pydantic import BaseModel
 
 from .backbones import Backbone, load_backbone, shortened
 from .datasets import Dataset, Images, digest, few_shot_indices, load_dataset
-from .features import SealedLabels, as_features, as_labels, check_rows, read_bundle, same_count, unit_rows
+from vlmadapt.features import (
+    SealedLabels,
+    as_features,
+    as_labels,
+    check_rows,
+    read_bundle,
+    same_count,
+    unit_rows,
+)
 from vlmadapt.foundation import (
     CannotWrite,
     DamagedFile,
@@ -43,16 +51,25 @@ from vlmadapt.foundation import (
     write_json,
 )
 from .photos import read_photos
-from .prompts import NEGATIVE, POOLS, PROMPTS, check_classnames, class_prompts, fill, pool_text
+from vlmadapt.prompts import (
+    NEGATIVE,
+    POOLS,
+    PROMPTS,
+    check_classnames,
+    class_prompts,
+    fill,
+    pool_text,
+)
 from .records import RecordError, read_json, validate
 from .values import Flag, NonNegativeInteger, Positive, PositiveInteger, convert
 
 # %% ../nbs/04_problem.ipynb #2fc419f3
-def cache_root()->Path:
+def cache_root() -> Path:
     "Where features are kept: the environment variable VLMADAPT_CACHE, or ~/.cache/vlmadapt."
     return Path(os.environ.get("VLMADAPT_CACHE", "~/.cache/vlmadapt")).expanduser()
 
-ENCODING = 1 # part of every key; raise it when the way of encoding changes
+
+ENCODING = 1  # part of every key; raise it when the way of encoding changes
 
 # %% ../nbs/04_problem.ipynb #da1fcc25
 @contextmanager
@@ -390,33 +407,50 @@ class Problem:
 
 # %% ../nbs/04_problem.ipynb #98872988
 @patch
-def images(self:Problem, split:str)->Images:
+def images(self: Problem, split: str) -> Images:
     "The `Images` of a `split`; a problem built from arrays has none."
-    if split not in self._images: raise ValueError(f"this problem has no {split} images" + ("" if self._images else "; it was built from features"))
+    if split not in self._images:
+        raise ValueError(
+            f"this problem has no {split} images"
+            + ("" if self._images else "; it was built from features")
+        )
     return self._images[split]
 
+
 @patch
-def opened(self:Problem)->list:
+def opened(self: Problem) -> list:
     "The support images, decoded once and kept in memory, in their own sizes."
-    if self._opened is None: images = self.images("train"); self._opened = [images[i] for i in range(len(images))]
+    if self._opened is None:
+        images = self.images("train")
+        self._opened = [images[i] for i in range(len(images))]
     return self._opened
 
+
 @patch(as_prop=True)
-def K(self:Problem)->int:
+def K(self: Problem) -> int:
     "Number of classes."
     return len(self.classnames)
 
 # %% ../nbs/04_problem.ipynb #d12bbc52
 @patch
-def __str__(self:Problem):
+def __str__(self: Problem):
     "A short name for messages and progress bars."
     p = self.provenance
     part = f" ({p['part']} classes)" if "part" in p else ""
-    return f"{p['dataset']}{part}, {p['shots']} shots, seed {p['seed']}" if "dataset" in p else f"{self.K} classes"
+    return (
+        f"{p['dataset']}{part}, {p['shots']} shots, seed {p['seed']}"
+        if "dataset" in p
+        else f"{self.K} classes"
+    )
+
 
 @patch
-def __repr__(self:Problem):
-    return f"Problem({self}; K={self.K}, " + ", ".join(f"{s} {len(y)}" for s, y in self.labels.items()) + ")"
+def __repr__(self: Problem):
+    return (
+        f"Problem({self}; K={self.K}, "
+        + ", ".join(f"{s} {len(y)}" for s, y in self.labels.items())
+        + ")"
+    )
 
 # %% ../nbs/04_problem.ipynb #efcfddf6
 def _one_dtype(*arrays):
@@ -549,45 +583,88 @@ def from_bundle(
 # %% ../nbs/04_problem.ipynb #842a36b2
 @contextmanager
 def drawing_from(
-    generator:torch.Generator, # a stream on the CPU
-)->Iterator[None]:
+    generator: torch.Generator,  # a stream on the CPU
+) -> Iterator[None]:
     "Inside the block torch's global generator is `generator`, which goes on where the block ends; afterwards it is what it was."
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(generator.get_state())
-        try: yield
-        finally: generator.set_state(torch.get_rng_state())
+        try:
+            yield
+        finally:
+            generator.set_state(torch.get_rng_state())
 
 # %% ../nbs/04_problem.ipynb #3d60b73f
 def encode_split(
-    backbone:Backbone, # the encoder
-    images:Images, # of a split, or of a whole dataset
-)->torch.Tensor: # (N, D) raw features, memory-mapped where there are many
+    backbone: Backbone,  # the encoder
+    images: Images,  # of a split, or of a whole dataset
+) -> torch.Tensor:  # (N, D) raw features, memory-mapped where there are many
     "The features of `images` under the test transform, encoded once and kept."
-    def build(start, stop, batch_size): return backbone.encode_images(images.subset(range(start, stop)), batch_size=batch_size)
-    return cached_rows(build, len(images), backbone.find_batch_size, what="images", backbone=backbone.key, transform=repr(backbone.preprocess), images=images.key())
+
+    def build(start, stop, batch_size):
+        return backbone.encode_images(images.subset(range(start, stop)), batch_size=batch_size)
+
+    return cached_rows(
+        build,
+        len(images),
+        backbone.find_batch_size,
+        what="images",
+        backbone=backbone.key,
+        transform=repr(backbone.preprocess),
+        images=images.key(),
+    )
+
 
 def _encode_views(backbone, images, views, flip, seed):
     transform = backbone.train_transform(flip)
+
     def build():
-        with drawing_from(stream(seed, "augmentation")): return backbone.encode_views(images, transform, views)
-    return cached(build, what="views", backbone=backbone.key, transform=repr(transform), images=images.key(), views=views, seed=seed)
+        with drawing_from(stream(seed, "augmentation")):
+            return backbone.encode_views(images, transform, views)
+
+    return cached(
+        build,
+        what="views",
+        backbone=backbone.key,
+        transform=repr(transform),
+        images=images.key(),
+        views=views,
+        seed=seed,
+    )
+
 
 def _encode_sentences(backbone, sentences, truncate=False):
-    tokens = backbone.tokenize(sentences, truncate, "class prompt")  # refused also where features lie in the cache
+    tokens = backbone.tokenize(
+        sentences, truncate, "class prompt"
+    )  # refused also where features lie in the cache
     if len(set(sentences)) > 1 and len(tokens.unique(dim=0)) == 1:
-        raise ValueError(f"all {len(sentences)} class prompts are the same for the text tower, such as {shortened(sentences[0])!r}")
-    return cached(lambda: backbone.encode_tokens(tokens), what="text", backbone=backbone.key, sentences=sentences)
+        raise ValueError(
+            f"all {len(sentences)} class prompts are the same for the text tower, such as {shortened(sentences[0])!r}"
+        )
+    return cached(
+        lambda: backbone.encode_tokens(tokens),
+        what="text",
+        backbone=backbone.key,
+        sentences=sentences,
+    )
 
 # %% ../nbs/04_problem.ipynb #3b3db2a1
 def _dataset_features(dataset, images, backbone, sentences, views, text_pool, seed, truncate):
     K = len(dataset.classnames)
-    flat, owner = [s for ss in sentences for s in ss], torch.tensor([k for k, ss in enumerate(sentences) for _ in ss])
+    flat, owner = (
+        [s for ss in sentences for s in ss],
+        torch.tensor([k for k, ss in enumerate(sentences) for _ in ss]),
+    )
     negative = [s for (s,) in fill(dataset.classnames, [NEGATIVE])]
-    f = Features(owner=owner, sentences=lambda: _encode_sentences(backbone, flat, truncate),
-                 text=lambda: pool_text(f.sentences, owner, K, text_pool),
-                 text_neg=lambda: F.normalize(_encode_sentences(backbone, negative, truncate), dim=-1),
-                 views=(lambda: _encode_views(backbone, images["train"], views, dataset.flip, seed)) if "train" in images else None,
-                 **{s: (lambda x=x: encode_split(backbone, x)) for s, x in images.items()})
+    f = Features(
+        owner=owner,
+        sentences=lambda: _encode_sentences(backbone, flat, truncate),
+        text=lambda: pool_text(f.sentences, owner, K, text_pool),
+        text_neg=lambda: F.normalize(_encode_sentences(backbone, negative, truncate), dim=-1),
+        views=(lambda: _encode_views(backbone, images["train"], views, dataset.flip, seed))
+        if "train" in images
+        else None,
+        **{s: (lambda x=x: encode_split(backbone, x)) for s, x in images.items()},
+    )
     return f
 
 # %% ../nbs/04_problem.ipynb #f38f24b5
@@ -614,13 +691,17 @@ def _few_shot_images(dataset, shots, seed):
             raise ValueError(f"{dataset.name} has neither train nor test images")
         return {"test": splits["test"]}
     train, val, test = (splits.get(s) for s in ("train", "val", "test"))
-    _warn_of_small_classes(dataset, torch.bincount(train.labels, minlength=len(dataset.classnames)), shots)
+    _warn_of_small_classes(
+        dataset, torch.bincount(train.labels, minlength=len(dataset.classnames)), shots
+    )
     i, j = few_shot_indices(train.labels, None if val is None else val.labels, shots, seed)
     drawn = (train if val is None else val).subset(j)
     return _filled({"train": train.subset(i), "val": drawn, "test": test})
 
 # %% ../nbs/04_problem.ipynb #3a04e29f
-PARTS = dict(all=lambda K: range(K), base=lambda K: range(-(-K//2)), new=lambda K: range(-(-K//2), K))
+PARTS = dict(
+    all=lambda K: range(K), base=lambda K: range(-(-K // 2)), new=lambda K: range(-(-K // 2), K)
+)
 
 # %% ../nbs/04_problem.ipynb #ba28e6d3
 def _with_labels(dataset):
@@ -635,9 +716,9 @@ def _with_labels(dataset):
 
 # %% ../nbs/04_problem.ipynb #a2ead397
 def images_of(
-    images:Images, # of all classes
-    classes:range, # the labels to keep
-)->Images: # labelled by their position among `classes`
+    images: Images,  # of all classes
+    classes: range,  # the labels to keep
+) -> Images:  # labelled by their position among `classes`
     "The `images` of some `classes`, in their order."
     kept = images.subset([i for i, y in enumerate(images.labels.tolist()) if y in classes])
     return replace(kept, labels=kept.labels - classes.start)
@@ -678,16 +759,16 @@ def _split_hash(dataset):
 
 # %% ../nbs/04_problem.ipynb #be54ba7d
 def few_shot(
-    dataset:str|Dataset, # a dataset's name, or a dataset
-    backbone:str|Backbone="mini", # a backbone's name, "model:tag", or a backbone
-    shots:int=16, # support images per class
-    seed:int=1, # draws the subset and the augmented views
-    prompts:str="template", # "template", "ensemble", "descriptions", or a JSON file of descriptions
-    views:int=10, # R, augmented views per support image
-    text_pool:str="unit", # how several sentences become one row, see `pool_text`
-    part:str="all", # of the classes: "all", or the "base" or "new" half
-    truncate:bool=False, # cut class prompts that do not fit the text tower, with a warning, instead of refusing them
-)->Problem:
+    dataset: str | Dataset,  # a dataset's name, or a dataset
+    backbone: str | Backbone = "mini",  # a backbone's name, "model:tag", or a backbone
+    shots: int = 16,  # support images per class
+    seed: int = 1,  # draws the subset and the augmented views
+    prompts: str = "template",  # "template", "ensemble", "descriptions", or a JSON file of descriptions
+    views: int = 10,  # R, augmented views per support image
+    text_pool: str = "unit",  # how several sentences become one row, see `pool_text`
+    part: str = "all",  # of the classes: "all", or the "base" or "new" half
+    truncate: bool = False,  # cut class prompts that do not fit the text tower, with a warning, instead of refusing them
+) -> Problem:
     "The few-shot problem of CoOp's protocol."
     shots = convert(shots, PositiveInteger, "shots")
     seed = convert(seed, NonNegativeInteger, "seed")
@@ -703,22 +784,45 @@ def few_shot(
     if "test" in images:
         images["test"] = replace(images["test"], labels=SealedLabels(images["test"].labels))
     sentences = class_prompts(dataset, prompts, others)
-    provenance = dict(dataset=dataset.name, backbone=backbone.name, backbone_key=backbone.key, precision=backbone.precision, shots=shots, seed=seed,
-                      prompts=str(prompts), text_pool=text_pool, views=views, split=_split_hash(dataset),
-                      transform=content_key(test=repr(backbone.preprocess), train=repr(backbone.train_transform(dataset.flip))),
-                      prompt_set=content_key(sentences=sentences), **({} if part == "all" else dict(part=part)), **(dict(truncate=True) if truncate else {}))
-    return Problem(dataset.classnames, _dataset_features(dataset, images, backbone, sentences, views, text_pool, seed, truncate),
-                   {s: x.labels for s, x in images.items()}, backbone.logit_scale, backbone, images, provenance, dataset.flip)
+    provenance = dict(
+        dataset=dataset.name,
+        backbone=backbone.name,
+        backbone_key=backbone.key,
+        precision=backbone.precision,
+        shots=shots,
+        seed=seed,
+        prompts=str(prompts),
+        text_pool=text_pool,
+        views=views,
+        split=_split_hash(dataset),
+        transform=content_key(
+            test=repr(backbone.preprocess), train=repr(backbone.train_transform(dataset.flip))
+        ),
+        prompt_set=content_key(sentences=sentences),
+        **({} if part == "all" else dict(part=part)),
+        **(dict(truncate=True) if truncate else {}),
+    )
+    return Problem(
+        dataset.classnames,
+        _dataset_features(dataset, images, backbone, sentences, views, text_pool, seed, truncate),
+        {s: x.labels for s, x in images.items()},
+        backbone.logit_scale,
+        backbone,
+        images,
+        provenance,
+        dataset.flip,
+    )
 
 # %% ../nbs/04_problem.ipynb #46932e7b
 @patch(cls_method=True)
-def from_folder(cls:Problem,
-    root:str|Path, # one sub-folder per class, or train/ val/ test/ of such, see `read_photos`
-    backbone:str|Backbone="mini", # as in `few_shot`
-    shots:int=16, # support images per class
-    seed:int=1, # draws the subset and the views
-    on_corrupt:str="refuse", # a file that cannot be decoded: "refuse" or "skip"
-    **kwargs, # further arguments of `few_shot`
-)->Problem:
+def from_folder(
+    cls: Problem,
+    root: str | Path,  # one sub-folder per class, or train/ val/ test/ of such, see `read_photos`
+    backbone: str | Backbone = "mini",  # as in `few_shot`
+    shots: int = 16,  # support images per class
+    seed: int = 1,  # draws the subset and the views
+    on_corrupt: str = "refuse",  # a file that cannot be decoded: "refuse" or "skip"
+    **kwargs,  # further arguments of `few_shot`
+) -> Problem:
     "A few-shot problem from a folder of images; without split folders they are cut 50/20/30 per class."
     return few_shot(read_photos(root, on_corrupt), backbone, shots, seed, **kwargs)

@@ -7,11 +7,16 @@ __all__ = ['ENSEMBLE', 'NEGATIVE', 'PROMPTS', 'POOLS', 'check_classnames', 'chec
            'match_descriptions', 'check_prompts', 'class_prompts', 'class_means', 'pool_text']
 
 # %% ../nbs/03_prompts.ipynb #780c52bf
-import difflib, os, string, warnings
+import difflib
+import os
+import string
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
+
 import torch
 import torch.nn.functional as F
+
 from .backbones import check_texts, shortened
 from .datasets import PHOTO, Dataset
 from .foundation import choose, shown_path
@@ -196,7 +201,8 @@ def check_prompts(
 
 def class_prompts(
     dataset: Dataset,  # names, templates and perhaps descriptions
-    prompts: str | Path = "template",  # one of `PROMPTS`, or the path of a JSON file of descriptions
+    prompts: str
+    | Path = "template",  # one of `PROMPTS`, or the path of a JSON file of descriptions
     others: Iterable[str] = (),  # further classes that a file may describe
 ) -> list[list[str]]:  # K lists of class prompts
     "Make the prompts of each class."
@@ -228,10 +234,10 @@ def _not_all_equal(class_texts):
 
 # %% ../nbs/03_prompts.ipynb #c1d9fefd
 def class_means(
-    x:torch.Tensor, # (N, D) rows
-    owner:torch.Tensor, # (N,) the class of each row
-    K:int, # number of classes
-)->torch.Tensor: # (K, D)
+    x: torch.Tensor,  # (N, D) rows
+    owner: torch.Tensor,  # (N,) the class of each row
+    K: int,  # number of classes
+) -> torch.Tensor:  # (K, D)
     "Mean row per class; classes may have different counts."
     total = x.new_zeros(K, x.shape[1]).index_add_(0, owner, x)
     return total / torch.bincount(owner, minlength=K).clamp(min=1).unsqueeze(1)
@@ -239,11 +245,12 @@ def class_means(
 # %% ../nbs/03_prompts.ipynb #01dcb6ab
 POOLS = dict(unit=lambda t: F.normalize(t, dim=-1), raw=lambda t: t)
 
+
 def pool_text(
-    t:torch.Tensor, # (N, D) raw features of sentences
-    owner:torch.Tensor, # (N,) the class of each sentence
-    K:int, # number of classes
-    how:str="unit", # "unit": normalise, average, normalise; "raw": average, normalise
-)->torch.Tensor: # (K, D) unit rows
+    t: torch.Tensor,  # (N, D) raw features of sentences
+    owner: torch.Tensor,  # (N,) the class of each sentence
+    K: int,  # number of classes
+    how: str = "unit",  # "unit": normalise, average, normalise; "raw": average, normalise
+) -> torch.Tensor:  # (K, D) unit rows
     "One unit row per class from the features of its sentences."
     return F.normalize(class_means(choose(how, POOLS, "text pooling")(t), owner, K), dim=-1)

@@ -12,82 +12,176 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
-import numpy as np, pandas as pd
+
+import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from pandas.io.formats.style import Styler
+
 import vlmadapt
 from .foundation import choose
 from .markup import escape_html, safe_style
 from .results import averages, cells, shown_mean
 
 # %% ../nbs/63_published.ipynb #c76bfbd1
-DATA = Path(vlmadapt.__file__).parent/"data"/"paper_results.csv"
+DATA = Path(vlmadapt.__file__).parent / "data" / "paper_results.csv"
+
 
 @lru_cache(maxsize=1)
-def _numbers(): return pd.read_csv(DATA, dtype={"shots": str})
+def _numbers():
+    return pd.read_csv(DATA, dtype={"shots": str})
 
 # %% ../nbs/63_published.ipynb #ff0dde38
 def _wanted(numbers, column, values):
     values = list(map(str, values)) if isinstance(values, (list, tuple, set)) else [str(values)]
-    for v in values: choose(v, dict.fromkeys(numbers[column]), column)
+    for v in values:
+        choose(v, dict.fromkeys(numbers[column]), column)
     return numbers[numbers[column].isin(values)]
 
 # %% ../nbs/63_published.ipynb #5abbd93a
 def published(
-    paper:str|None=None, # its name or a part of it, such as "HeGraphAdapter"
-    table:str|list|None=None, # such as "Table 2"
-    **filters, # any other column with the value, or list of values, to keep: method, backbone, dataset, shots, metric
-)->pd.DataFrame: # paper, table, method, backbone, dataset, shots, metric, value, source
+    paper: str | None = None,  # its name or a part of it, such as "HeGraphAdapter"
+    table: str | list | None = None,  # such as "Table 2"
+    **filters,  # any other column with the value, or list of values, to keep: method, backbone, dataset, shots, metric
+) -> pd.DataFrame:  # paper, table, method, backbone, dataset, shots, metric, value, source
     "Published numbers of one `paper` and `table`, or of all of them."
     numbers = _numbers()
-    if paper: numbers = _wanted(numbers, "paper", [p for p in numbers["paper"].unique() if paper in p] or paper)
+    if paper:
+        numbers = _wanted(
+            numbers, "paper", [p for p in numbers["paper"].unique() if paper in p] or paper
+        )
     for column, value in dict(table=table, **filters).items():
-        if value is not None: numbers = _wanted(numbers, choose(column, {c: c for c in numbers}, "column"), value)
+        if value is not None:
+            numbers = _wanted(numbers, choose(column, {c: c for c in numbers}, "column"), value)
     return numbers.reset_index(drop=True)
 
 # %% ../nbs/63_published.ipynb #7d729994
 DATASET_NAMES = dict(
-    imagenet="ImageNet", caltech101="Caltech101", oxford_pets="OxfordPets", stanford_cars="StanfordCars", oxford_flowers="Flowers102", food101="Food101",
-    fgvc_aircraft="FGVCAircraft", sun397="SUN397", dtd="DTD", eurosat="EuroSAT", ucf101="UCF101",
-    imagenetv2="ImageNetV2", imagenet_sketch="ImageNet-Sketch", imagenet_a="ImageNet-A", imagenet_r="ImageNet-R")
+    imagenet="ImageNet",
+    caltech101="Caltech101",
+    oxford_pets="OxfordPets",
+    stanford_cars="StanfordCars",
+    oxford_flowers="Flowers102",
+    food101="Food101",
+    fgvc_aircraft="FGVCAircraft",
+    sun397="SUN397",
+    dtd="DTD",
+    eurosat="EuroSAT",
+    ucf101="UCF101",
+    imagenetv2="ImageNetV2",
+    imagenet_sketch="ImageNet-Sketch",
+    imagenet_a="ImageNet-A",
+    imagenet_r="ImageNet-R",
+)
 ELEVEN, SHIFTED = list(DATASET_NAMES.values())[:11], list(DATASET_NAMES.values())[11:]
-AVERAGES = {"Average": ELEVEN, "Average(11)": ELEVEN, "Average(ImageNet+4 targets)": ["ImageNet", *SHIFTED]}
+AVERAGES = {
+    "Average": ELEVEN,
+    "Average(11)": ELEVEN,
+    "Average(ImageNet+4 targets)": ["ImageNet", *SHIFTED],
+}
 BACKBONE_NAMES = {"RN50": "RN50", "RN101": "RN101", "ViT-B-32": "ViT-B/32", "ViT-B-16": "ViT-B/16"}
 
 # %% ../nbs/63_published.ipynb #092cf839
 METHOD_NAMES = {
-    "Zero-shot CLIP": "ZeroShot", "CLIP": "ZeroShot", "Base": "ZeroShot", "Linear Probe CLIP": "LinearProbeScratch", "Linear probe CLIP": "LinearProbeScratch",
-    "CoOp": "CoOp", "CoOp mean of 3 seeds": "CoOp", "CoCoOp": "CoCoOp", "MaPLe": "MaPLe", "CLIP-Adapter": "CLIPAdapter", "TaskRes": "TaskRes",
-    "GDA+zeroshot (training-free)": "GDA", "Tip-Adapter": "TipAdapter", "Tip-Adapter-F": "TipAdapterF", "GraphAdapter": "GraphAdapter", "PROTO-CLIP-F-Q": "ProtoCLIP",
-    "HeGraphAdapter(T-N)": "HeGraphAdapter (T-N)", "HeGraphAdapter(T-P)": "HeGraphAdapter (T-P)", "HeGraphAdapter(T)": "HeGraphAdapter (T)",
-    "HeGraphAdapter": "HeGraphAdapter"}
+    "Zero-shot CLIP": "ZeroShot",
+    "CLIP": "ZeroShot",
+    "Base": "ZeroShot",
+    "Linear Probe CLIP": "LinearProbeScratch",
+    "Linear probe CLIP": "LinearProbeScratch",
+    "CoOp": "CoOp",
+    "CoOp mean of 3 seeds": "CoOp",
+    "CoCoOp": "CoCoOp",
+    "MaPLe": "MaPLe",
+    "CLIP-Adapter": "CLIPAdapter",
+    "TaskRes": "TaskRes",
+    "GDA+zeroshot (training-free)": "GDA",
+    "Tip-Adapter": "TipAdapter",
+    "Tip-Adapter-F": "TipAdapterF",
+    "GraphAdapter": "GraphAdapter",
+    "PROTO-CLIP-F-Q": "ProtoCLIP",
+    "HeGraphAdapter(T-N)": "HeGraphAdapter (T-N)",
+    "HeGraphAdapter(T-P)": "HeGraphAdapter (T-P)",
+    "HeGraphAdapter(T)": "HeGraphAdapter (T)",
+    "HeGraphAdapter": "HeGraphAdapter",
+}
 
 # %% ../nbs/63_published.ipynb #927a7ae0
 @dataclass(frozen=True)
 class Reading:
     "A remark on the published numbers that fit the patterns, with our `ours` and `prompts` for them where these can be told."
-    note:str; paper:str="*"; table:str="*"; method:str="*"; backbone:str="*"; dataset:str="*"; ours:str=""; prompts:str=""
+
+    note: str
+    paper: str = "*"
+    table: str = "*"
+    method: str = "*"
+    backbone: str = "*"
+    dataset: str = "*"
+    ours: str = ""
+    prompts: str = ""
+
 
 HE = "HeGraphAdapter*"
 READINGS = [
     Reading("", method="Zero-shot CLIP", prompts="template"),
-    Reading("seven ImageNet templates, while our ensemble has the dataset's own as well", "[ATL]*", "*", "Zero-shot CLIP", dataset="ImageNet", prompts="ensemble"),
-    Reading("ChatGPT's descriptions as prompts, which are not public", HE, method="HeGraphAdapter*", prompts="descriptions"),
-    Reading("zero-shot with ChatGPT's descriptions, which are not public", HE, method="Base", prompts="descriptions"),
-    Reading("printed as Tip-Adapter, but it is Tip-Adapter-F (75.83 on average in its own log, training-free 70.32)", HE, "Table 2", "Tip-Adapter", ours="TipAdapterF"),
+    Reading(
+        "seven ImageNet templates, while our ensemble has the dataset's own as well",
+        "[ATL]*",
+        "*",
+        "Zero-shot CLIP",
+        dataset="ImageNet",
+        prompts="ensemble",
+    ),
+    Reading(
+        "ChatGPT's descriptions as prompts, which are not public",
+        HE,
+        method="HeGraphAdapter*",
+        prompts="descriptions",
+    ),
+    Reading(
+        "zero-shot with ChatGPT's descriptions, which are not public",
+        HE,
+        method="Base",
+        prompts="descriptions",
+    ),
+    Reading(
+        "printed as Tip-Adapter, but it is Tip-Adapter-F (75.83 on average in its own log, training-free 70.32)",
+        HE,
+        "Table 2",
+        "Tip-Adapter",
+        ours="TipAdapterF",
+    ),
     Reading("trained on ImageNet", HE, "Table 1", dataset="ImageNet?*"),
-    Reading("65.70 in Table 1, 65.72 in Tables 2 and 4", HE, method="GraphAdapter", backbone="RN50", dataset="ImageNet"),
-    Reading("the paper's gain of 0.46 on ImageNet is over GraphAdapter, over this row it is 0.27", HE, "Table 2", "PROTO-CLIP-F-Q", dataset="ImageNet"),
-    Reading("query adapter chosen for each dataset, and on ImageNet on the test images", HE, method="PROTO-CLIP-F-Q"),
+    Reading(
+        "65.70 in Table 1, 65.72 in Tables 2 and 4",
+        HE,
+        method="GraphAdapter",
+        backbone="RN50",
+        dataset="ImageNet",
+    ),
+    Reading(
+        "the paper's gain of 0.46 on ImageNet is over GraphAdapter, over this row it is 0.27",
+        HE,
+        "Table 2",
+        "PROTO-CLIP-F-Q",
+        dataset="ImageNet",
+    ),
+    Reading(
+        "query adapter chosen for each dataset, and on ImageNet on the test images",
+        HE,
+        method="PROTO-CLIP-F-Q",
+    ),
     Reading("which weight the row varies is inferred", HE, "Table 3"),
-    Reading("difference of two printed numbers", HE, "*(derived)")]
+    Reading("difference of two printed numbers", HE, "*(derived)"),
+]
 
 # %% ../nbs/63_published.ipynb #df80d299
 READINGS += [
     Reading("other support images than CoOp's", method="Linear ?robe CLIP"),
     Reading("best epoch on the test images", method="Tip-Adapter-F"),
     Reading("best epoch on the test images", HE, "Table 2", "Tip-Adapter"),
-    Reading("sharpness and weight chosen on the test images", method="Tip-Adapter", dataset="ImageNet"),
+    Reading(
+        "sharpness and weight chosen on the test images", method="Tip-Adapter", dataset="ImageNet"
+    ),
     Reading("best epoch on the test images", method="APE-T"),
     Reading("best epoch on the test images, and a second image encoder", method="AMU-Tuning"),
     Reading("weight chosen on the test images", method="GDA*", dataset="ImageNet"),
@@ -95,103 +189,164 @@ READINGS += [
     Reading("from an example log", "CoOp IJCV22"),
     Reading("from a compilation by others", "LDC*compilation*"),
     Reading("from a compilation by others", "DMN*", method="[CMP]*"),
-    Reading("from a summary by others with one decimal and a doubtful backbone", "TOGA*")]
+    Reading("from a summary by others with one decimal and a doubtful backbone", "TOGA*"),
+]
 
 # %% ../nbs/63_published.ipynb #8f1de676
 def readings(
-    numbers:pd.DataFrame, # from `published`
-)->pd.DataFrame: # with the columns `ours` (our name of the method), `prompts` and `note`, empty where nothing is known
+    numbers: pd.DataFrame,  # from `published`
+) -> pd.DataFrame:  # with the columns `ours` (our name of the method), `prompts` and `note`, empty where nothing is known
     "Say for each of `numbers` which of our methods it belongs to and how it was made."
     out = numbers.assign(ours=numbers["method"].map(METHOD_NAMES).fillna(""), prompts="", note="")
-    fit = lambda column, pattern: column.isin([v for v in column.unique() if fnmatchcase(v, pattern)])
+    fit = lambda column, pattern: column.isin(
+        [v for v in column.unique() if fnmatchcase(v, pattern)]
+    )
     for r in READINGS:
-        fits = np.all([fit(out[c], getattr(r, c)) for c in ("paper", "table", "method", "backbone", "dataset")], axis=0)
+        fits = np.all(
+            [
+                fit(out[c], getattr(r, c))
+                for c in ("paper", "table", "method", "backbone", "dataset")
+            ],
+            axis=0,
+        )
         for c in ("ours", "prompts"):
-            if getattr(r, c): out.loc[fits, c] = getattr(r, c)
-        if r.note: out.loc[fits, "note"] = (out.loc[fits, "note"] + "; " + r.note).str.removeprefix("; ")
+            if getattr(r, c):
+                out.loc[fits, c] = getattr(r, c)
+        if r.note:
+            out.loc[fits, "note"] = (out.loc[fits, "note"] + "; " + r.note).str.removeprefix("; ")
     return out
 
 # %% ../nbs/63_published.ipynb #6429ff9d
 def _grid(numbers, index, columns):
-    ordered = lambda names, known: sorted(names, key=lambda n: (list(known).index(n) if n in known else len(known), n))
-    known = dict(method=METHOD_NAMES, backbone=BACKBONE_NAMES.values(), dataset=DATASET_NAMES.values())
+    ordered = lambda names, known: sorted(
+        names, key=lambda n: (list(known).index(n) if n in known else len(known), n)
+    )
+    known = dict(
+        method=METHOD_NAMES, backbone=BACKBONE_NAMES.values(), dataset=DATASET_NAMES.values()
+    )
     wide = numbers.pivot(index=index, columns=columns, values="value")
     for axis in (0, 1):
         for name in reversed(wide.axes[axis].names):
             level = name if wide.axes[axis].nlevels > 1 else None
-            if name in known: wide = wide.reindex(ordered(wide.axes[axis].unique(name), list(known[name])), axis=axis, level=level)
+            if name in known:
+                wide = wide.reindex(
+                    ordered(wide.axes[axis].unique(name), list(known[name])), axis=axis, level=level
+                )
     return wide
 
 # %% ../nbs/63_published.ipynb #5803a714
 def _settings(numbers):
-    found = numbers["method"].str.extract(r"^\S+ (?P<weight>.*)=(?P<setting>.*)$").assign(value=numbers["value"])
+    found = (
+        numbers["method"]
+        .str.extract(r"^\S+ (?P<weight>.*)=(?P<setting>.*)$")
+        .assign(value=numbers["value"])
+    )
     wide = found.pivot(index="weight", columns="setting", values="value")
     return wide[sorted(wide, key=lambda s: float(s) if s != "learnable" else np.inf)]
 
+
 def paper_table(
-    number:int, # 1 shifted images, 2 eleven datasets, 3 weights of the paths, 4 backbones
-)->pd.DataFrame: # accuracy in percent
+    number: int,  # 1 shifted images, 2 eleven datasets, 3 weights of the paths, 4 backbones
+) -> pd.DataFrame:  # accuracy in percent
     "Table `number` of the HeGraphAdapter paper, averages computed from its single values."
     numbers = published("HeGraphAdapter", f"Table {number}")
-    if number == 3: return _settings(numbers)
-    if number == 4: return _grid(numbers, "method", "backbone")
-    wide = _grid(numbers[~numbers["dataset"].isin(AVERAGES)], ["backbone", "method"] if number == 1 else "method", "dataset")
+    if number == 3:
+        return _settings(numbers)
+    if number == 4:
+        return _grid(numbers, "method", "backbone")
+    wide = _grid(
+        numbers[~numbers["dataset"].isin(AVERAGES)],
+        ["backbone", "method"] if number == 1 else "method",
+        "dataset",
+    )
     return wide.assign(Average=wide.mean(axis=1))
 
 # %% ../nbs/63_published.ipynb #953c236b
 def check_averages(
-    numbers:pd.DataFrame|None=None, # Tables 1 and 2 of the HeGraphAdapter paper, as published
-)->pd.DataFrame: # printed and recomputed average, number of values it is over, and whether they are equal
+    numbers: pd.DataFrame | None = None,  # Tables 1 and 2 of the HeGraphAdapter paper, as published
+) -> (
+    pd.DataFrame
+):  # printed and recomputed average, number of values it is over, and whether they are equal
     "Every average that HeGraphAdapter's Tables 1 and 2 print, recomputed to two decimals from the single values."
     numbers = published("HeGraphAdapter", ["Table 1", "Table 2"]) if numbers is None else numbers
     keys, is_average = ["table", "backbone", "method"], numbers["dataset"].isin(AVERAGES)
     printed = numbers[is_average].set_index(keys)["value"].rename("printed")
-    single = numbers[~is_average].groupby(keys)["value"].agg(over="size", recomputed=lambda v: round(v.mean(), 2))
-    return single.join(printed).assign(equal=lambda d: d["recomputed"] == d["printed"]).reset_index()[[*keys, "over", "printed", "recomputed", "equal"]]
+    single = (
+        numbers[~is_average]
+        .groupby(keys)["value"]
+        .agg(over="size", recomputed=lambda v: round(v.mean(), 2))
+    )
+    return (
+        single.join(printed)
+        .assign(equal=lambda d: d["recomputed"] == d["printed"])
+        .reset_index()[[*keys, "over", "printed", "recomputed", "equal"]]
+    )
 
 # %% ../nbs/63_published.ipynb #f328ee71
 def half_width(
-    sd:ArrayLike, # population standard deviation over the seeds, in points
-    seeds:ArrayLike, # number of seeds
-    test_error:ArrayLike, # standard error from the number of test images, in points
-)->float|np.ndarray|pd.Series:
+    sd: ArrayLike,  # population standard deviation over the seeds, in points
+    seeds: ArrayLike,  # number of seeds
+    test_error: ArrayLike,  # standard error from the number of test images, in points
+) -> float | np.ndarray | pd.Series:
     "Half of our 95 % interval around a mean over `seeds`: their spread `sd` and the `test_error` together. Numbers or arrays."
     from scipy.stats import t
+
     free = np.maximum(np.asarray(seeds) - 1, 1)
-    of_seeds = np.where(np.asarray(seeds) > 1, t.ppf(.975, free)*np.asarray(sd)/np.sqrt(free), 0.)
-    return np.sqrt(of_seeds**2 + (1.96*np.asarray(test_error))**2)
+    of_seeds = np.where(
+        np.asarray(seeds) > 1, t.ppf(0.975, free) * np.asarray(sd) / np.sqrt(free), 0.0
+    )
+    return np.sqrt(of_seeds**2 + (1.96 * np.asarray(test_error)) ** 2)
+
 
 def binomial_error(
-    accuracy:ArrayLike, # percent
-    n:ArrayLike, # number of test images
-)->float|np.ndarray|pd.Series:
+    accuracy: ArrayLike,  # percent
+    n: ArrayLike,  # number of test images
+) -> float | np.ndarray | pd.Series:
     "Standard error, in points, of an `accuracy` on `n` test images."
-    p = np.asarray(accuracy)/100
-    return 100*np.sqrt(p*(1 - p)/np.asarray(n))
+    p = np.asarray(accuracy) / 100
+    return 100 * np.sqrt(p * (1 - p) / np.asarray(n))
 
 # %% ../nbs/63_published.ipynb #faaa159a
 MARKS = ("reproduced", "not reproduced", "not run")
 
+
 def mark(
-    published:float, # the printed value
-    mean:float, # ours; NaN where we have none
-    half:float, # from `half_width`
-    tolerance:float=.1, # difference, in points, that always counts as equal
-    widest:float=5., # above this half-width, in points, nothing is shown
-)->str: # one of MARKS
+    published: float,  # the printed value
+    mean: float,  # ours; NaN where we have none
+    half: float,  # from `half_width`
+    tolerance: float = 0.1,  # difference, in points, that always counts as equal
+    widest: float = 5.0,  # above this half-width, in points, nothing is shown
+) -> str:  # one of MARKS
     "Whether our `mean` with its interval reproduces a `published` value."
-    if np.isnan(mean): return "not run"
-    return "reproduced" if abs(published - mean) <= max(half, tolerance) and half <= widest else "not reproduced"
+    if np.isnan(mean):
+        return "not run"
+    return (
+        "reproduced"
+        if abs(published - mean) <= max(half, tolerance) and half <= widest
+        else "not reproduced"
+    )
 
 # %% ../nbs/63_published.ipynb #eb894f8b
 def _tidy(results):
-    zero, keys = results["method"] == "ZeroShot", ["backbone", "prompts", "dataset", "shots", "method", "seed"]
-    prompts = results["prompts"].astype(str).str.replace(r"^.*\.json$", "descriptions", regex=True) if "prompts" in results else ""
+    zero, keys = (
+        results["method"] == "ZeroShot",
+        ["backbone", "prompts", "dataset", "shots", "method", "seed"],
+    )
+    prompts = (
+        results["prompts"].astype(str).str.replace(r"^.*\.json$", "descriptions", regex=True)
+        if "prompts" in results
+        else ""
+    )
     r = results.assign(shots=results["shots"].mask(zero, 0), prompts=prompts)
-    r = r.assign(dataset=r["dataset"].replace(DATASET_NAMES), backbone=r["backbone"].replace(BACKBONE_NAMES))
+    r = r.assign(
+        dataset=r["dataset"].replace(DATASET_NAMES), backbone=r["backbone"].replace(BACKBONE_NAMES)
+    )
     r = r[~(zero & r.duplicated(keys))]  # zero-shot is the same at every number of shots
     twice = r[r.duplicated(keys)]
-    if len(twice): raise ValueError(f"several rows for {', '.join(map(str, twice.iloc[0][keys]))}; choose one grid")
+    if len(twice):
+        raise ValueError(
+            f"several rows for {', '.join(map(str, twice.iloc[0][keys]))}; choose one grid"
+        )
     return r
 
 # %% ../nbs/63_published.ipynb #3bf5ba56
@@ -200,17 +355,31 @@ def _cells_of(g):
     per = cells(g).merge(g.groupby(keys, as_index=False)["n"].max())
     return per.assign(test_error=binomial_error(per["mean"], per["n"]))
 
+
 def _average_of(g, per, name, members):
-    g, per, keys = g[g["dataset"].isin(members)], per[per["dataset"].isin(members)], ["shots", "method"]
-    if g["dataset"].nunique() < len(members): return per.head(0)
-    whole = averages(g).query(f"complete and datasets == {len(members)}").assign(dataset=name, seeds=g["seed"].nunique())
-    extra = per.groupby(keys, as_index=False).agg(n=("n", "sum"), test_error=("test_error", lambda e: np.sqrt((e**2).sum())/len(members)))
+    g, per, keys = (
+        g[g["dataset"].isin(members)],
+        per[per["dataset"].isin(members)],
+        ["shots", "method"],
+    )
+    if g["dataset"].nunique() < len(members):
+        return per.head(0)
+    whole = (
+        averages(g)
+        .query(f"complete and datasets == {len(members)}")
+        .assign(dataset=name, seeds=g["seed"].nunique())
+    )
+    extra = per.groupby(keys, as_index=False).agg(
+        n=("n", "sum"), test_error=("test_error", lambda e: np.sqrt((e**2).sum()) / len(members))
+    )
     return whole.merge(extra, on=keys)[per.columns]
 
 # %% ../nbs/63_published.ipynb #c526cd53
 def our_cells(
-    results:pd.DataFrame, # from `read_results`
-)->pd.DataFrame: # backbone, prompts, dataset, shots (text), method, mean, sd, seeds, n (test images), test_error
+    results: pd.DataFrame,  # from `read_results`
+) -> (
+    pd.DataFrame
+):  # backbone, prompts, dataset, shots (text), method, mean, sd, seeds, n (test images), test_error
     "The cells of `results`, and the averages whose datasets are all there, under published names of datasets and backbones; zero-shot has 0 shots."
     parts = []
     for (backbone, prompts), g in _tidy(results).groupby(["backbone", "prompts"], sort=False):
@@ -222,87 +391,160 @@ def our_cells(
 # %% ../nbs/63_published.ipynb #d9bdcd60
 CELL = ["dataset", "backbone", "shots", "ours"]
 
+
 def _pairs(numbers, mine):
     mine = mine.rename(columns={"method": "ours", "prompts": "our_prompts"})
     pairs = numbers[[*CELL, "prompts"]].reset_index(names="number").merge(mine, on=CELL)
     same = pairs["prompts"] == pairs["our_prompts"]
-    told = pairs["number"].isin(pairs.loc[same, "number"]) | (pairs["ours"] == "ZeroShot") & (pairs["prompts"] != "")
+    told = pairs["number"].isin(pairs.loc[same, "number"]) | (pairs["ours"] == "ZeroShot") & (
+        pairs["prompts"] != ""
+    )
     pairs = pairs[same | ~told]  # where prompts decide, only the same ones
     twice = pairs[pairs.duplicated("number")]
-    if len(twice): raise ValueError(f"these results hold {', '.join(twice.iloc[0][CELL])} with different prompts; choose one")
+    if len(twice):
+        raise ValueError(
+            f"these results hold {', '.join(twice.iloc[0][CELL])} with different prompts; choose one"
+        )
     return pairs.set_index("number")[["mean", "sd", "seeds", "n", "test_error", "our_prompts"]]
 
 # %% ../nbs/63_published.ipynb #00a21b95
 def _remarks(row, widest):
-    if row["metric"] != "top1_acc": yield f"a {row['metric']}, not compared"
-    if row["note"]: yield row["note"]
-    if row["mark"] == "not run": return
-    if row["prompts"] and row["our_prompts"] and row["prompts"] != row["our_prompts"]: yield f"ours with prompts {row['our_prompts']}"
-    if row["seeds"] == 1: yield "one seed"
-    if row["half_width"] > widest: yield "the seeds spread too far to tell"
+    if row["metric"] != "top1_acc":
+        yield f"a {row['metric']}, not compared"
+    if row["note"]:
+        yield row["note"]
+    if row["mark"] == "not run":
+        return
+    if row["prompts"] and row["our_prompts"] and row["prompts"] != row["our_prompts"]:
+        yield f"ours with prompts {row['our_prompts']}"
+    if row["seeds"] == 1:
+        yield "one seed"
+    if row["half_width"] > widest:
+        yield "the seeds spread too far to tell"
 
 # %% ../nbs/63_published.ipynb #362a3975
 def beside(
-    results:pd.DataFrame, # from `read_results`
-    numbers:pd.DataFrame|None=None, # from `published`; None takes all of them
-    tolerance:float=.1, # as in `mark`
-    widest:float=5., # as in `mark`
-)->pd.DataFrame: # one line per published number: what was printed, ours (mean, sd, seeds, n, half_width), difference, mark, note, source
+    results: pd.DataFrame,  # from `read_results`
+    numbers: pd.DataFrame | None = None,  # from `published`; None takes all of them
+    tolerance: float = 0.1,  # as in `mark`
+    widest: float = 5.0,  # as in `mark`
+) -> pd.DataFrame:  # one line per published number: what was printed, ours (mean, sd, seeds, n, half_width), difference, mark, note, source
     "Our results beside published `numbers`, each marked reproduced, not reproduced or not run."
     numbers = readings(published() if numbers is None else numbers.reset_index(drop=True))
     comparable = numbers[numbers["metric"] == "top1_acc"]
-    both = numbers.join(_pairs(comparable, our_cells(results))).rename(columns={"value": "published"})
-    both = both.assign(half_width=half_width(both["sd"], both["seeds"], both["test_error"]), difference=both["mean"] - both["published"])
-    both["mark"] = [mark(p, m, h, tolerance, widest) for p, m, h in zip(both["published"], both["mean"], both["half_width"])]
+    both = numbers.join(_pairs(comparable, our_cells(results))).rename(
+        columns={"value": "published"}
+    )
+    both = both.assign(
+        half_width=half_width(both["sd"], both["seeds"], both["test_error"]),
+        difference=both["mean"] - both["published"],
+    )
+    both["mark"] = [
+        mark(p, m, h, tolerance, widest)
+        for p, m, h in zip(both["published"], both["mean"], both["half_width"])
+    ]
     both = both.astype({"seeds": "Int64", "n": "Int64"})
     both["note"] = ["; ".join(_remarks(row, widest)) for row in both.to_dict("records")]
-    return both[["paper", "table", "method", "backbone", "dataset", "shots", "published", "ours", "mean", "sd", "seeds", "n", "half_width", "difference",
-                 "mark", "note", "source"]]
+    return both[
+        [
+            "paper",
+            "table",
+            "method",
+            "backbone",
+            "dataset",
+            "shots",
+            "published",
+            "ours",
+            "mean",
+            "sd",
+            "seeds",
+            "n",
+            "half_width",
+            "difference",
+            "mark",
+            "note",
+            "source",
+        ]
+    ]
 
 # %% ../nbs/63_published.ipynb #86e5673f
 def mark_counts(
-    compared:pd.DataFrame, # from `beside`
-    by:str|list="table", # column or columns
-)->pd.DataFrame: # one line per table, one column per mark
+    compared: pd.DataFrame,  # from `beside`
+    by: str | list = "table",  # column or columns
+) -> pd.DataFrame:  # one line per table, one column per mark
     "How many published numbers carry each mark."
     counts = compared.groupby(by)["mark"].value_counts().unstack(fill_value=0)
     return counts.reindex(columns=MARKS, fill_value=0).rename_axis(columns=None)
 
 # %% ../nbs/63_published.ipynb #75866249
-COLORS = {"reproduced": "background-color: #d5efdc; color: #103d20;", "not reproduced": "background-color: #fbdad2; color: #5a1206;", "not run": "color: #888888;"}
+COLORS = {
+    "reproduced": "background-color: #d5efdc; color: #103d20;",
+    "not reproduced": "background-color: #fbdad2; color: #5a1206;",
+    "not run": "color: #888888;",
+}
+
 
 def _shown(row):
     own = "" if row["mark"] == "not run" else f"{shown_mean(row['mean'], row['sd'])} "
     return f"{own}({row['published']:.2f})"
 
+
 def _seeds_in_words(compared):
     seeds = compared["seeds"].dropna()
     if len(seeds) and (seeds == 1).all():
         return "one seed without a standard deviation"
-    return "mean ± population standard deviation over the seeds" + (" (none for one seed)" if (seeds == 1).any() else "")
+    return "mean ± population standard deviation over the seeds" + (
+        " (none for one seed)" if (seeds == 1).any() else ""
+    )
 
 
 def _caption(compared):
     counts = compared["mark"].value_counts().reindex(MARKS, fill_value=0)
-    single = compared.assign(note=compared["note"].str.split("; ")).explode("note").query("note != ''")
+    single = (
+        compared.assign(note=compared["note"].str.split("; ")).explode("note").query("note != ''")
+    )
     notes = single.groupby("note", sort=False)["method"].agg(lambda m: ", ".join(dict.fromkeys(m)))
     head = f"Ours: {_seeds_in_words(compared)}; in brackets: {', '.join(compared['paper'].unique())}, {', '.join(compared['table'].unique())}."
-    return "<br>".join([escape_html(head), ", ".join(f"{n} {m}" for m, n in counts.items()) + ".", *(escape_html(f"{methods}: {n}.") for n, methods in notes.items())])
+    return "<br>".join(
+        [
+            escape_html(head),
+            ", ".join(f"{n} {m}" for m, n in counts.items()) + ".",
+            *(escape_html(f"{methods}: {n}.") for n, methods in notes.items()),
+        ]
+    )
 
 # %% ../nbs/63_published.ipynb #114897ae
 def show_beside(
-    compared:pd.DataFrame, # from `beside`, one table
-    columns:str="dataset", # "dataset", "backbone" or "shots"
-)->Styler:
+    compared: pd.DataFrame,  # from `beside`, one table
+    columns: str = "dataset",  # "dataset", "backbone" or "shots"
+) -> Styler:
     "A pandas Styler of methods against `columns`, our cell and the published number in each."
-    index = ["method"] if columns == "backbone" or compared["backbone"].nunique() == 1 else ["backbone", "method"]
-    if compared.duplicated([*index, columns]).any(): raise ValueError("several numbers for one cell; choose one paper and table, and one number of shots")
-    parts = compared.assign(value=compared["mark"].map(COLORS)), compared.assign(value=[_shown(r) for r in compared.to_dict("records")])
+    index = (
+        ["method"]
+        if columns == "backbone" or compared["backbone"].nunique() == 1
+        else ["backbone", "method"]
+    )
+    if compared.duplicated([*index, columns]).any():
+        raise ValueError(
+            "several numbers for one cell; choose one paper and table, and one number of shots"
+        )
+    parts = (
+        compared.assign(value=compared["mark"].map(COLORS)),
+        compared.assign(value=[_shown(r) for r in compared.to_dict("records")]),
+    )
     css, text = (_grid(p, index, columns).fillna(missing) for p, missing in zip(parts, ("", "–")))
-    lines = [dict(selector="caption", props="caption-side: bottom; text-align: left; font-size: 85%;"),
-             dict(selector="th, td", props="text-align: right; padding: 2px 8px; white-space: nowrap;"),
-             dict(selector="thead th", props="border-top: 2px solid; border-bottom: 1px solid;"), dict(selector="tbody tr:last-child *", props="border-bottom: 2px solid;")]
-    text.columns.name, text.index.names = None, [None]*text.index.nlevels; css.columns.name, css.index.names = None, text.index.names
+    lines = [
+        dict(selector="caption", props="caption-side: bottom; text-align: left; font-size: 85%;"),
+        dict(selector="th, td", props="text-align: right; padding: 2px 8px; white-space: nowrap;"),
+        dict(selector="thead th", props="border-top: 2px solid; border-bottom: 1px solid;"),
+        dict(selector="tbody tr:last-child *", props="border-bottom: 2px solid;"),
+    ]
+    text.columns.name, text.index.names = None, [None] * text.index.nlevels
+    css.columns.name, css.index.names = None, text.index.names
     style = safe_style(text)
     css = css.set_axis(style.index).set_axis(style.columns, axis=1)
-    return style.apply(lambda _: css, axis=None).set_caption(_caption(compared)).set_table_styles(lines)
+    return (
+        style.apply(lambda _: css, axis=None)
+        .set_caption(_caption(compared))
+        .set_table_styles(lines)
+    )

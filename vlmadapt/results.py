@@ -30,36 +30,94 @@ from vlmadapt.markup import (
     safe_style,
 )
 from .records import RecordError, check_file, read_text, validate
-from .rows import UNTRAINED, ResultFile, base_of, deviation, in_order, read_result_file, warn_left_out
+from vlmadapt.rows import (
+    UNTRAINED,
+    ResultFile,
+    base_of,
+    deviation,
+    in_order,
+    read_result_file,
+    warn_left_out,
+)
 from .task_rows import given_rates
 
 # %% ../nbs/61_results.ipynb #ee182c32
 def _nested(row):
     "`row`, then its results on other datasets and at other points, as rows."
-    own = {k: v for k, v in row.items() if k not in ("targets", "points", "above_zero_shot", "macro_f1", "n", "val_accuracy", "as_released")}
+    own = {
+        k: v
+        for k, v in row.items()
+        if k
+        not in (
+            "targets",
+            "points",
+            "above_zero_shot",
+            "macro_f1",
+            "n",
+            "val_accuracy",
+            "as_released",
+        )
+    }
     yield row
-    for name, scores in row.get("targets", {}).items(): yield {**own, **scores, "dataset": name}
-    for point, scores in row.get("points", {}).items(): yield {**own, **scores, "method": f"{row['method']} {point}", "point": point}
+    for name, scores in row.get("targets", {}).items():
+        yield {**own, **scores, "dataset": name}
+    for point, scores in row.get("points", {}).items():
+        yield {**own, **scores, "method": f"{row['method']} {point}", "point": point}
 
 # %% ../nbs/61_results.ipynb #37fa5c5e
-FIELDS = ("method", "seed", "point", "accuracy", "macro_f1", "n", "above_zero_shot", "selection", "trainable_parameters")
+FIELDS = (
+    "method",
+    "seed",
+    "point",
+    "accuracy",
+    "macro_f1",
+    "n",
+    "above_zero_shot",
+    "selection",
+    "trainable_parameters",
+)
 BULKY = ("predictions", "correct", "digest", "key")
 
-def _scalars(values): return {k: v for k, v in values.items() if isinstance(v, (str, int, float)) and k not in BULKY}
+
+def _scalars(values):
+    return {k: v for k, v in values.items() if isinstance(v, (str, int, float)) and k not in BULKY}
+
 
 def _rule(row):
     "How the hyper-parameters of a `row` came about: defaults of which the run's file sets some are given."
-    if row.get("selection") not in ("defaults", "given"): return row.get("selection")
-    asked, label, name = row["settings"], row["method"].removesuffix(f" {row.get('point')}"), base_of(row["method"])
-    own = {**((asked.get("fixed") or {}).get(name) or {}), **((asked.get("variants") or {}).get(label) or {})}
+    if row.get("selection") not in ("defaults", "given"):
+        return row.get("selection")
+    asked, label, name = (
+        row["settings"],
+        row["method"].removesuffix(f" {row.get('point')}"),
+        base_of(row["method"]),
+    )
+    own = {
+        **((asked.get("fixed") or {}).get(name) or {}),
+        **((asked.get("variants") or {}).get(label) or {}),
+    }
     rates = None if name in UNTRAINED else given_rates(label, asked.get("rates"))
     return "given" if own.keys() - {"method"} or rates is not None else "defaults"
+
 
 def _record(row, run):
     cost, made, where = row.get("cost", {}), row.get("provenance", {}), row.get("environment", {})
     versions = ", ".join(f"{k} {v}" for k, v in where.get("versions", {}).items())
-    return {"grid": run.parent.name, "run": run.name, "trained_on": row["settings"].get("dataset"), **_scalars(row["settings"]), **dict.fromkeys(FIELDS), **_scalars(row), "selection": _rule(row), **cost, "paper_protocol": (row.get("as_released") or {}).get("accuracy"), "paper_selection": (row.get("as_released") or {}).get("selection"),
-            **{k: made.get(k) for k in ("backbone_key", "split", "transform", "prompt_set", "part")}, **{k: where.get(k) for k in ("commit", "device")}, "versions": versions}
+    return {
+        "grid": run.parent.name,
+        "run": run.name,
+        "trained_on": row["settings"].get("dataset"),
+        **_scalars(row["settings"]),
+        **dict.fromkeys(FIELDS),
+        **_scalars(row),
+        "selection": _rule(row),
+        **cost,
+        "paper_protocol": (row.get("as_released") or {}).get("accuracy"),
+        "paper_selection": (row.get("as_released") or {}).get("selection"),
+        **{k: made.get(k) for k in ("backbone_key", "split", "transform", "prompt_set", "part")},
+        **{k: where.get(k) for k in ("commit", "device")},
+        "versions": versions,
+    }
 
 # %% ../nbs/61_results.ipynb #582ee588
 def _records(rows, run):
@@ -67,7 +125,8 @@ def _records(rows, run):
     found = [_record(part, run) for row in rows for part in _nested(row)]
     zero = {(r.get("dataset"), r["seed"]): r["accuracy"] for r in found if r["method"] in UNTRAINED}
     for r in found:
-        if (r.get("dataset"), r["seed"]) in zero: r["above_zero_shot"] = r["accuracy"] - zero[r.get("dataset"), r["seed"]]
+        if (r.get("dataset"), r["seed"]) in zero:
+            r["above_zero_shot"] = r["accuracy"] - zero[r.get("dataset"), r["seed"]]
     return found
 
 # %% ../nbs/61_results.ipynb #df162663
@@ -92,58 +151,90 @@ def rows_below(
         problems.append(file.problem)
         copies = len(file.rows) - len(fresh)
         if copies:
-            problems.append(f"{path}: {copies} of {len(file.rows)} results are copies of others and count once")
+            problems.append(
+                f"{path}: {copies} of {len(file.rows)} results are copies of others and count once"
+            )
         found.append((path.parent, fresh))
     warn_left_out(problems)
     return found
 
 # %% ../nbs/61_results.ipynb #b734774a
 def _once(found):
-    keys = [k for k in ("trained_on", "dataset", "shots", "backbone", "prompts", "views", "method", "seed", "point", "accuracy") if k in found]
+    keys = [
+        k
+        for k in (
+            "trained_on",
+            "dataset",
+            "shots",
+            "backbone",
+            "prompts",
+            "views",
+            "method",
+            "seed",
+            "point",
+            "accuracy",
+        )
+        if k in found
+    ]
     return found[~found["method"].isin(UNTRAINED) | ~found.duplicated(keys)].reset_index(drop=True)
 
 # %% ../nbs/61_results.ipynb #c8533104
 def read_results(
-    folder:str|Path, # outputs of one grid, or of many
-)->pd.DataFrame: # one line per method and seed of each run, target and point; `grid` is the grid, or the part of a grid that has several
+    folder: str | Path,  # outputs of one grid, or of many
+) -> pd.DataFrame:  # one line per method and seed of each run, target and point; `grid` is the grid, or the part of a grid that has several
     "Every row of every `result.json` below `folder`."
     found = [line for run, rows in rows_below(folder) for line in _records(rows, run)]
-    if not found: raise ValueError(f"{folder}: no results there")
+    if not found:
+        raise ValueError(f"{folder}: no results there")
     return _once(pd.DataFrame(found))
 
 # %% ../nbs/61_results.ipynb #54a3430f
 def cells(
-    results:pd.DataFrame, # from `read_results`
-    value:str="accuracy", # column to summarise
-    axis:str="shots", # what varies beside dataset and method: "shots" or "backbone"
-)->pd.DataFrame: # mean, sd and number of seeds per dataset, shots and method
+    results: pd.DataFrame,  # from `read_results`
+    value: str = "accuracy",  # column to summarise
+    axis: str = "shots",  # what varies beside dataset and method: "shots" or "backbone"
+) -> pd.DataFrame:  # mean, sd and number of seeds per dataset, shots and method
     "Mean and population standard deviation over the seeds; NaN for the deviation of one seed."
     groups = results.groupby(["dataset", axis, "method"], sort=False)[value]
     return groups.agg(mean="mean", sd=deviation, seeds="count").reset_index()
 
 # %% ../nbs/61_results.ipynb #86b8d054
 def averages(
-    results:pd.DataFrame, # from `read_results`
-    value:str="accuracy", # column to summarise
-    axis:str="shots", # as in `cells`
-)->pd.DataFrame: # mean, sd, number of datasets and whether all are there, per shots and method
+    results: pd.DataFrame,  # from `read_results`
+    value: str = "accuracy",  # column to summarise
+    axis: str = "shots",  # as in `cells`
+) -> pd.DataFrame:  # mean, sd, number of datasets and whether all are there, per shots and method
     "The unweighted mean over datasets of the cells, with the spread over seeds of the per-seed averages."
     keys = [axis, "method"]
-    means = cells(results, value, axis).groupby(keys, sort=False)["mean"].agg(mean="mean", datasets="count")
+    means = (
+        cells(results, value, axis)
+        .groupby(keys, sort=False)["mean"]
+        .agg(mean="mean", datasets="count")
+    )
     every = results.groupby([*keys, "seed"])[value].agg(mean="mean", datasets="count").reset_index()
     every = every[every["datasets"] == every.groupby(keys)["datasets"].transform("max")]
     joined = means.join(every.groupby(keys)["mean"].agg(sd=deviation)).reset_index()
-    there, wanted = results.groupby(keys).size(), results.groupby(axis)["dataset"].nunique()*results["seed"].nunique()
-    return joined.assign(complete=[there[s, m] == wanted[s] for s, m in zip(joined[axis], joined["method"])])
+    there, wanted = (
+        results.groupby(keys).size(),
+        results.groupby(axis)["dataset"].nunique() * results["seed"].nunique(),
+    )
+    return joined.assign(
+        complete=[there[s, m] == wanted[s] for s, m in zip(joined[axis], joined["method"])]
+    )
 
 # %% ../nbs/61_results.ipynb #f1596889
 @dataclass(repr=False)
 class Table:
     "Means and spreads of `methods x columns`, with `marks` for cells that are not comparable and a `caption` that says how they were made."
-    mean:pd.DataFrame; sd:pd.DataFrame; marks:pd.DataFrame; caption:str
+
+    mean: pd.DataFrame
+    sd: pd.DataFrame
+    marks: pd.DataFrame
+    caption: str
+
 
 @patch
-def ranks(self:Table)->pd.DataFrame: # 1 is best, 2 second, by column
+def ranks(self: Table) -> pd.DataFrame:  # 1 is best, 2 second, by column
     "The rank of each comparable cell among the methods of its column."
     return self.mean.round(1).where(self.marks != "*").rank(method="dense", ascending=False)
 
@@ -158,29 +249,46 @@ def shown_mean(
 
 # %% ../nbs/61_results.ipynb #09dabe08
 @patch
-def text(self:Table, best:str="{}", second:str="{}", pm:str=" ± ")->pd.DataFrame:
+def text(self: Table, best: str = "{}", second: str = "{}", pm: str = " ± ") -> pd.DataFrame:
     "Cells as text, with the formats `best` and `second` around the two highest; a missing cell is a dash."
     ranks, out = self.ranks(), self.mean.astype(object)
     for m in out.index:
         for c in out.columns:
             shown = shown_mean(self.mean.at[m, c], self.sd.at[m, c], pm) + self.marks.at[m, c]
-            out.at[m, c] = "–" if np.isnan(self.mean.at[m, c]) else {1: best, 2: second}.get(ranks.at[m, c], "{}").format(shown)
+            out.at[m, c] = (
+                "–"
+                if np.isnan(self.mean.at[m, c])
+                else {1: best, 2: second}.get(ranks.at[m, c], "{}").format(shown)
+            )
     return out
 
 # %% ../nbs/61_results.ipynb #430313eb
-def _listed(values): return ", ".join(map(str, values))
+def _listed(values):
+    return ", ".join(map(str, values))
+
 
 def _one(results, *columns):
     for c in columns:
-        if c in results and results[c].nunique() > 1: raise ValueError(f"these results mix {c} {_listed(results[c].unique())}; choose one")
+        if c in results and results[c].nunique() > 1:
+            raise ValueError(f"these results mix {c} {_listed(results[c].unique())}; choose one")
 
 # %% ../nbs/61_results.ipynb #0ce025b2
 def _chosen(results):
     trials = results["trials"] if "trials" in results else pd.Series("?", results.index)
-    rules, several = results["selection"], trials.nunique() > 1; unsearched = rules.isin(("defaults", "given"))
-    told = rules if not several else rules.where(unsearched, rules + " of " + trials.astype(str) + " trials")
-    by = "; ".join(f"{rule} for {_listed(in_order(g['method']))}" for rule, g in results.groupby(told, sort=False))
-    return f": {by}" if several or unsearched.all() else f" ({_listed(trials.unique())} trials): {by}"
+    rules, several = results["selection"], trials.nunique() > 1
+    unsearched = rules.isin(("defaults", "given"))
+    told = (
+        rules
+        if not several
+        else rules.where(unsearched, rules + " of " + trials.astype(str) + " trials")
+    )
+    by = "; ".join(
+        f"{rule} for {_listed(in_order(g['method']))}"
+        for rule, g in results.groupby(told, sort=False)
+    )
+    return (
+        f": {by}" if several or unsearched.all() else f" ({_listed(trials.unique())} trials): {by}"
+    )
 
 # %% ../nbs/61_results.ipynb #8501f049
 def seeds_in_words(
@@ -192,18 +300,25 @@ def seeds_in_words(
         return f"seed {seeds[0]}, one seed without a standard deviation"
     keys = [c for c in ("dataset", "shots", "backbone", "method") if c in results]
     alone = (results.groupby(keys)["seed"].nunique() == 1).any()
-    return f"mean ± population standard deviation over seeds {_listed(seeds)}" + (" (none for one seed)" if alone else "")
+    return f"mean ± population standard deviation over seeds {_listed(seeds)}" + (
+        " (none for one seed)" if alone else ""
+    )
 
 # %% ../nbs/61_results.ipynb #06cd8d54
 def caption(
-    results:pd.DataFrame, # the rows of one table
-    axes:tuple|list=(), # columns of results that may differ
-)->str:
+    results: pd.DataFrame,  # the rows of one table
+    axes: tuple | list = (),  # columns of results that may differ
+) -> str:
     "What the numbers are and how they were made."
     _one(results, *({"shots", "backbone", "prompts", "views"} - set(axes)))
-    backbone, prompts, shots = (sorted(results[c].dropna().unique()) if c in results else "?" for c in ("backbone", "prompts", "shots"))
-    return (f"Test accuracy in percent, {_listed(shots)} shots per class, backbone {_listed(backbone)}, prompts {_listed(prompts)}: "
-            f"{seeds_in_words(results)}. Hyper-parameters{_chosen(results)}.")
+    backbone, prompts, shots = (
+        sorted(results[c].dropna().unique()) if c in results else "?"
+        for c in ("backbone", "prompts", "shots")
+    )
+    return (
+        f"Test accuracy in percent, {_listed(shots)} shots per class, backbone {_listed(backbone)}, prompts {_listed(prompts)}: "
+        f"{seeds_in_words(results)}. Hyper-parameters{_chosen(results)}."
+    )
 
 # %% ../nbs/61_results.ipynb #961b8bd7
 def _marks(per, seeds):
@@ -212,15 +327,28 @@ def _marks(per, seeds):
 # %% ../nbs/61_results.ipynb #442d439c
 def _assemble(parts, methods, text):
     fill = {"mean": np.nan, "sd": np.nan, "marks": ""}
-    frames = {k: pd.concat([p[k] for p in parts], axis=1).reindex(methods).fillna(v) for k, v in fill.items()}
-    star = "* incomplete: some datasets or seeds of the average are missing." if (frames["marks"] == "*").any(axis=None) else ""
-    dagger = "† fewer seeds than the other cells." if (frames["marks"] == "†").any(axis=None) else ""
+    frames = {
+        k: pd.concat([p[k] for p in parts], axis=1).reindex(methods).fillna(v)
+        for k, v in fill.items()
+    }
+    star = (
+        "* incomplete: some datasets or seeds of the average are missing."
+        if (frames["marks"] == "*").any(axis=None)
+        else ""
+    )
+    dagger = (
+        "† fewer seeds than the other cells." if (frames["marks"] == "†").any(axis=None) else ""
+    )
     return Table(**frames, caption=" ".join(filter(None, [text, star, dagger])))
 
 # %% ../nbs/61_results.ipynb #5c872255
 def _average_part(results, axis="shots", name="{}"):
-    a = averages(results, axis=axis); a["marks"] = np.where(a["complete"], "", "*")
-    return {k: a.pivot(index="method", columns=axis, values=k).rename(columns=name.format) for k in ("mean", "sd", "marks")}
+    a = averages(results, axis=axis)
+    a["marks"] = np.where(a["complete"], "", "*")
+    return {
+        k: a.pivot(index="method", columns=axis, values=k).rename(columns=name.format)
+        for k in ("mean", "sd", "marks")
+    }
 
 # %% ../nbs/61_results.ipynb #91fa8481
 def _rows_of(results, first):
@@ -229,50 +357,77 @@ def _rows_of(results, first):
 
 # %% ../nbs/61_results.ipynb #983cacb4
 def dataset_table(
-    results:pd.DataFrame, # from `read_results`, one backbone
-    shots:int=16, # the shots to show
-    methods:list|None=None, # these first, in this order
-)->Table:
+    results: pd.DataFrame,  # from `read_results`, one backbone
+    shots: int = 16,  # the shots to show
+    methods: list | None = None,  # these first, in this order
+) -> Table:
     "Methods against datasets at one number of `shots`, with the average."
     at = results[results["shots"] == shots]
-    if at.empty: raise ValueError(f"no results with {shots} shots; there are {_listed(sorted(results['shots'].unique()))}")
-    wide = {k: cells(at).pivot(index="method", columns="dataset", values=k).reindex(columns=sorted(results["dataset"].dropna().unique())) for k in ("mean", "sd", "seeds")}
+    if at.empty:
+        raise ValueError(
+            f"no results with {shots} shots; there are {_listed(sorted(results['shots'].unique()))}"
+        )
+    wide = {
+        k: cells(at)
+        .pivot(index="method", columns="dataset", values=k)
+        .reindex(columns=sorted(results["dataset"].dropna().unique()))
+        for k in ("mean", "sd", "seeds")
+    }
     wide["marks"] = _marks(wide["seeds"].fillna(0), at["seed"].nunique())
     return _assemble([wide, _average_part(at, name="Average")], _rows_of(at, methods), caption(at))
 
 # %% ../nbs/61_results.ipynb #7dcf91de
 def axis_table(
-    results:pd.DataFrame, # from `read_results`
-    axis:str="shots", # one column for each of its values: "shots" or "backbone"
-    methods:list|None=None, # these first, in this order
-)->Table:
+    results: pd.DataFrame,  # from `read_results`
+    axis: str = "shots",  # one column for each of its values: "shots" or "backbone"
+    methods: list | None = None,  # these first, in this order
+) -> Table:
     "Methods against the values of `axis`, each cell the average over the datasets."
-    names = sorted(results["dataset"].dropna().unique()); part = _average_part(results, axis, "{}-shot" if axis == "shots" else "{}")
-    text = f"Average over {len(names)} datasets ({_listed(names)}). " if len(names) > 1 else f"Dataset {names[0]}. "
+    names = sorted(results["dataset"].dropna().unique())
+    part = _average_part(results, axis, "{}-shot" if axis == "shots" else "{}")
+    text = (
+        f"Average over {len(names)} datasets ({_listed(names)}). "
+        if len(names) > 1
+        else f"Dataset {names[0]}. "
+    )
     return _assemble([part], _rows_of(results, methods), text + caption(results, {axis}))
 
 # %% ../nbs/61_results.ipynb #2bcc6bb7
 @patch
-def styler(self:Table)->Styler:
+def styler(self: Table) -> Styler:
     "The table as a pandas Styler: best in bold, second underlined."
     ranks, text = self.ranks(), self.text()
-    css = ranks.map(lambda r: {1: "font-weight: bold;", 2: "text-decoration: underline;"}.get(r, ""))
-    lines = [dict(selector="caption", props="caption-side: bottom; text-align: left; font-size: 85%;"), dict(selector="th, td", props="text-align: right; padding: 2px 10px;"),
-             dict(selector="thead th", props="border-top: 2px solid; border-bottom: 1px solid;"), dict(selector="tbody tr:last-child *", props="border-bottom: 2px solid;")]
+    css = ranks.map(
+        lambda r: {1: "font-weight: bold;", 2: "text-decoration: underline;"}.get(r, "")
+    )
+    lines = [
+        dict(selector="caption", props="caption-side: bottom; text-align: left; font-size: 85%;"),
+        dict(selector="th, td", props="text-align: right; padding: 2px 10px;"),
+        dict(selector="thead th", props="border-top: 2px solid; border-bottom: 1px solid;"),
+        dict(selector="tbody tr:last-child *", props="border-bottom: 2px solid;"),
+    ]
     text.index.name = text.columns.name = None
     style = safe_style(text)
     css = css.set_axis(style.index).set_axis(style.columns, axis=1)
-    return style.apply(lambda _: css, axis=None).set_caption(escape_html(self.caption)).set_table_styles(lines)
+    return (
+        style.apply(lambda _: css, axis=None)
+        .set_caption(escape_html(self.caption))
+        .set_table_styles(lines)
+    )
+
 
 @patch
-def _repr_html_(self:Table): return self.styler().to_html()
+def _repr_html_(self: Table):
+    return self.styler().to_html()
+
 
 @patch
-def __repr__(self:Table): return f"{self.text().to_string()}\n{self.caption}"
+def __repr__(self: Table):
+    return f"{self.text().to_string()}\n{self.caption}"
 
 # %% ../nbs/61_results.ipynb #48b45f09
 @patch
-def markdown(self:Table)->str:
+def markdown(self: Table) -> str:
     "The table in Markdown, with its caption below."
     text = self.text("**{}**", "<u>{}</u>").rename(index=escape_markdown, columns=escape_markdown)
     text.columns.name = None
@@ -280,17 +435,30 @@ def markdown(self:Table)->str:
 
 # %% ../nbs/61_results.ipynb #a72bfc62
 @patch
-def latex(self:Table)->str:
+def latex(self: Table) -> str:
     "The table in LaTeX, for the package booktabs."
-    text = self.text(r"\textbf{{{}}}", r"\underline{{{}}}", r" $\pm$ ").map(lambda s: s.replace("†", r"$^\dagger$").replace("–", "--"))
+    text = self.text(r"\textbf{{{}}}", r"\underline{{{}}}", r" $\pm$ ").map(
+        lambda s: s.replace("†", r"$^\dagger$").replace("–", "--")
+    )
     rows = [" & ".join([escape_latex(m), *text.loc[m]]) + r" \\" for m in text.index]
     head = " & ".join(["", *map(escape_latex, text.columns)]) + r" \\"
     columns = "r" * len(text.columns)
-    return "\n".join([
-        r"\begin{table}", r"\centering", rf"\caption{{{escape_latex(self.caption)}}}",
-        rf"\begin{{tabular}}{{l{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule",
-        r"\end{tabular}", r"\end{table}", "",
-    ])
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escape_latex(self.caption)}}}",
+            rf"\begin{{tabular}}{{l{columns}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
 
 # %% ../nbs/61_results.ipynb #2e23e537
 def _write_text(path, text):
@@ -308,72 +476,117 @@ def write_csv(
 
 # %% ../nbs/61_results.ipynb #baf7f19e
 @patch
-def save(self:Table,
-    folder:str|Path, # where to
-    name:str="table", # file name without ending
+def save(
+    self: Table,
+    folder: str | Path,  # where to
+    name: str = "table",  # file name without ending
 ):
     "Write the table as .md, .tex, .html and, with every digit, as .csv."
-    flat = pd.concat({"mean": self.mean, "sd": self.sd}, axis=1).swaplevel(axis=1).sort_index(axis=1, level=0, sort_remaining=False)
+    flat = (
+        pd.concat({"mean": self.mean, "sd": self.sd}, axis=1)
+        .swaplevel(axis=1)
+        .sort_index(axis=1, level=0, sort_remaining=False)
+    )
     flat.columns = [f"{c} {k}" for c, k in flat.columns]
-    for ending, content in (("md", self.markdown()), ("tex", self.latex()), ("html", self._repr_html_())):
-        _write_text(Path(folder)/f"{file_stem(name)}.{ending}", content)
-    write_csv(flat, Path(folder)/f"{file_stem(name)}.csv")
+    for ending, content in (
+        ("md", self.markdown()),
+        ("tex", self.latex()),
+        ("html", self._repr_html_()),
+    ):
+        _write_text(Path(folder) / f"{file_stem(name)}.{ending}", content)
+    write_csv(flat, Path(folder) / f"{file_stem(name)}.csv")
+
 
 def save_frame(
-    frame:pd.DataFrame, # any other table of a report
-    folder:str|Path, # where to; empty writes nothing
-    name:str="table", # file name without ending
-    **markdown, # further arguments of `DataFrame.to_markdown`
-)->pd.DataFrame: # `frame`
+    frame: pd.DataFrame,  # any other table of a report
+    folder: str | Path,  # where to; empty writes nothing
+    name: str = "table",  # file name without ending
+    **markdown,  # further arguments of `DataFrame.to_markdown`
+) -> pd.DataFrame:  # `frame`
     "Write `frame` as .csv, with every digit, and as .md."
     if not folder:
         return frame
-    shown = frame.astype(object).where(frame.notna(), None)  # tabulate prints NaN as it is, and None as nothing
-    write_csv(frame, Path(folder)/f"{file_stem(name)}.csv")
-    _write_text(Path(folder)/f"{file_stem(name)}.md", escape_frame(shown, escape_markdown).to_markdown(**markdown) + "\n")
+    shown = frame.astype(object).where(
+        frame.notna(), None
+    )  # tabulate prints NaN as it is, and None as nothing
+    write_csv(frame, Path(folder) / f"{file_stem(name)}.csv")
+    _write_text(
+        Path(folder) / f"{file_stem(name)}.md",
+        escape_frame(shown, escape_markdown).to_markdown(**markdown) + "\n",
+    )
     return frame
 
 # %% ../nbs/61_results.ipynb #60ac7fd5
 def harmonic_mean(
-    base:ArrayLike, # numbers above 0
-    new:ArrayLike, # as many
-)->float|np.ndarray|pd.Series: # of their type
+    base: ArrayLike,  # numbers above 0
+    new: ArrayLike,  # as many
+) -> float | np.ndarray | pd.Series:  # of their type
     "The harmonic mean of `base` and `new`."
-    return 2*base*new/(base + new)
+    return 2 * base * new / (base + new)
 
 # %% ../nbs/61_results.ipynb #1c822382
 def base_new_table(
-    results:pd.DataFrame, # from `read_results`, runs of the experiment base_to_new, one backbone and number of shots
-)->pd.DataFrame: # methods x (dataset, base | new | HM), the average first where there are several datasets
+    results: pd.DataFrame,  # from `read_results`, runs of the experiment base_to_new, one backbone and number of shots
+) -> (
+    pd.DataFrame
+):  # methods x (dataset, base | new | HM), the average first where there are several datasets
     "Accuracy on base classes, on new ones, and the harmonic mean of the two."
     _one(results, "shots", "backbone", "prompts")
     new = results["dataset"] == results["trained_on"] + " (new)"
-    wide = results.assign(half=np.where(new, "new", "base")).pivot_table(index="method", columns=["trained_on", "half"], values="accuracy")
+    wide = results.assign(half=np.where(new, "new", "base")).pivot_table(
+        index="method", columns=["trained_on", "half"], values="accuracy"
+    )
     groups = {d: wide[d] for d in wide.columns.levels[0]}
-    if len(groups) > 1: groups = {"Average": sum(groups.values())/len(groups), **groups}
-    return pd.concat({d: g.assign(HM=harmonic_mean(g["base"], g["new"])) for d, g in groups.items()}, axis=1).loc[in_order(wide.index)].rename_axis(None).rename_axis([None, None], axis=1)
+    if len(groups) > 1:
+        groups = {"Average": sum(groups.values()) / len(groups), **groups}
+    return (
+        pd.concat(
+            {d: g.assign(HM=harmonic_mean(g["base"], g["new"])) for d, g in groups.items()}, axis=1
+        )
+        .loc[in_order(wide.index)]
+        .rename_axis(None)
+        .rename_axis([None, None], axis=1)
+    )
 
 # %% ../nbs/61_results.ipynb #573d74fb
 def by_point(
-    results:pd.DataFrame, # from `read_results`, one number of shots
-)->pd.DataFrame: # parameter, value (text), mean, sd and number of datasets
+    results: pd.DataFrame,  # from `read_results`, one number of shots
+) -> pd.DataFrame:  # parameter, value (text), mean, sd and number of datasets
     "The average over the datasets at each value that a hyper-parameter was set to."
-    at = results.dropna(subset="point"); _one(at, "shots", "backbone", "prompts", "views")
-    names = at.drop_duplicates("method").set_index("method")["point"].str.split("=", n=1, expand=True).set_axis(["parameter", "value"], axis=1)
-    return names.join(averages(at).set_index("method")[["mean", "sd", "datasets"]]).reset_index(drop=True)
+    at = results.dropna(subset="point")
+    _one(at, "shots", "backbone", "prompts", "views")
+    names = (
+        at.drop_duplicates("method")
+        .set_index("method")["point"]
+        .str.split("=", n=1, expand=True)
+        .set_axis(["parameter", "value"], axis=1)
+    )
+    return names.join(averages(at).set_index("method")[["mean", "sd", "datasets"]]).reset_index(
+        drop=True
+    )
 
 # %% ../nbs/61_results.ipynb #4e9a2fd8
 def point_table(
-    points:pd.DataFrame, # from `by_point`
-    names:dict|None=None, # hyper-parameter -> how it is called
-)->Styler:
+    points: pd.DataFrame,  # from `by_point`
+    names: dict | None = None,  # hyper-parameter -> how it is called
+) -> Styler:
     "Two lines per hyper-parameter: its values, and the accuracies with the best in bold; a pandas Styler."
     groups, wide = dict(list(points.groupby("parameter", sort=False))), {}
     for name, g in groups.items():
         shown = (names or {}).get(name, name)
-        wide[shown, "set to"], wide[shown, "accuracy"] = g["value"].tolist(), [f"{m:.1f}" for m in g["mean"]]
+        wide[shown, "set to"], wide[shown, "accuracy"] = (
+            g["value"].tolist(),
+            [f"{m:.1f}" for m in g["mean"]],
+        )
     text = pd.DataFrame({k: pd.Series(v) for k, v in wide.items()}).T.fillna("")
-    css = lambda row: ["color: #777777" if row.name[1] == "set to" else "font-weight: bold" if v == max(row, key=lambda w: float(w or "-inf")) else "" for v in row]
+    css = lambda row: [
+        "color: #777777"
+        if row.name[1] == "set to"
+        else "font-weight: bold"
+        if v == max(row, key=lambda w: float(w or "-inf"))
+        else ""
+        for v in row
+    ]
     return safe_style(text).apply(css, axis=1).hide(axis="columns")
 
 # %% ../nbs/61_results.ipynb #4e9588b2
@@ -392,6 +605,7 @@ def _last_line(log):
 
 class _Asked(BaseModel):
     "What a run was asked for, in its params.yml."
+
     methods: list[str]
     seeds: list[int]
 
@@ -425,7 +639,9 @@ def unfinished(
         problems.append(file.problem)
         present = {(row["method"], row["seed"]) for row in file.rows}
         missing = {(m, s) for m in asked.methods for s in asked.seeds} - present
-        why = next((f"{name}: {error}" for name, error in file.failed.items()), _last_line(run / "log.txt"))
+        why = next(
+            (f"{name}: {error}" for name, error in file.failed.items()), _last_line(run / "log.txt")
+        )
         if missing:
             found.append(dict(run=str(run.relative_to(folder)), missing=len(missing), error=why))
     warn_left_out(problems)
@@ -433,33 +649,61 @@ def unfinished(
 
 # %% ../nbs/61_results.ipynb #0cad627c
 def collapses(
-    results:pd.DataFrame, # from `read_results`
-)->pd.DataFrame: # the rows below zero-shot
+    results: pd.DataFrame,  # from `read_results`
+) -> pd.DataFrame:  # the rows below zero-shot
     "Rows whose accuracy is below zero-shot of the same run and seed, worst first."
     below = results[results["above_zero_shot"] < 0]
-    return below.sort_values("above_zero_shot")[["dataset", "shots", "backbone", "method", "seed", "accuracy", "above_zero_shot"]].reset_index(drop=True)
+    return below.sort_values("above_zero_shot")[
+        ["dataset", "shots", "backbone", "method", "seed", "accuracy", "above_zero_shot"]
+    ].reset_index(drop=True)
 
 # %% ../nbs/61_results.ipynb #6a8c1a72
 def mixtures(
-    results:pd.DataFrame, # from `read_results`
-)->list[str]: # one line each
+    results: pd.DataFrame,  # from `read_results`
+) -> list[str]:  # one line each
     "Where rows that stand side by side were made from different weights, images, transforms, sentences or code."
     keys = ["backbone_key", "split", "transform"]
-    lines = [f"{d} with {b}: {g[k].nunique()} different values of {k}" for (d, b), g in results.groupby(["dataset", "backbone"]) for k in keys if g[k].nunique() > 1]
-    sets = results[["dataset", "backbone", "prompts"]].assign(known=results["prompt_set"].fillna("untold")).groupby(["dataset", "backbone", "prompts"])["known"].unique() if "prompts" in results else {}
-    lines += [f"{d} with {b}, prompts {p}: {len(s)} different values of prompt_set" + (", one is untold" if "untold" in s else "") for (d, b, p), s in sets.items() if len(s) > 1]
-    return lines + [f"rows made by {results[k].nunique()} different values of {k}" for k in ("commit", "device", "versions") if results[k].nunique() > 1]
+    lines = [
+        f"{d} with {b}: {g[k].nunique()} different values of {k}"
+        for (d, b), g in results.groupby(["dataset", "backbone"])
+        for k in keys
+        if g[k].nunique() > 1
+    ]
+    sets = (
+        results[["dataset", "backbone", "prompts"]]
+        .assign(known=results["prompt_set"].fillna("untold"))
+        .groupby(["dataset", "backbone", "prompts"])["known"]
+        .unique()
+        if "prompts" in results
+        else {}
+    )
+    lines += [
+        f"{d} with {b}, prompts {p}: {len(s)} different values of prompt_set"
+        + (", one is untold" if "untold" in s else "")
+        for (d, b, p), s in sets.items()
+        if len(s) > 1
+    ]
+    return lines + [
+        f"rows made by {results[k].nunique()} different values of {k}"
+        for k in ("commit", "device", "versions")
+        if results[k].nunique() > 1
+    ]
 
 # %% ../nbs/61_results.ipynb #290047d2
 def in_words(
-    results:pd.DataFrame, # from `read_results`, one backbone
-    shots:int=16, # at this number of shots
-)->list[str]: # one sentence per dataset, and one for the average
+    results: pd.DataFrame,  # from `read_results`, one backbone
+    shots: int = 16,  # at this number of shots
+) -> list[str]:  # one sentence per dataset, and one for the average
     "Which method is best, and by how much it is above zero-shot."
-    table = dataset_table(results, shots); lines = []
+    table = dataset_table(results, shots)
+    lines = []
     for c in table.mean.columns:
         mean = table.mean[c].where(table.marks[c] != "*").dropna()
-        if mean.empty or "ZeroShot" not in mean: lines.append(f"{c}: no zero-shot row to compare with."); continue
+        if mean.empty or "ZeroShot" not in mean:
+            lines.append(f"{c}: no zero-shot row to compare with.")
+            continue
         best, gain = mean.idxmax(), mean.max() - mean["ZeroShot"]
-        lines.append(f"{c}: {best} is best with {mean.max():.1f} %, {gain:.1f} points above zero-shot ({mean['ZeroShot']:.1f} %).")
+        lines.append(
+            f"{c}: {best} is best with {mean.max():.1f} %, {gain:.1f} points above zero-shot ({mean['ZeroShot']:.1f} %)."
+        )
     return lines

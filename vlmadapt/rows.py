@@ -87,105 +87,154 @@ def peak() -> dict:  # peak_memory_mb, and what it counts
 
 # %% ../nbs/59_rows.ipynb #5f2e1076
 def _timed(f, *args, **kwargs):
-    start = time.perf_counter(); result = f(*args, **kwargs)
-    if torch.cuda.is_available(): torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = f(*args, **kwargs)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return result, time.perf_counter() - start
 
 # %% ../nbs/59_rows.ipynb #5b3c75c4
-def _ends(log): return dict(entries=len(log), first=log[0], last=log[-1]) if log else dict(entries=0)
+def _ends(log):
+    return dict(entries=len(log), first=log[0], last=log[-1]) if log else dict(entries=0)
 
 # %% ../nbs/59_rows.ipynb #3e0f35da
 def _encode(problem, names=("text", "text_neg", "views", "train", "val", "test")):
-    for name in names: name in problem.features and getattr(problem.features, name)
+    for name in names:
+        name in problem.features and getattr(problem.features, name)
 
 # %% ../nbs/59_rows.ipynb #74762193
 def _settled(cls, problems, seeds, trials, fixed):
     "Each problem's chosen hyper-parameters, or None, and its fitted method."
-    if not trials: return [None]*len(problems), fit_many([(cls, fixed, p, s) for p, s in zip(problems, seeds)])
+    if not trials:
+        return [None] * len(problems), fit_many(
+            [(cls, fixed, p, s) for p, s in zip(problems, seeds)]
+        )
     tuned = tune_many(cls, problems, seeds, fixed, trials=trials)
     again = [i for i, t in enumerate(tuned) if t.method is None or t.method.diverged]
     fresh = dict(zip(again, fit_many([(cls, tuned[i], problems[i], seeds[i]) for i in again])))
     return tuned, [fresh.get(i, t.method) for i, t in enumerate(tuned)]
 
-def _bits(correct): return "".join("01"[bool(c)] for c in correct)
+
+def _bits(correct):
+    return "".join("01"[bool(c)] for c in correct)
+
 
 def _tested(method, problem):
     scores, seconds = _timed(evaluate, method, problem)
-    return dict(accuracy=scores["accuracy"], macro_f1=scores["macro_f1"], n=scores["n"], per_class=scores["per_class"],
-                predictions=" ".join(str(int(p)) for p in scores["predictions"]), correct=_bits(scores["correct"])), seconds
+    return dict(
+        accuracy=scores["accuracy"],
+        macro_f1=scores["macro_f1"],
+        n=scores["n"],
+        per_class=scores["per_class"],
+        predictions=" ".join(str(int(p)) for p in scores["predictions"]),
+        correct=_bits(scores["correct"]),
+    ), seconds
+
 
 def _for_target(method, problem):
     "`method`, except that zero-shot reads the target's own sentences where classes are new."
-    new = type(method) is METHODS["ZeroShot"] and not set(problem.classnames) <= set(method.classnames)
+    new = type(method) is METHODS["ZeroShot"] and not set(problem.classnames) <= set(
+        method.classnames
+    )
     return type(method)(problem) if new else method
 
 # %% ../nbs/59_rows.ipynb #b7311a76
 def _row(method, tuned, problem, targets, cost):
     scores, seconds = _tested(method, problem)
     tried = getattr(tuned, "trials", None)
-    return plain(dict(
-        **scores, family=type(method).__name__, selection=tuned.selection if tuned is not None else "defaults", candidates=0 if tried is None else len(tried), val_accuracy=None if tried is None else tried["accuracy"].max(),
-        hyper_parameters=method.hyper_parameters, trainable_parameters=method.trainable_parameters(), log=_ends(method.log),
-        **({"targets": {name: _tested(_for_target(method, p), p)[0] for name, p in targets.items()}} if targets else {}),
-        cost=dict(**cost, evaluate_s=seconds, **peak()), provenance=problem.provenance, environment=environment()))
+    return plain(
+        dict(
+            **scores,
+            family=type(method).__name__,
+            selection=tuned.selection if tuned is not None else "defaults",
+            candidates=0 if tried is None else len(tried),
+            val_accuracy=None if tried is None else tried["accuracy"].max(),
+            hyper_parameters=method.hyper_parameters,
+            trainable_parameters=method.trainable_parameters(),
+            log=_ends(method.log),
+            **(
+                {
+                    "targets": {
+                        name: _tested(_for_target(method, p), p)[0] for name, p in targets.items()
+                    }
+                }
+                if targets
+                else {}
+            ),
+            cost=dict(**cost, evaluate_s=seconds, **peak()),
+            provenance=problem.provenance,
+            environment=environment(),
+        )
+    )
 
 # %% ../nbs/59_rows.ipynb #833d59c0
 def measure_many(
-    cls, # a class of METHODS
-    problems:list, # the same dataset and shots, drawn by different seeds
-    seeds:list[int], # of each problem's search, initial weights and batches
-    trials:int=16, # settings tried on the validation images; 0 takes the defaults
-    fixed:dict|None=None, # hyper-parameters that are given, not searched
-    targets:dict|None=None, # name -> problem on which the fitted methods are tested too
-)->list[dict]: # plain values, ready for JSON, one per problem
+    cls,  # a class of METHODS
+    problems: list,  # the same dataset and shots, drawn by different seeds
+    seeds: list[int],  # of each problem's search, initial weights and batches
+    trials: int = 16,  # settings tried on the validation images; 0 takes the defaults
+    fixed: dict | None = None,  # hyper-parameters that are given, not searched
+    targets: dict | None = None,  # name -> problem on which the fitted methods are tested too
+) -> list[dict]:  # plain values, ready for JSON, one per problem
     "Tune `cls` on `problems`, fit it, evaluate it once, and return all that should be known about the results."
-    encoding = sum(_timed(_encode, p)[1] for p in problems) if "features" in cls.needs else 0.
+    encoding = sum(_timed(_encode, p)[1] for p in problems) if "features" in cls.needs else 0.0
     reset_peak()
     (tuned, methods), fitting = _timed(_settled, cls, problems, seeds, trials, dict(fixed or {}))
-    cost = dict(encode_s=encoding/len(problems), fit_s=fitting/len(problems))
+    cost = dict(encode_s=encoding / len(problems), fit_s=fitting / len(problems))
     return [_row(m, t, p, targets or {}, cost) for m, t, p in zip(methods, tuned, problems)]
 
+
 def measure(
-    cls, # a class of METHODS
-    problem:Problem, # the problem to solve
-    seed:int=1, # as in `measure_many`
-    **kwargs, # further arguments of `measure_many`
-)->dict: # plain values, ready for JSON
+    cls,  # a class of METHODS
+    problem: Problem,  # the problem to solve
+    seed: int = 1,  # as in `measure_many`
+    **kwargs,  # further arguments of `measure_many`
+) -> dict:  # plain values, ready for JSON
     "One row: `measure_many` on one problem."
     return measure_many(cls, [problem], [seed], **kwargs)[0]
 
 # %% ../nbs/59_rows.ipynb #48598647
-KNOWN = {**METHODS, **PETL} # methods and tuners by name
-UNTRAINED = ("ZeroShot", "frozen") # what all others are compared with
+KNOWN = {**METHODS, **PETL}  # methods and tuners by name
+UNTRAINED = ("ZeroShot", "frozen")  # what all others are compared with
 
-def _recipe(cls): return repr([sorted(part.items()) for part in (cls.defaults(), cls.space, cls.posthoc)])
+
+def _recipe(cls):
+    return repr([sorted(part.items()) for part in (cls.defaults(), cls.space, cls.posthoc)])
+
 
 def base_of(
-    label:str, # such as "HeGraphAdapter (T)"
-)->str: # such as "HeGraphAdapter"
+    label: str,  # such as "HeGraphAdapter (T)"
+) -> str:  # such as "HeGraphAdapter"
     "The method that the `label` of a variant begins with."
     return label.split(" ")[0]
 
+
 def method_of(
-    label:str, # name in `KNOWN`, or of a variant
-    variants:dict|None=None, # label -> dict(method=..., hyper-parameters...)
-    fixed:dict|None=None, # label -> hyper-parameters that are given
-)->tuple[type, dict]: # the class, and its hyper-parameters that are given
+    label: str,  # name in `KNOWN`, or of a variant
+    variants: dict | None = None,  # label -> dict(method=..., hyper-parameters...)
+    fixed: dict | None = None,  # label -> hyper-parameters that are given
+) -> tuple[type, dict]:  # the class, and its hyper-parameters that are given
     "What `label` stands for."
-    own = dict((variants or {}).get(label, {})); name = own.pop("method", label)
-    if label != name and base_of(label) != name: raise ValueError(f"the variant {label!r} must be called {name!r}, a space, and what is special about it")
+    own = dict((variants or {}).get(label, {}))
+    name = own.pop("method", label)
+    if label != name and base_of(label) != name:
+        raise ValueError(
+            f"the variant {label!r} must be called {name!r}, a space, and what is special about it"
+        )
     return choose(name, KNOWN, "method"), {**(fixed or {}).get(name, {}), **own}
 
 # %% ../nbs/59_rows.ipynb #081d07d6
 def row_key(
-    settings:dict, # the run's parameters that its numbers depend on: dataset, shots, backbone, prompts, trials, fixed, ...
-    label:str, # name in METHODS, or of a variant
-    seed:int, # the row's seed
-)->str: # 20 hex digits
+    settings: dict,  # the run's parameters that its numbers depend on: dataset, shots, backbone, prompts, trials, fixed, ...
+    label: str,  # name in METHODS, or of a variant
+    seed: int,  # the row's seed
+) -> str:  # 20 hex digits
     "The key of the row of `label` and `seed` under `settings`; of `fixed` and `variants` only its own part counts."
     cls, fixed = method_of(label, settings.get("variants"), settings.get("fixed"))
     rest = {k: v for k, v in settings.items() if k not in ("fixed", "variants")}
-    return content_key(settings=rest, method=cls.__name__, fixed=fixed, seed=seed, recipe=_recipe(cls))
+    return content_key(
+        settings=rest, method=cls.__name__, fixed=fixed, seed=seed, recipe=_recipe(cls)
+    )
 
 # %% ../nbs/59_rows.ipynb #1e214ff0
 import hashlib
@@ -204,7 +253,9 @@ _HASHES = {}
 
 def fingerprint(
     path: str | Path,  # a file
-) -> list:  # size in bytes, time of the last change in nanoseconds, hash of the first and the last block
+) -> (
+    list
+):  # size in bytes, time of the last change in nanoseconds, hash of the first and the last block
     "Return what tells quickly whether a file has changed."
     state = os.stat(path)
     with open(path, "rb") as file:
@@ -343,7 +394,8 @@ def file_contents(
     return found
 
 # %% ../nbs/59_rows.ipynb #63f11ca7
-def _sealed(row): return {**row, "digest": content_key(row=row)}
+def _sealed(row):
+    return {**row, "digest": content_key(row=row)}
 
 # %% ../nbs/59_rows.ipynb #13ee6c8e
 def _is_percentage(value):
@@ -368,6 +420,7 @@ _ABSENT = Field(default=None)  # may be missing, but not null
 
 class _Settings(BaseModel):
     "Parameters of a run."
+
     dataset: _Label | None = None
     backbone: _Label | None = None
     prompts: _Text | list[_Text] | None = None
@@ -408,6 +461,7 @@ class _Released(BaseModel):
 
 class _Scores(BaseModel):
     "What a method reached on one set of images or examples."
+
     accuracy: _Score
     macro_f1: _Percentage = None
     n: _Count | None = None
@@ -479,6 +533,7 @@ def check_result(
 @dataclass
 class ResultFile:
     "The valid results in a file, the failures it tells of, and in words what is left out."
+
     rows: list[dict] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     problem: str = ""
@@ -555,9 +610,11 @@ def _read(*paths):
 # %% ../nbs/59_rows.ipynb #c6dac139
 class Rows:
     "The rows in `folder` that are valid under `settings` and the files these name."
-    def __init__(self,
-        folder:str|Path, # the run's folder
-        **settings, # the run's parameters that its numbers depend on
+
+    def __init__(
+        self,
+        folder: str | Path,  # the run's folder
+        **settings,  # the run's parameters that its numbers depend on
     ):
         settings.pop("file_contents", None)
         contents = file_contents(settings)
@@ -569,7 +626,13 @@ class Rows:
         single = _read(*self._files())
         self.gathered = self._valid(gathered)
         self.rows = {**self.gathered, **self._valid(single)}
-        self.outdated = len({(r.get("method"), r.get("seed"), r.get("key")) for r in [*gathered, *single] if not self.is_valid(r)})
+        self.outdated = len(
+            {
+                (r.get("method"), r.get("seed"), r.get("key"))
+                for r in [*gathered, *single]
+                if not self.is_valid(r)
+            }
+        )
         self.earlier = self._find_earlier()
 
 # %% ../nbs/59_rows.ipynb #b00a5c3a
@@ -596,12 +659,14 @@ def _valid(self: Rows, rows):
 
 
 @patch
-def method_of(self:Rows, label:str)->tuple:
+def method_of(self: Rows, label: str) -> tuple:
     "Class and given hyper-parameters of `label`."
     return method_of(label, self.settings.get("variants"), self.settings.get("fixed"))
 
+
 @patch
-def __repr__(self:Rows): return f"{self.folder.name}: {len(self.rows)} rows"
+def __repr__(self: Rows):
+    return f"{self.folder.name}: {len(self.rows)} rows"
 
 # %% ../nbs/59_rows.ipynb #624ef01b
 def _stem(method, seed, key):
@@ -628,7 +693,10 @@ def _find_earlier(self: Rows):
         readable, seed, short, _ = (file.stem.rsplit("-", 3) + [""] * 4)[:4]
         if not re.fullmatch(r"\d+", seed):
             continue
-        stems = [_stem(m, int(seed), row_key(self.settings, m, int(seed))) for m in labels.get(readable, [])]
+        stems = [
+            _stem(m, int(seed), row_key(self.settings, m, int(seed)))
+            for m in labels.get(readable, [])
+        ]
         if f"{readable}-{seed}-{short}" not in stems:
             continue
         for row in _read(file):
@@ -638,26 +706,30 @@ def _find_earlier(self: Rows):
 
 # %% ../nbs/59_rows.ipynb #866b9895
 @patch
-def save(self:Rows,
-    method:str, # name in METHODS, or of a variant
-    seed:int, # the row's seed
-    row:dict, # what `measure` returned
+def save(
+    self: Rows,
+    method: str,  # name in METHODS, or of a variant
+    seed: int,  # the row's seed
+    row: dict,  # what `measure` returned
 ):
     "Keep `row` as the row of `method` and `seed`."
     key = row_key(self.settings, method, seed)
-    row = check_result(_sealed(dict(row, method=method, seed=seed, settings=self.settings, key=key)))
+    row = check_result(
+        _sealed(dict(row, method=method, seed=seed, settings=self.settings, key=key))
+    )
     write_json(self.folder / "rows" / f"{_stem(method, seed, key)}.json", row)
     self.rows[method, seed] = row
 
 # %% ../nbs/59_rows.ipynb #eb37bbca
 @patch
-def missing(self:Rows, methods:list[str], seeds:list[int])->list:
+def missing(self: Rows, methods: list[str], seeds: list[int]) -> list:
     "Pairs of `methods` and `seeds` without a valid row, method by method."
     there = {*self.rows, *self.earlier}
     return [(m, s) for m in methods for s in seeds if (m, s) not in there]
 
+
 @patch
-def done(self:Rows, methods:list[str], seeds:list[int])->bool:
+def done(self: Rows, methods: list[str], seeds: list[int]) -> bool:
     "Whether `result.json` is whole and holds a valid row for each of `methods` and `seeds`."
     return all((m, s) in self.gathered for s in seeds for m in methods)
 
@@ -666,7 +738,10 @@ def done(self:Rows, methods:list[str], seeds:list[int])->bool:
 def _aside(self: Rows, row):
     "Where a superseded row lies."
     row = _measured_part(row)
-    return self.superseded / f"{_stem(row['method'], row['seed'], row['key'])}-{row['digest'][:8]}.json"
+    return (
+        self.superseded
+        / f"{_stem(row['method'], row['seed'], row['key'])}-{row['digest'][:8]}.json"
+    )
 
 
 @patch
@@ -710,7 +785,10 @@ def set_aside(
         if not target.exists():
             write_json(target, _measured_part(row))
     if moved and which is None:
-        warnings.warn(f"{len(moved)} results of other settings or files are superseded; they stay in {self.superseded}", stacklevel=2)
+        warnings.warn(
+            f"{len(moved)} results of other settings or files are superseded; they stay in {self.superseded}",
+            stacklevel=2,
+        )
     return len(moved)
 
 # %% ../nbs/59_rows.ipynb #4b5e42f6
@@ -744,7 +822,7 @@ def forget(self: Rows, method: str, seed: int):
             file.unlink()
 
 # %% ../nbs/59_rows.ipynb #21fb2e22
-YOUNGER = ("prompt_set",) # told by newer rows only
+YOUNGER = ("prompt_set",)  # told by newer rows only
 
 
 def _differences(row, provenance):
@@ -759,12 +837,15 @@ def _differences(row, provenance):
 
 
 @patch
-def forget_other(self:Rows,
-    provenance:dict, # of the run's problem, with any seed
+def forget_other(
+    self: Rows,
+    provenance: dict,  # of the run's problem, with any seed
 ):
     "Set aside rows that were made from other weights, images or transforms than `provenance` tells."
     for name, found in list(self.earlier.items()):
-        self.earlier[name] = [(file, row) for file, row in found if not _differences(row, provenance)]
+        self.earlier[name] = [
+            (file, row) for file, row in found if not _differences(row, provenance)
+        ]
         if not self.earlier[name]:
             del self.earlier[name]
     old = {}
@@ -775,7 +856,10 @@ def forget_other(self:Rows,
     if not old:
         return
     reasons = ", ".join(sorted({name for names in old.values() for name in names}))
-    warnings.warn(f"{len(old)} rows were made with another {reasons}; they stay in {self.superseded}, and are computed again", stacklevel=2)
+    warnings.warn(
+        f"{len(old)} rows were made with another {reasons}; they stay in {self.superseded}, and are computed again",
+        stacklevel=2,
+    )
     self.set_aside(lambda row: (row["method"], row["seed"]) in old and self.is_valid(row))
     for name in old:
         self.rows.pop(name)
@@ -783,8 +867,9 @@ def forget_other(self:Rows,
 
 # %% ../nbs/59_rows.ipynb #73e86e2d
 @patch
-def gather(self:Rows,
-    failed:dict|None=None, # rows that could not be computed: name -> error in one line
+def gather(
+    self: Rows,
+    failed: dict | None = None,  # rows that could not be computed: name -> error in one line
 ):
     "Write `result.json` from the valid rows."
     self.set_aside()
@@ -792,40 +877,53 @@ def gather(self:Rows,
     for (method, seed), row in sorted(self.rows.items()):
         row = {k: v for k, v in row.items() if k not in ("digest", "above_zero_shot")}
         base = next((self.rows[n, seed] for n in UNTRAINED if (n, seed) in self.rows), None)
-        rows.append(_sealed({**row, "above_zero_shot": row["accuracy"] - base["accuracy"]} if base else row))
+        rows.append(
+            _sealed({**row, "above_zero_shot": row["accuracy"] - base["accuracy"]} if base else row)
+        )
     write_json(self.result, dict(settings=self.settings, rows=rows, failed=failed or {}))
     self.gathered = dict(self.rows)
     self.outdated = 0
 
 # %% ../nbs/59_rows.ipynb #a0b6ad5a
-class RowsFailed(RuntimeError): "Some rows of a run could not be computed."
+class RowsFailed(RuntimeError):
+    "Some rows of a run could not be computed."
+
 
 @patch
-def _attempt(self:Rows, method, seeds, compute):
+def _attempt(self: Rows, method, seeds, compute):
     "Save the rows of `seeds`; returns the errors by name."
     began = time.perf_counter()
     try:
         for seed, row in zip(seeds, compute(method, seeds)):
-            self.save(method, seed, row); print(f"{method}, seed {seed}: {row['accuracy']:.1f} ({(time.perf_counter() - began)/len(seeds):.1f} s)", flush=True)
+            self.save(method, seed, row)
+            print(
+                f"{method}, seed {seed}: {row['accuracy']:.1f} ({(time.perf_counter() - began) / len(seeds):.1f} s)",
+                flush=True,
+            )
     except Exception as e:
         left = [s for s in seeds if (method, s) not in self.rows]
-        if len(seeds) > 1: return {k: v for s in left for k, v in self._attempt(method, [s], compute).items()}
-        traceback.print_exc(); error = f"{type(e).__name__}: {e}".splitlines()[0]
+        if len(seeds) > 1:
+            return {k: v for s in left for k, v in self._attempt(method, [s], compute).items()}
+        traceback.print_exc()
+        error = f"{type(e).__name__}: {e}".splitlines()[0]
         print(f"{method}, seed {seeds[0]}: failed, {error}", flush=True)
         return {f"{method}-{seeds[0]}": error}
     return {}
 
 # %% ../nbs/59_rows.ipynb #7b0f5051
 @patch
-def fill(self:Rows, methods:list[str], seeds:list[int],
-    compute:Callable, # function of (method, seeds) that returns or yields a row for each seed, such as `measure_many` on the seeds' problems
+def fill(
+    self: Rows,
+    methods: list[str],
+    seeds: list[int],
+    compute: Callable,  # function of (method, seeds) that returns or yields a row for each seed, such as `measure_many` on the seeds' problems
 ):
     "Compute the rows of `methods` and `seeds` that are missing, and write `result.json`."
     self.set_aside()
     back = self.restore()
     todo = self.missing(methods, seeds)
     found = f", {back} found again among superseded ones" if back else ""
-    print(f"{len(methods)*len(seeds)} rows asked for, {len(todo)} to compute{found}")
+    print(f"{len(methods) * len(seeds)} rows asked for, {len(todo)} to compute{found}")
     failed = {}
     for method, pairs in itertools.groupby(todo, lambda pair: pair[0]):
         failed |= self._attempt(method, [seed for _, seed in pairs], compute)
@@ -835,12 +933,18 @@ def fill(self:Rows, methods:list[str], seeds:list[int],
 
 # %% ../nbs/59_rows.ipynb #d37a9faf
 def in_order(
-    labels:list[str], # names of methods and of variants
-)->list[str]:
+    labels: list[str],  # names of methods and of variants
+) -> list[str]:
     "`labels`, each once, in the order of `KNOWN`, variants behind their method as they came, others last."
     place, labels = {m: i for i, m in enumerate(KNOWN)}, dict.fromkeys(labels)
     others = sorted(m for m in labels if base_of(m) not in place)
-    return sorted((m for m in labels if base_of(m) in place), key=lambda m: (place[base_of(m)], m not in place)) + others
+    return (
+        sorted(
+            (m for m in labels if base_of(m) in place),
+            key=lambda m: (place[base_of(m)], m not in place),
+        )
+        + others
+    )
 
 # %% ../nbs/59_rows.ipynb #2bf9c5dd
 def deviation(
@@ -852,9 +956,14 @@ def deviation(
 
 # %% ../nbs/59_rows.ipynb #00874df8
 @patch
-def table(self:Rows)->pd.DataFrame: # methods x seeds, with mean and population standard deviation
+def table(
+    self: Rows,
+) -> pd.DataFrame:  # methods x seeds, with mean and population standard deviation
     "Accuracy of each row, with mean and standard deviation over the seeds (NaN for one seed)."
-    long = pd.DataFrame([(m, s, r["accuracy"]) for (m, s), r in self.rows.items()], columns=["method", "seed", "accuracy"])
+    long = pd.DataFrame(
+        [(m, s, r["accuracy"]) for (m, s), r in self.rows.items()],
+        columns=["method", "seed", "accuracy"],
+    )
     wide = long.pivot(index="method", columns="seed", values="accuracy")
     wide = wide.reindex(in_order(wide.index))
     return wide.assign(mean=wide.mean(axis=1), sd=wide.apply(deviation, axis=1))

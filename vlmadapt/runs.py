@@ -48,26 +48,36 @@ from .records import check_file, read_text
 from .rows import KNOWN, Rows, base_of, method_of
 from .tasks import MINI_TASKS, TASKS
 from .tasks.task_problem import LOADERS
-from .values import Flag, Integer, NonNegativeInteger, Positive, PositiveInteger, Real, convert
+from vlmadapt.values import (
+    Flag,
+    Integer,
+    NonNegativeInteger,
+    Positive,
+    PositiveInteger,
+    Real,
+    convert,
+)
 
 # %% ../nbs/60_runs.ipynb #c61c277c
 def shipped(
-    kind:str, # "experiments", "reports" or "params"
-    name:str, # file name
-)->Path|None: # where it is
+    kind: str,  # "experiments", "reports" or "params"
+    name: str,  # file name
+) -> Path | None:  # where it is
     "The file `name` of `kind`: in the checkout when this is one, else in the installed package."
-    return next((f/name for f in _folders(kind) if os.path.exists(f/name)), None)
+    return next((f / name for f in _folders(kind) if os.path.exists(f / name)), None)
 
 # %% ../nbs/60_runs.ipynb #55025ea6
 def _folders(kind):
     package = Path(vlmadapt.__file__).resolve().parent
-    return [package.parent/("params" if kind == "params" else f"nbs/{kind}"), package/kind]
+    return [package.parent / ("params" if kind == "params" else f"nbs/{kind}"), package / kind]
+
 
 def notebooks(
-    kind:str, # "experiments" or "reports"
-)->dict[str, Path]: # name -> file
+    kind: str,  # "experiments" or "reports"
+) -> dict[str, Path]:  # name -> file
     "All notebooks of `kind`, of the checkout and of the package."
     return {f.stem: f for folder in reversed(_folders(kind)) for f in folder.glob("*.ipynb")}
+
 
 def regular_file(
     path: str | Path,  # where a file should be
@@ -88,7 +98,7 @@ def regular_file(
 
 
 def _experiment(name, beside):
-    own = Path(beside).parent/name
+    own = Path(beside).parent / name
     if own.suffix == ".ipynb" and os.path.exists(own):
         return regular_file(own)
     return choose(name, notebooks("experiments"), "experiment")
@@ -128,13 +138,29 @@ def _literal(node):
         value = _arithmetic(node)
         if isinstance(value, (int, float)):
             return value
-    if isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float, str, type(None))):
+    if isinstance(node, ast.Constant) and isinstance(
+        node.value, (bool, int, float, str, type(None))
+    ):
         return node.value
     raise ValueError("not a literal")
 
 # %% ../nbs/60_runs.ipynb #99b61e4f
-NAMED = {"int": Integer, "float": Real, "str": str, "bool": Flag, "list": list, "dict": dict, "None": type(None)}
-NAMED.update({name: getattr(declarations, name) for name in declarations.__all__ if name not in ("convert", "declared_types")})
+NAMED = {
+    "int": Integer,
+    "float": Real,
+    "str": str,
+    "bool": Flag,
+    "list": list,
+    "dict": dict,
+    "None": type(None),
+}
+NAMED.update(
+    {
+        name: getattr(declarations, name)
+        for name in declarations.__all__
+        if name not in ("convert", "declared_types")
+    }
+)
 
 
 def _annotated(node):
@@ -145,7 +171,9 @@ def _annotated(node):
         return _subscripted(getattr(node.value, "id", getattr(node.value, "attr", "")), node.slice)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         return _either([node.left, node.right])
-    name = "None" if isinstance(node, ast.Constant) else getattr(node, "id", getattr(node, "attr", ""))
+    name = (
+        "None" if isinstance(node, ast.Constant) else getattr(node, "id", getattr(node, "attr", ""))
+    )
     return NAMED.get(name)
 
 
@@ -177,7 +205,11 @@ class Parameter(NamedTuple):
 
 def _assignments(statement):
     "Pairs of a name and the node of its value; raises ValueError where a name is set in another way."
-    if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
+    if (
+        isinstance(statement, ast.AnnAssign)
+        and isinstance(statement.target, ast.Name)
+        and statement.value
+    ):
         return [(statement.target.id, statement.value)]
     pairs = []
     for target in getattr(statement, "targets", []):
@@ -186,10 +218,14 @@ def _assignments(statement):
             pairs += zip(target.elts, statement.value.elts)
         else:
             pairs.append((target, statement.value))
-    if isinstance(statement, ast.Assign) and all(isinstance(target, ast.Name) for target, _ in pairs):
+    if isinstance(statement, ast.Assign) and all(
+        isinstance(target, ast.Name) for target, _ in pairs
+    ):
         return [(target.id, value) for target, value in pairs]
     silent = (ast.Expr, ast.Pass, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
-    sets = [node for node in ast.walk(statement) if isinstance(getattr(node, "ctx", None), ast.Store)]
+    sets = [
+        node for node in ast.walk(statement) if isinstance(getattr(node, "ctx", None), ast.Store)
+    ]
     if isinstance(statement, silent) or not sets:
         return []
     raise ValueError(f"sets {ast.unparse(sets[0])} in another way than `name = value`")
@@ -207,9 +243,15 @@ def _parameters_of(source):
         for name, node in pairs:
             try:
                 default = _literal(node)
-                kind = _annotated(statement.annotation) if isinstance(statement, ast.AnnAssign) else None
+                kind = (
+                    _annotated(statement.annotation)
+                    if isinstance(statement, ast.AnnAssign)
+                    else None
+                )
             except (ValueError, TypeError, ArithmeticError, SyntaxError):
-                raise ValueError(f"{place}: {ast.unparse(statement):.60} is no literal; compute in a later cell") from None
+                raise ValueError(
+                    f"{place}: {ast.unparse(statement):.60} is no literal; compute in a later cell"
+                ) from None
             found[name] = Parameter(default, kind)
     return found
 
@@ -222,7 +264,14 @@ def _cell(notebook):
         return "".join(tagged[0]["source"])
     except IndexError:
         raise ValueError(f"{notebook} has no cell tagged 'parameters'") from None
-    except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError):
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+    ):
         raise ValueError(f"{notebook} is no notebook of Jupyter's format 4") from None
 
 
@@ -235,7 +284,9 @@ def _template(notebook):
         except SyntaxError:  # a magic, perhaps
             return _parameters_of(re.sub(r"(?m)^[%!].*$", "", source))
     except SyntaxError as e:
-        raise ValueError(f"{notebook}: line {e.lineno} of the cell tagged 'parameters' is no Python: {e.msg}") from None
+        raise ValueError(
+            f"{notebook}: line {e.lineno} of the cell tagged 'parameters' is no Python: {e.msg}"
+        ) from None
     except ValueError as e:
         raise ValueError(f"{notebook}: {e}") from None
 
@@ -247,10 +298,22 @@ def template_parameters(
     return {name: parameter.default for name, parameter in _template(notebook).items()}
 
 # %% ../nbs/60_runs.ipynb #eca39f02
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "names with values"}
+KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "names with values",
+}
 BROAD = {bool: Flag, int: Integer, float: Real, str: str, list: list, dict: dict}
-RANGES = dict.fromkeys(("shots", "views", "epochs", "classes", "width", "steps", "rounds", "examples", "images"), PositiveInteger)
-RANGES |= dict.fromkeys(("trials", "seeds", "seed", "train", "threads", "memory_gb"), NonNegativeInteger)
+RANGES = dict.fromkeys(
+    ("shots", "views", "epochs", "classes", "width", "steps", "rounds", "examples", "images"),
+    PositiveInteger,
+)
+RANGES |= dict.fromkeys(
+    ("trials", "seeds", "seed", "train", "threads", "memory_gb"), NonNegativeInteger
+)
 RANGES |= dict(batch_size=PositiveInteger, lr=Positive, logit_scale=Positive, perplexity=Positive)
 PLAIN = (bool, int, float, str, type(None))
 
@@ -318,7 +381,10 @@ def check_value(
         return value
     if kind is None:
         first = default[0] if default else None
-        value = [_in_range(f"each of {name}", _check_type(f"each of {name}", v, first), first) for v in value]
+        value = [
+            _in_range(f"each of {name}", _check_type(f"each of {name}", v, first), first)
+            for v in value
+        ]
     for i, v in enumerate(value):
         if v in value[:i]:
             raise ValueError(f"{name} repeats {v!r:.60}")
@@ -327,7 +393,12 @@ def check_value(
     return value
 
 # %% ../nbs/60_runs.ipynb #6f1f12cf
-TABLES = dict(dataset=("dataset", DATASETS), targets=("dataset", DATASETS), methods=("method", KNOWN), task=("task", MINI_TASKS | TASKS))
+TABLES = dict(
+    dataset=("dataset", DATASETS),
+    targets=("dataset", DATASETS),
+    methods=("method", KNOWN),
+    task=("task", MINI_TASKS | TASKS),
+)
 WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")
 
 
@@ -335,7 +406,9 @@ def _known(name, options, what):
     "Refuse a `name` that is not among many `options`."
     if name not in options:
         near = difflib.get_close_matches(name, options, n=1)
-        raise ValueError(f"unknown {what} {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        raise ValueError(
+            f"unknown {what} {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        )
 
 
 def _check_backbone(name):
@@ -351,7 +424,11 @@ def _check_backbone(name):
     if tag.endswith(WEIGHT_FILES):
         regular_file(Path(tag).expanduser())
     elif tag:
-        tags = {t for m in (model, model.removesuffix("-quickgelu")) for t in open_clip.list_pretrained_tags_by_model(m)}
+        tags = {
+            t
+            for m in (model, model.removesuffix("-quickgelu"))
+            for t in open_clip.list_pretrained_tags_by_model(m)
+        }
         _known(tag, sorted(tags), f"weight tag of {model}")
 
 
@@ -386,7 +463,9 @@ def _check_fixed(fixed, variants):
     for label, values in fixed.items():
         _check_type(f"fixed: {label}", values, {})
         if base_of(label) != label:
-            raise ValueError(f"fixed names methods, not variants: what {label!r} is given stands in variants")
+            raise ValueError(
+                f"fixed names methods, not variants: what {label!r} is given stands in variants"
+            )
         cls, _ = method_of(label, variants)
         found[label] = _check_hyper("fixed", label, cls, values)
     return found
@@ -458,26 +537,42 @@ def check_names(
 @dataclass(eq=False)
 class Run:
     "One execution of an experiment: its `name`, the `notebook`, all its `parameters`, the `folder` for what it makes, and the `report` that will read it."
-    name:str; notebook:Path; parameters:dict; folder:Path; report:str
+
+    name: str
+    notebook: Path
+    parameters: dict
+    folder: Path
+    report: str
 
 # %% ../nbs/60_runs.ipynb #afcac652
 @patch(as_prop=True)
-def settings(self:Run)->dict:
+def settings(self: Run) -> dict:
     "The parameters that a row's numbers depend on."
     return {k: v for k, v in self.parameters.items() if k not in ("methods", "seeds", "out")}
 
+
 @patch
-def rows(self:Run)->Rows:
+def rows(self: Run) -> Rows:
     "The rows that are there."
     return Rows(self.folder, **self.settings)
 
+
 @patch
-def asked(self:Run)->tuple:
+def asked(self: Run) -> tuple:
     "The methods and seeds that are wanted."
     return self.parameters["methods"], self.parameters["seeds"]
 
 # %% ../nbs/60_runs.ipynb #2ebbc21a
-def _name(point): return "run" if not point else "_".join(re.sub(r"[^\w.+-]", "-", v if isinstance(v, str) else f"{k}{v}") for k, v in point.items())
+def _name(point):
+    return (
+        "run"
+        if not point
+        else "_".join(
+            re.sub(r"[^\w.+-]", "-", v if isinstance(v, str) else f"{k}{v}")
+            for k, v in point.items()
+        )
+    )
+
 
 def _combine(axes, order):
     axes = {k: axes[k] for k in order if k in axes}
@@ -485,20 +580,27 @@ def _combine(axes, order):
     return sorted(points, key=lambda p: -p.get("shots", 0))
 
 # %% ../nbs/60_runs.ipynb #b165db07
-class _Once(yaml.SafeLoader): "YAML that refuses a name given twice instead of taking the last, and numbers that are not what they look like."
+class _Once(yaml.SafeLoader):
+    "YAML that refuses a name given twice instead of taking the last, and numbers that are not what they look like."
+
 
 def _mapping(loader, node):
     names = [key.value for key, _ in node.value]
-    if repeated := [n for i, n in enumerate(names) if n in names[:i]]: raise ValueError(f"{repeated[0]} is given twice")
+    if repeated := [n for i, n in enumerate(names) if n in names[:i]]:
+        raise ValueError(f"{repeated[0]} is given twice")
     return loader.construct_mapping(node, deep=True)
+
 
 def _whole(loader, node):
     "A whole number; 010, which YAML reads as 8, and 1:30, which it reads as 90, are refused."
     value = loader.construct_yaml_int(node)
     digits = node.value.replace("_", "").lstrip("+-")
     if ":" in digits or (digits.isdigit() and int(digits) != abs(value)):
-        raise ValueError(f"line {node.start_mark.line + 1}: YAML reads {node.value} as {value}; write {value}, or put text in quotes")
+        raise ValueError(
+            f"line {node.start_mark.line + 1}: YAML reads {node.value} as {value}; write {value}, or put text in quotes"
+        )
     return value
+
 
 _Once.add_constructor("tag:yaml.org,2002:map", _mapping)
 _Once.add_constructor("tag:yaml.org,2002:int", _whole)
@@ -506,18 +608,25 @@ _Once.add_constructor("tag:yaml.org,2002:int", _whole)
 # %% ../nbs/60_runs.ipynb #82143401
 GIVEN = ("grid", "parameters", "fixed_by")  # what a part may hold beside its experiment
 
+
 def _entries(found, known):
-    if not isinstance(found, dict): raise ValueError("holds no names with values")
-    for key in found: choose(key, dict.fromkeys(known), "entry")
+    if not isinstance(found, dict):
+        raise ValueError("holds no names with values")
+    for key in found:
+        choose(key, dict.fromkeys(known), "entry")
     return found
+
 
 def _part(found):
     _entries(found, ("experiment", *GIVEN))
-    if "experiment" not in found: raise ValueError("names no experiment")
+    if "experiment" not in found:
+        raise ValueError("names no experiment")
     _check_type("experiment", found["experiment"], "")
     parts = [found.get(k) or {} for k in GIVEN]
-    for name, part in zip(GIVEN, parts): _check_type(name, part, {})
+    for name, part in zip(GIVEN, parts):
+        _check_type(name, part, {})
     return found["experiment"], *parts
+
 
 def parse_yaml(
     text: str,  # of a file
@@ -586,6 +695,7 @@ def _check_fixed_by(by, known, variants):
             found[axis][value] = checked["fixed"]
     return found
 
+
 def _fixed(parameters, by):
     "What is fixed in a run, with what `by` adds for it."
     fixed = dict(parameters["fixed"])
@@ -601,7 +711,9 @@ def _checked_parameters(notebook, known, axes, given):
     "What grid and parameters hold, converted."
     for name in REQUIRED:
         if name not in known:
-            raise ValueError(f"{notebook.name} has no parameter {name!r}; a grid needs {', '.join(REQUIRED)}")
+            raise ValueError(
+                f"{notebook.name} has no parameter {name!r}; a grid needs {', '.join(REQUIRED)}"
+            )
     for key in [*axes, *given]:
         choose(key, {k: None for k in known if k != "out"}, "parameter")
     for key in axes:
@@ -627,11 +739,15 @@ def _check_folders(run, grid):
         size = len(os.fsencode(name))
         if size > LONGEST_NAME:
             shown = f"{name[:40]}..."
-            raise ValueError(f"the folder {shown} would have a name of {size} bytes; {LONGEST_NAME} are possible")
+            raise ValueError(
+                f"the folder {shown} would have a name of {size} bytes; {LONGEST_NAME} are possible"
+            )
         if name in (".", ".."):
             raise ValueError(f"a run cannot be called {name!r}")
     if names[0] in RESERVED:
-        raise ValueError(f"a part or a run cannot be called {names[0]!r}: the grid keeps something else there")
+        raise ValueError(
+            f"a part or a run cannot be called {names[0]!r}: the grid keeps something else there"
+        )
 
 
 def _runs_of(notebook, axes, given, by, folder, part, report):
@@ -642,9 +758,17 @@ def _runs_of(notebook, axes, given, by, folder, part, report):
     defaults = {name: parameter.default for name, parameter in known.items()}
     runs = []
     for point in _combine(axes, known):
-        own = folder/_name(point)
+        own = folder / _name(point)
         name = "/".join(filter(None, (part, _name(point))))
-        runs.append(Run(name, notebook, {**defaults, **given, **point, "out": str(own)}, own, report or notebook.stem))
+        runs.append(
+            Run(
+                name,
+                notebook,
+                {**defaults, **given, **point, "out": str(own)},
+                own,
+                report or notebook.stem,
+            )
+        )
     for name, count in Counter(run.name for run in runs).items():
         if count > 1:
             raise ValueError(f"several runs would be called {name}")
@@ -657,7 +781,9 @@ def _runs_of(notebook, axes, given, by, folder, part, report):
 # %% ../nbs/60_runs.ipynb #3fe573c7
 def _smallest(runs):
     run = min(runs, key=lambda r: r.parameters.get("shots", 0))
-    less = dict(seeds=run.parameters["seeds"][:1], **({"trials": 0} if "trials" in run.parameters else {}))
+    less = dict(
+        seeds=run.parameters["seeds"][:1], **({"trials": 0} if "trials" in run.parameters else {})
+    )
     return [replace(run, parameters={**run.parameters, **less})]
 
 
@@ -670,10 +796,10 @@ def grid_name(
 
 
 def read_runs(
-    file:str|Path, # a params file
-    out:str|Path="outputs", # folder of all results
-    smoke:bool=False, # only the smallest run of each part, with one seed and no search, in a folder of its own
-)->list[Run]: # longest first
+    file: str | Path,  # a params file
+    out: str | Path = "outputs",  # folder of all results
+    smoke: bool = False,  # only the smallest run of each part, with one seed and no search, in a folder of its own
+) -> list[Run]:  # longest first
     "The runs that `file` describes, after checking every name and value in it."
     file = Path(file)
     if not os.path.exists(file):
@@ -683,11 +809,11 @@ def read_runs(
         report, parts = _load(file)
         if report:
             choose(report, notebooks("reports"), "report")
-    folder = Path(out)/grid_name(file, smoke)
+    folder = Path(out) / grid_name(file, smoke)
     found = []
     for name, (experiment, *values) in parts.items():
         with _blame(f"{file}: {name}" if name else file):
-            runs = _runs_of(_experiment(experiment, file), *values, folder/name, name, report)
+            runs = _runs_of(_experiment(experiment, file), *values, folder / name, name, report)
             for run in runs:
                 _check_folders(run, folder.name)
         found += _smallest(runs) if smoke else runs
@@ -908,7 +1034,9 @@ def _leave_valid(rows, log):
     "Take rows that are not valid out of `result.json`."
     moved = rows.set_aside()
     if moved:
-        log.write(f"{moved} results of other settings or files are superseded; they stay in {rows.superseded}\n")
+        log.write(
+            f"{moved} results of other settings or files are superseded; they stay in {rows.superseded}\n"
+        )
     if rows.gathered:
         rows.gather()
     else:
@@ -962,8 +1090,8 @@ def execute(
 
 # %% ../nbs/60_runs.ipynb #310212e6
 def execute_now(
-    description:str, # what a params file would hold
-)->Path: # the folder of the results, a temporary one
+    description: str,  # what a params file would hold
+) -> Path:  # the folder of the results, a temporary one
     "Execute a small grid here and now; the first failure is raised."
     folder = Path(tempfile.mkdtemp())
     (folder / "small.yml").write_text(description, encoding="utf-8")

@@ -8,8 +8,12 @@ __all__ = ['UNITS', 'EXACT_BELOW', 'paired', 'signed_rank', 'holm', 'compare_met
 
 # %% ../nbs/64_statistics.ipynb #e22c4251
 from itertools import combinations
-import matplotlib.pyplot as plt, numpy as np, pandas as pd
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
+
 from .figures import LABEL, page_style
 from .markup import escape_figure
 from .rows import in_order
@@ -17,35 +21,42 @@ from .rows import in_order
 # %% ../nbs/64_statistics.ipynb #729169df
 UNITS = {"support set": ["dataset", "shots", "backbone", "seed"], "dataset": ["dataset"]}
 
+
 def paired(
-    results:pd.DataFrame, # from `read_results`
-    unit:str="support set", # "support set" or "dataset"
-    value:str="accuracy", # column to compare
-)->pd.DataFrame: # one line per unit, one column per method
+    results: pd.DataFrame,  # from `read_results`
+    unit: str = "support set",  # "support set" or "dataset"
+    value: str = "accuracy",  # column to compare
+) -> pd.DataFrame:  # one line per unit, one column per method
     "The `value` of every method on every `unit`."
     keys = [k for k in UNITS["support set"] if k in results]
-    if results.duplicated([*keys, "method"]).any(): raise ValueError(f"several rows of a method for one {', '.join(keys)}; choose one grid")
+    if results.duplicated([*keys, "method"]).any():
+        raise ValueError(f"several rows of a method for one {', '.join(keys)}; choose one grid")
     wide = results.pivot(index=keys, columns="method", values=value)[in_order(results["method"])]
-    if unit == "support set": return wide
-    if unit not in UNITS: raise ValueError(f"unknown unit {unit!r}; there are {', '.join(UNITS)}")
+    if unit == "support set":
+        return wide
+    if unit not in UNITS:
+        raise ValueError(f"unknown unit {unit!r}; there are {', '.join(UNITS)}")
     return wide.dropna().groupby("dataset").mean()
 
 # %% ../nbs/64_statistics.ipynb #ddbaaa15
 def signed_rank(
-    difference:ArrayLike, # (N,) or (runs, N) paired differences
-)->float|np.ndarray:
+    difference: ArrayLike,  # (N,) or (runs, N) paired differences
+) -> float | np.ndarray:
     "Two-sided p-value of the Wilcoxon signed-rank test of `difference`, along its last axis; 1 where all are zero."
     from scipy.stats import wilcoxon
+
     d = np.round(np.asarray(difference, float), 9)
-    if d.ndim == 1: return float(wilcoxon(d).pvalue) if d.any() else 1.
+    if d.ndim == 1:
+        return float(wilcoxon(d).pvalue) if d.any() else 1.0
     return wilcoxon(d, axis=-1).pvalue
 
 # %% ../nbs/64_statistics.ipynb #48cb0f68
 def holm(
-    p:ArrayLike, # p-values of one family
-)->np.ndarray: # corrected, in the same order
+    p: ArrayLike,  # p-values of one family
+) -> np.ndarray:  # corrected, in the same order
     "Holm's correction of `p`."
     from statsmodels.stats.multitest import multipletests
+
     return multipletests(p, method="holm")[1] if len(p) else np.array([])
 
 # %% ../nbs/64_statistics.ipynb #c7ea684a
@@ -56,129 +67,215 @@ def _pair(wide, a, b):
 
 # %% ../nbs/64_statistics.ipynb #66696f43
 def compare_methods(
-    results:pd.DataFrame, # from `read_results`
-    reference:str|None=None, # compare only this method with every other one; None compares all pairs
-    unit:str="support set", # what a pair is: "support set" (conclusions about these datasets) or "dataset" (about new ones)
-    value:str="accuracy", # column to compare
-)->pd.DataFrame: # a, b, pairs, median and mean of a - b, wins, ties, losses of a, p and Holm-corrected p
+    results: pd.DataFrame,  # from `read_results`
+    reference: str
+    | None = None,  # compare only this method with every other one; None compares all pairs
+    unit: str = "support set",  # what a pair is: "support set" (conclusions about these datasets) or "dataset" (about new ones)
+    value: str = "accuracy",  # column to compare
+) -> (
+    pd.DataFrame
+):  # a, b, pairs, median and mean of a - b, wins, ties, losses of a, p and Holm-corrected p
     "Wilcoxon signed-rank tests between the methods of `results`, corrected together."
-    wide = paired(results, unit, value); methods = list(wide)
-    if reference and reference not in methods: raise ValueError(f"no rows of {reference}; there are {', '.join(methods)}")
-    pairs = [(reference, m) for m in methods if m != reference] if reference else [(b, a) for a, b in combinations(methods, 2)]
-    table = pd.DataFrame([_pair(wide, a, b) for a, b in pairs], columns=["a", "b", "pairs", "median", "mean", "wins", "ties", "losses", "p"])
+    wide = paired(results, unit, value)
+    methods = list(wide)
+    if reference and reference not in methods:
+        raise ValueError(f"no rows of {reference}; there are {', '.join(methods)}")
+    pairs = (
+        [(reference, m) for m in methods if m != reference]
+        if reference
+        else [(b, a) for a, b in combinations(methods, 2)]
+    )
+    table = pd.DataFrame(
+        [_pair(wide, a, b) for a, b in pairs],
+        columns=["a", "b", "pairs", "median", "mean", "wins", "ties", "losses", "p"],
+    )
     return table.assign(holm=holm(table["p"].tolist())).rename(columns={"holm": "p_holm"})
 
 # %% ../nbs/64_statistics.ipynb #cdddff59
-def _label(method): return escape_figure(LABEL.get(method, method))
+def _label(method):
+    return escape_figure(LABEL.get(method, method))
+
 
 def _mirror(compared):
     back = compared.rename(columns={"a": "b", "b": "a", "wins": "losses", "losses": "wins"})
-    return pd.concat([compared, back.assign(median=-compared["median"], mean=-compared["mean"])], ignore_index=True)
+    return pd.concat(
+        [compared, back.assign(median=-compared["median"], mean=-compared["mean"])],
+        ignore_index=True,
+    )
 
 # %% ../nbs/64_statistics.ipynb #83291e0c
 def difference_matrix(
-    compared:pd.DataFrame, # from `compare_methods`, all pairs
-    level:float=.05, # a star below this corrected p-value
-)->plt.Figure:
+    compared: pd.DataFrame,  # from `compare_methods`, all pairs
+    level: float = 0.05,  # a star below this corrected p-value
+) -> plt.Figure:
     "Heat map of the median differences, row minus column, with a star for those that are significant."
-    both = _mirror(compared); methods = in_order(both["a"]); k = len(methods); at = {m: i for i, m in enumerate(methods)}
+    both = _mirror(compared)
+    methods = in_order(both["a"])
+    k = len(methods)
+    at = {m: i for i, m in enumerate(methods)}
     limit = max(both["median"].abs().max(), 1e-9)
-    grid = both.pivot(index="a", columns="b", values="median").reindex(index=methods, columns=methods)
+    grid = both.pivot(index="a", columns="b", values="median").reindex(
+        index=methods, columns=methods
+    )
     with page_style():
-        fig, ax = plt.subplots(figsize=(1.3 + .62*k, .7 + .46*k), layout="constrained")
+        fig, ax = plt.subplots(figsize=(1.3 + 0.62 * k, 0.7 + 0.46 * k), layout="constrained")
         shown = ax.imshow(grid, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
         for r in both.itertuples():
-            color = "white" if abs(r.median) > .62*limit else "#222222"
-            star, weight = ("*", "bold") if r.p_holm < level else ("", "normal"); middle = dict(ha="center", va="center", color=color)
-            ax.text(at[r.b], at[r.a] - .08, f"{round(r.median, 1) + 0.:+.1f}{star}", fontsize=7.5, fontweight=weight, **middle)
-            ax.text(at[r.b], at[r.a] + .3, f"{r.wins} : {r.losses}", fontsize=5, **middle)
-        names = [_label(m) for m in methods]; ax.set_xticks(range(k), names, rotation=30, ha="right"); ax.set_yticks(range(k), names)
-        ax.grid(False); ax.tick_params(length=0); [s.set_visible(False) for s in ax.spines.values()]
-        bar = fig.colorbar(shown, ax=ax, label="row − column, median points", aspect=25, pad=.02); bar.outline.set_visible(False)
+            color = "white" if abs(r.median) > 0.62 * limit else "#222222"
+            star, weight = ("*", "bold") if r.p_holm < level else ("", "normal")
+            middle = dict(ha="center", va="center", color=color)
+            ax.text(
+                at[r.b],
+                at[r.a] - 0.08,
+                f"{round(r.median, 1) + 0.0:+.1f}{star}",
+                fontsize=7.5,
+                fontweight=weight,
+                **middle,
+            )
+            ax.text(at[r.b], at[r.a] + 0.3, f"{r.wins} : {r.losses}", fontsize=5, **middle)
+        names = [_label(m) for m in methods]
+        ax.set_xticks(range(k), names, rotation=30, ha="right")
+        ax.set_yticks(range(k), names)
+        ax.grid(False)
+        ax.tick_params(length=0)
+        [s.set_visible(False) for s in ax.spines.values()]
+        bar = fig.colorbar(shown, ax=ax, label="row − column, median points", aspect=25, pad=0.02)
+        bar.outline.set_visible(False)
     return fig
 
 # %% ../nbs/64_statistics.ipynb #25970ddd
 def correct_images(
-    row:dict, # a row of a result file
-)->np.ndarray: # (n,) bool, in the order of the test images
+    row: dict,  # a row of a result file
+) -> np.ndarray:  # (n,) bool, in the order of the test images
     "Which test images `row` got right."
     bits = row.get("correct")
-    if bits is None: raise ValueError(f"this row of {row.get('method', '?')} does not say which images were right; measure it again")
+    if bits is None:
+        raise ValueError(
+            f"this row of {row.get('method', '?')} does not say which images were right; measure it again"
+        )
     right = np.frombuffer(bits.encode(), np.uint8) == ord("1")
-    if set(bits) - {"0", "1"}: raise ValueError("correct must be a string of 0 and 1")
-    share = 100*right.mean()
-    if abs(share - row.get("accuracy", share)) > 1e-3: raise ValueError(f"correct says {share:.2f} %, accuracy {row['accuracy']:.2f} %")
+    if set(bits) - {"0", "1"}:
+        raise ValueError("correct must be a string of 0 and 1")
+    share = 100 * right.mean()
+    if abs(share - row.get("accuracy", share)) > 1e-3:
+        raise ValueError(f"correct says {share:.2f} %, accuracy {row['accuracy']:.2f} %")
     return right
 
 # %% ../nbs/64_statistics.ipynb #bc238f78
 def difference_interval(
-    a:np.ndarray, # (n,) bool, what the first method got right
-    b:np.ndarray, # (n,) bool, the same images with the second
-    level:float=.95, # of the interval
-    draws:int=2000, # bootstrap samples
-    seed:int=0, # of the draws
-)->tuple[float, float]: # points
+    a: np.ndarray,  # (n,) bool, what the first method got right
+    b: np.ndarray,  # (n,) bool, the same images with the second
+    level: float = 0.95,  # of the interval
+    draws: int = 2000,  # bootstrap samples
+    seed: int = 0,  # of the draws
+) -> tuple[float, float]:  # points
     "Percentile interval of the difference in accuracy, a minus b, from a paired bootstrap over images."
     from scipy.stats import bootstrap
-    if (a == b).all(): return 0., 0.
-    gap = lambda x, y, axis=-1: 100*(x.mean(axis) - y.mean(axis))
-    found = bootstrap((a.astype(np.float32), b.astype(np.float32)), gap, paired=True, method="percentile", n_resamples=draws, confidence_level=level,
-                      batch=max(1, 2_000_000//len(a)), rng=seed)
+
+    if (a == b).all():
+        return 0.0, 0.0
+    gap = lambda x, y, axis=-1: 100 * (x.mean(axis) - y.mean(axis))
+    found = bootstrap(
+        (a.astype(np.float32), b.astype(np.float32)),
+        gap,
+        paired=True,
+        method="percentile",
+        n_resamples=draws,
+        confidence_level=level,
+        batch=max(1, 2_000_000 // len(a)),
+        rng=seed,
+    )
     return tuple(map(float, found.confidence_interval))
 
 # %% ../nbs/64_statistics.ipynb #f4aeef64
 EXACT_BELOW = 25
 
+
 def compare_images(
-    a:ArrayLike, # (n,) bool, what the first method got right
-    b:ArrayLike, # (n,) bool, the same images with the second method
-    level:float=.95, # of the interval
-    draws:int=2000, # bootstrap samples
-    seed:int=0, # of the bootstrap
-)->dict: # n, only_a, only_b, difference with low and high (points), p, exact
+    a: ArrayLike,  # (n,) bool, what the first method got right
+    b: ArrayLike,  # (n,) bool, the same images with the second method
+    level: float = 0.95,  # of the interval
+    draws: int = 2000,  # bootstrap samples
+    seed: int = 0,  # of the bootstrap
+) -> dict:  # n, only_a, only_b, difference with low and high (points), p, exact
     "McNemar's test of two methods on the same images, and the difference of their accuracies with a bootstrap interval."
     from statsmodels.stats.contingency_tables import mcnemar
+
     a, b = np.asarray(a, bool), np.asarray(b, bool)
-    if a.shape != b.shape or a.ndim != 1: raise ValueError(f"not the same images: {a.shape} and {b.shape}")
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum()); exact = only_a + only_b < EXACT_BELOW
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"not the same images: {a.shape} and {b.shape}")
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    exact = only_a + only_b < EXACT_BELOW
     p = mcnemar([[int((a & b).sum()), only_a], [only_b, int((~a & ~b).sum())]], exact=exact).pvalue
     low, high = difference_interval(a, b, level, draws, seed)
-    return dict(n=len(a), only_a=only_a, only_b=only_b, difference=float(100*(a.mean() - b.mean())), low=low, high=high, p=min(float(p), 1.), exact=exact)
+    return dict(
+        n=len(a),
+        only_a=only_a,
+        only_b=only_b,
+        difference=float(100 * (a.mean() - b.mean())),
+        low=low,
+        high=high,
+        p=min(float(p), 1.0),
+        exact=exact,
+    )
 
 # %% ../nbs/64_statistics.ipynb #94643b90
 def _same_images(a, b):
-    facts = lambda row: (row["settings"].get("dataset"), row.get("provenance", {}).get("split"), row["n"])
-    if facts(a) != facts(b): raise ValueError(f"not the same images: {facts(a)} and {facts(b)}")
+    facts = lambda row: (
+        row["settings"].get("dataset"),
+        row.get("provenance", {}).get("split"),
+        row["n"],
+    )
+    if facts(a) != facts(b):
+        raise ValueError(f"not the same images: {facts(a)} and {facts(b)}")
     return correct_images(a), correct_images(b)
 
 # %% ../nbs/64_statistics.ipynb #f72db624
 def compare_rows(
-    rows:list[dict], # rows of one result file
-    reference:str="HeGraphAdapter", # the method to compare the others with
-    **bootstrap, # level, draws and seed of `compare_images`
-)->pd.DataFrame: # one line per seed and other method, as in `compare_images`, and Holm-corrected p
+    rows: list[dict],  # rows of one result file
+    reference: str = "HeGraphAdapter",  # the method to compare the others with
+    **bootstrap,  # level, draws and seed of `compare_images`
+) -> (
+    pd.DataFrame
+):  # one line per seed and other method, as in `compare_images`, and Holm-corrected p
     "McNemar's test and the interval of `reference` minus every other method, for each seed of `rows`."
-    mine, order = {r["seed"]: r for r in rows if r["method"] == reference}, in_order([r["method"] for r in rows])
-    if not mine: raise ValueError(f"no rows of {reference}; there are {', '.join(order)}")
-    others = sorted((r for r in rows if r["method"] != reference and r["seed"] in mine), key=lambda r: (r["seed"], order.index(r["method"])))
+    mine, order = (
+        {r["seed"]: r for r in rows if r["method"] == reference},
+        in_order([r["method"] for r in rows]),
+    )
+    if not mine:
+        raise ValueError(f"no rows of {reference}; there are {', '.join(order)}")
+    others = sorted(
+        (r for r in rows if r["method"] != reference and r["seed"] in mine),
+        key=lambda r: (r["seed"], order.index(r["method"])),
+    )
     tested = [compare_images(*_same_images(mine[r["seed"]], r), **bootstrap) for r in others]
-    table = pd.DataFrame([dict(seed=r["seed"], a=reference, b=r["method"], **t) for r, t in zip(others, tested)])
+    table = pd.DataFrame(
+        [dict(seed=r["seed"], a=reference, b=r["method"], **t) for r, t in zip(others, tested)]
+    )
     return table.assign(p_holm=holm(table["p"].tolist()) if len(table) else [])
 
 # %% ../nbs/64_statistics.ipynb #b6deb255
 def interval_plot(
-    table:pd.DataFrame, # from `compare_rows`
-    level:float=.05, # filled where the corrected p-value is below
-)->plt.Figure:
+    table: pd.DataFrame,  # from `compare_rows`
+    level: float = 0.05,  # filled where the corrected p-value is below
+) -> plt.Figure:
     "Differences with their intervals, one line per other method and seed; filled where significant."
-    methods = in_order(table["b"]); seeds = sorted(table["seed"].unique())
+    methods = in_order(table["b"])
+    seeds = sorted(table["seed"].unique())
     with page_style():
-        fig, ax = plt.subplots(figsize=(4.4, .55 + .16*len(table)), layout="constrained")
+        fig, ax = plt.subplots(figsize=(4.4, 0.55 + 0.16 * len(table)), layout="constrained")
         for r in table.itertuples():
-            y = methods.index(r.b) + (seeds.index(r.seed) - (len(seeds) - 1)/2)*.7/len(seeds)
+            y = methods.index(r.b) + (seeds.index(r.seed) - (len(seeds) - 1) / 2) * 0.7 / len(seeds)
             color, inside = ("#0072B2", "#0072B2") if r.p_holm < level else ("#777777", "white")
-            ax.plot([r.low, r.high], [y, y], color=color, lw=1.4); ax.plot(r.difference, y, "o", color=color, mfc=inside, ms=4)
-        ax.axvline(0, color="black", lw=.7); ax.invert_yaxis(); ax.grid(axis="y", visible=False); ax.spines[["top", "right"]].set_visible(False)
+            ax.plot([r.low, r.high], [y, y], color=color, lw=1.4)
+            ax.plot(r.difference, y, "o", color=color, mfc=inside, ms=4)
+        ax.axvline(0, color="black", lw=0.7)
+        ax.invert_yaxis()
+        ax.grid(axis="y", visible=False)
+        ax.spines[["top", "right"]].set_visible(False)
         ax.set_yticks(range(len(methods)), [_label(m) for m in methods])
-        ax.set_xlabel(f"{_label(table['a'].iloc[0])} minus the other method, points on the same images")
+        ax.set_xlabel(
+            f"{_label(table['a'].iloc[0])} minus the other method, points on the same images"
+        )
     return fig

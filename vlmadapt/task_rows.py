@@ -6,9 +6,12 @@
 __all__ = ['MORE', 'given_rates', 'rates_of', 'try_rates', 'measure_task']
 
 # %% ../nbs/59_task_rows.ipynb #27034ebb
-import math, time
+import math
+import time
 from collections.abc import Iterator
+
 import pandas as pd
+
 from .fit import evaluate, fit
 from .foundation import environment
 from .rows import base_of, peak, reset_peak
@@ -16,29 +19,31 @@ from .tasks.task_problem import TaskProblem
 
 # %% ../nbs/59_task_rows.ipynb #21f91a98
 def given_rates(
-    label:str, # tuner or variant
-    rates:dict|None=None, # label or tuner -> learning rates; "others" stands for all that are not named
-)->list|None: # None: not any
+    label: str,  # tuner or variant
+    rates: dict
+    | None = None,  # label or tuner -> learning rates; "others" stands for all that are not named
+) -> list | None:  # None: not any
     "The learning rates that a file gives for `label`."
     return next((rates[k] for k in (label, base_of(label), "others") if k in (rates or {})), None)
 
+
 def rates_of(
-    label:str, # tuner or variant
-    cls:type, # its class
-    rates:dict|None=None, # as in `given_rates`; without: the paper's
-)->list: # empty: nothing is trained
+    label: str,  # tuner or variant
+    cls: type,  # its class
+    rates: dict | None = None,  # as in `given_rates`; without: the paper's
+) -> list:  # empty: nothing is trained
     "The learning rates that are tried for `label`."
     given = given_rates(label, rates)
     return list(cls.rates if given is None or not cls.rates else given)
 
 # %% ../nbs/59_task_rows.ipynb #a9192982
 def try_rates(
-    cls:type, # a class of PETL
-    problem:TaskProblem, # a `TaskProblem` with validation examples
-    rates:list, # learning rates, more than one
-    seed:int, # of the trials
-    fixed:dict, # hyper-parameters that are given
-)->tuple[object, pd.DataFrame]: # the best tuner, trained; rate and score of each trial
+    cls: type,  # a class of PETL
+    problem: TaskProblem,  # a `TaskProblem` with validation examples
+    rates: list,  # learning rates, more than one
+    seed: int,  # of the trials
+    fixed: dict,  # hyper-parameters that are given
+) -> tuple[object, pd.DataFrame]:  # the best tuner, trained; rate and score of each trial
     "Train `cls` once with each rate, and keep the one with the best score on the validation examples; raises FloatingPointError where all diverge."
     best = None
     highest = -math.inf
@@ -59,31 +64,65 @@ def try_rates(
     return best, pd.DataFrame(rows)
 
 # %% ../nbs/59_task_rows.ipynb #3035fc74
-MORE = ("BLEU-4",) # measures that stand beside the first one, as in the paper's table
+MORE = ("BLEU-4",)  # measures that stand beside the first one, as in the paper's table
+
 
 def _row(tuner, problem, trials, cost):
-    start = time.perf_counter(); scores = evaluate(tuner, problem); name = problem.provenance.get("task", problem.metric)
-    learned = {n: p.item() for n, p in tuner.model.named_parameters() if p.requires_grad and not p.ndim}
-    return dict(accuracy=scores["score"], dataset=name, measures={k: v for k, v in scores.items() if k not in ("score", "predictions", "n")}, n=scores["n"],
-                targets={f"{name} {m}": dict(accuracy=scores[m]) for m in MORE if m in scores}, predictions="\n".join(scores["predictions"]),
-                selection="defaults" if trials is None else "val", candidates=0 if trials is None else len(trials), val_accuracy=None if trials is None else trials["score"].max(),
-                trials_made=None if trials is None else trials.to_dict("records"), family=type(tuner).__name__, hyper_parameters=tuner.hyper_parameters, trainable_parameters=tuner.trainable_parameters(),
-                learned=learned, log=[round(r["loss"], 4) for r in tuner.log], cost=dict(**cost, evaluate_s=time.perf_counter() - start, **peak()), provenance=problem.provenance, environment=environment())
+    start = time.perf_counter()
+    scores = evaluate(tuner, problem)
+    name = problem.provenance.get("task", problem.metric)
+    learned = {
+        n: p.item() for n, p in tuner.model.named_parameters() if p.requires_grad and not p.ndim
+    }
+    return dict(
+        accuracy=scores["score"],
+        dataset=name,
+        measures={k: v for k, v in scores.items() if k not in ("score", "predictions", "n")},
+        n=scores["n"],
+        targets={f"{name} {m}": dict(accuracy=scores[m]) for m in MORE if m in scores},
+        predictions="\n".join(scores["predictions"]),
+        selection="defaults" if trials is None else "val",
+        candidates=0 if trials is None else len(trials),
+        val_accuracy=None if trials is None else trials["score"].max(),
+        trials_made=None if trials is None else trials.to_dict("records"),
+        family=type(tuner).__name__,
+        hyper_parameters=tuner.hyper_parameters,
+        trainable_parameters=tuner.trainable_parameters(),
+        learned=learned,
+        log=[round(r["loss"], 4) for r in tuner.log],
+        cost=dict(**cost, evaluate_s=time.perf_counter() - start, **peak()),
+        provenance=problem.provenance,
+        environment=environment(),
+    )
 
 # %% ../nbs/59_task_rows.ipynb #778ad818
 def measure_task(
-    cls:type, # a class of PETL
-    problem:TaskProblem, # a `TaskProblem`
-    seeds:list[int], # of start values, batches and answers
-    rates:list, # learning rates to try on the validation examples; one is taken as it is
-    fixed:dict|None=None, # hyper-parameters that are given
-    first:int|None=None, # the seed of the trials; default: the first of `seeds`
-)->Iterator[dict]: # a row for each seed, ready for JSON
+    cls: type,  # a class of PETL
+    problem: TaskProblem,  # a `TaskProblem`
+    seeds: list[int],  # of start values, batches and answers
+    rates: list,  # learning rates to try on the validation examples; one is taken as it is
+    fixed: dict | None = None,  # hyper-parameters that are given
+    first: int | None = None,  # the seed of the trials; default: the first of `seeds`
+) -> Iterator[dict]:  # a row for each seed, ready for JSON
     "Choose the learning rate of `cls`, train it with each seed and evaluate it once."
-    fixed, first, trials, tried = dict(fixed or {}), seeds[0] if first is None else first, None, None
-    reset_peak(); start = time.perf_counter()
-    if len(rates) > 1: tried, trials = try_rates(cls, problem, rates, first, fixed); rates = [tried.hyper_parameters["lr"]]
-    if rates: fixed["lr"] = rates[0]
+    fixed, first, trials, tried = (
+        dict(fixed or {}),
+        seeds[0] if first is None else first,
+        None,
+        None,
+    )
+    reset_peak()
+    start = time.perf_counter()
+    if len(rates) > 1:
+        tried, trials = try_rates(cls, problem, rates, first, fixed)
+        rates = [tried.hyper_parameters["lr"]]
+    if rates:
+        fixed["lr"] = rates[0]
     for seed in seeds:
-        tuner = tried if tried is not None and seed == first else fit(cls(problem, **fixed), problem, seed=seed, progress=False)
-        yield _row(tuner, problem, trials, dict(fit_s=time.perf_counter() - start)); start = time.perf_counter()
+        tuner = (
+            tried
+            if tried is not None and seed == first
+            else fit(cls(problem, **fixed), problem, seed=seed, progress=False)
+        )
+        yield _row(tuner, problem, trials, dict(fit_s=time.perf_counter() - start))
+        start = time.perf_counter()

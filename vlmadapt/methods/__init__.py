@@ -19,11 +19,28 @@ from .p_adapter import PAdapter
 from .proto_clip import ProtoCLIP
 from .task_res import TaskRes
 from .tip_adapter import TipAdapter, TipAdapterF
-from .vpt_maple import MaPLe, VPT
+from .vpt_maple import VPT, MaPLe
 from .zero_shot import ZeroShot
 
 # %% ../../nbs/methods/99_methods.ipynb #8e162536
 CLASSES = (
-    ZeroShot, LinearProbeScratch, LinearProbe, GDA, TipAdapter, TipAdapterF, CLIPAdapter, TaskRes, GraphAdapter, ProtoCLIP, HeGraphAdapter,
-    CoOp, CoCoOp, VPT, MaPLe, MuDPT, PAdapter, AnchoredProbe)
+    ZeroShot,
+    LinearProbeScratch,
+    LinearProbe,
+    GDA,
+    TipAdapter,
+    TipAdapterF,
+    CLIPAdapter,
+    TaskRes,
+    GraphAdapter,
+    ProtoCLIP,
+    HeGraphAdapter,
+    CoOp,
+    CoCoOp,
+    VPT,
+    MaPLe,
+    MuDPT,
+    PAdapter,
+    AnchoredProbe,
+)
 METHODS = MethodTable({cls.__name__: cls for cls in CLASSES})

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
+
 from ..method import Batch, Method, hyper
 from ..problem import Problem
 from ..values import NonNegative, PositiveInteger
@@ -17,29 +18,61 @@ from ..values import NonNegative, PositiveInteger
 # %% ../../nbs/methods/10_anchored_probe.ipynb #074ba6c6
 class AnchoredProbe(Method):
     "Logistic regression that pays for its distance from the text classifier, solved to convergence (ours)."
-    space = dict(penalty=[1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 1e-6], anchor=[1., .5])
-    def __init__(self, problem,
+
+    space = dict(penalty=[1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 1e-6], anchor=[1.0, 0.5])
+
+    def __init__(
+        self,
+        problem,
         penalty: NonNegative = 3e-4,  # lambda above
         anchor: NonNegative = 0.5,  # a above, the share of the zero-shot logits
         max_iter: PositiveInteger = 100,  # at most so many L-BFGS iterations
-    ): super().__init__(problem, hyper(locals()))
-    def constants(self, problem): return dict(text=problem.features.text)
-    def init(self, generator): self.W, self.b = nn.Parameter(torch.zeros_like(self.text)), nn.Parameter(self.text.new_zeros(len(self.text)))
-    def logits(self, batch): return F.linear(F.normalize(batch.x, dim=-1), self.anchor*self.logit_scale*self.text + self.W, self.b)
+    ):
+        super().__init__(problem, hyper(locals()))
+
+    def constants(self, problem):
+        return dict(text=problem.features.text)
+
+    def init(self, generator):
+        self.W, self.b = (
+            nn.Parameter(torch.zeros_like(self.text)),
+            nn.Parameter(self.text.new_zeros(len(self.text))),
+        )
+
+    def logits(self, batch):
+        return F.linear(
+            F.normalize(batch.x, dim=-1),
+            self.anchor * self.logit_scale * self.text + self.W,
+            self.b,
+        )
 
 # %% ../../nbs/methods/10_anchored_probe.ipynb #e5bed47d
 @patch
-def objective(self:AnchoredProbe, batch:Batch)->torch.Tensor:
+def objective(self: AnchoredProbe, batch: Batch) -> torch.Tensor:
     "What is minimised: mean cross-entropy plus the price of the distance."
-    return F.cross_entropy(self.logits(batch), batch.y) + self.penalty/2*self.W.square().sum()
+    return F.cross_entropy(self.logits(batch), batch.y) + self.penalty / 2 * self.W.square().sum()
 
 # %% ../../nbs/methods/10_anchored_probe.ipynb #91d8555c
 @patch
-def solve(self:AnchoredProbe, problem:Problem):
+def solve(self: AnchoredProbe, problem: Problem):
     "Minimise the objective on the support images of `problem`."
-    batch = Batch(problem.features.train.to(self.text), problem.labels["train"].to(self.text.device))
-    optimizer = torch.optim.LBFGS(self.parameters(), max_iter=self.max_iter, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=1e-5, tolerance_change=1e-9)
+    batch = Batch(
+        problem.features.train.to(self.text), problem.labels["train"].to(self.text.device)
+    )
+    optimizer = torch.optim.LBFGS(
+        self.parameters(),
+        max_iter=self.max_iter,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=1e-5,
+        tolerance_change=1e-9,
+    )
+
     def closure():
-        optimizer.zero_grad(); value = len(batch.y)*self.objective(batch); value.backward()
+        optimizer.zero_grad()
+        value = len(batch.y) * self.objective(batch)
+        value.backward()
         return value
-    optimizer.step(closure); self.zero_grad()
+
+    optimizer.step(closure)
+    self.zero_grad()

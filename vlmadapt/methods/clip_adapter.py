@@ -10,40 +10,60 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
+
 from ..method import Method, hyper
 from ..values import Fraction, PositiveInteger
 
 # %% ../../nbs/methods/04_clip_adapter.ipynb #4a5134e1
 class CLIPAdapter(Method):
     "A bottleneck on the image feature, mixed with the feature; the text classifier is CLIP's own."
-    recipe = dict(optimizer="sgd", lr=2e-3, weight_decay=5e-4, epochs=50, batch_size=32, schedule="warmup_cosine",
-                  drop_last=True)  # Dassl's train loader
-    space = dict(lr=[1e-2, 3e-2, 1e-1], ratio=[.1, .2, .4, .6, .8])
-    def __init__(self, problem,
+
+    recipe = dict(
+        optimizer="sgd",
+        lr=2e-3,
+        weight_decay=5e-4,
+        epochs=50,
+        batch_size=32,
+        schedule="warmup_cosine",
+        drop_last=True,
+    )  # Dassl's train loader
+    space = dict(lr=[1e-2, 3e-2, 1e-1], ratio=[0.1, 0.2, 0.4, 0.6, 0.8])
+
+    def __init__(
+        self,
+        problem,
         ratio: Fraction = 0.2,  # share of the adapted feature, r
         reduction: PositiveInteger = 4,  # width divided by width of the bottleneck
-        **recipe): super().__init__(problem, hyper(locals()))
-    def constants(self, problem): return dict(text=problem.features.text)
+        **recipe,
+    ):
+        super().__init__(problem, hyper(locals()))
+
+    def constants(self, problem):
+        return dict(text=problem.features.text)
 
 # %% ../../nbs/methods/04_clip_adapter.ipynb #22ee4c11
 @patch
-def init(self:CLIPAdapter, generator):
+def init(self: CLIPAdapter, generator):
     "Both matrices from the uniform law of a linear layer."
     D, dtype = self.text.shape[1], self.text.dtype
-    uniform = lambda out, of: nn.Parameter((torch.rand(out, of, generator=generator, dtype=dtype)*2 - 1)/of**.5)
-    H = max(1, D//self.reduction)
+    uniform = lambda out, of: nn.Parameter(
+        (torch.rand(out, of, generator=generator, dtype=dtype) * 2 - 1) / of**0.5
+    )
+    H = max(1, D // self.reduction)
     self.V, self.U = uniform(H, D), uniform(D, H)
 
 # %% ../../nbs/methods/04_clip_adapter.ipynb #3edca91a
 @patch
-def adapted(self:CLIPAdapter,
-    x:torch.Tensor, # (B, D) raw image features
-)->torch.Tensor: # (B, D)
+def adapted(
+    self: CLIPAdapter,
+    x: torch.Tensor,  # (B, D) raw image features
+) -> torch.Tensor:  # (B, D)
     "The mixture of the feature and what the bottleneck makes of it."
     g = F.relu(F.linear(F.relu(F.linear(x, self.V)), self.U))
-    return self.ratio*g + (1 - self.ratio)*x
+    return self.ratio * g + (1 - self.ratio) * x
+
 
 @patch
-def logits(self:CLIPAdapter, batch):
+def logits(self: CLIPAdapter, batch):
     "Scaled cosine between adapted feature and class text."
     return self.cosine_logits(self.adapted(batch.x), self.text)

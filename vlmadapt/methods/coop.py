@@ -7,10 +7,12 @@ __all__ = ['SENTENCES', 'CoOp', 'CoCoOp']
 
 # %% ../../nbs/methods/12_coop.ipynb #87cf4b5f
 from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
+
 from ..method import hyper
 from .prompted import PromptMethod, context_start, depth_within
 from ..problem import drawing_from
@@ -19,71 +21,133 @@ from ..values import Flag, PositiveInteger
 # %% ../../nbs/methods/12_coop.ipynb #1f8d5df6
 class CoOp(PromptMethod):
     "Trained context vectors around the class names."
-    recipe = dict(optimizer="sgd", lr=2e-3, weight_decay=5e-4, epochs=200, batch_size=32, schedule="warmup_cosine",
-                  drop_last=True)  # Dassl's train loader
+
+    recipe = dict(
+        optimizer="sgd",
+        lr=2e-3,
+        weight_decay=5e-4,
+        epochs=200,
+        batch_size=32,
+        schedule="warmup_cosine",
+        drop_last=True,
+    )  # Dassl's train loader
     space = dict(lr=[5e-4, 2e-3, 8e-3])
-    def __init__(self, problem,
+
+    def __init__(
+        self,
+        problem,
         n_ctx: PositiveInteger = 16,  # number of context vectors
-        words: str | None = "",  # initial words; None: the first n_ctx of "a photo of a"; "": random vectors
+        words: str
+        | None = "",  # initial words; None: the first n_ctx of "a photo of a"; "": random vectors
         place: Literal["end", "middle", "front"] = "end",  # of the class name
         class_specific: Flag = False,  # a context for every class?
         depth: PositiveInteger = 1,  # blocks that receive prompts, the first included
-        **recipe): super().__init__(problem, hyper(locals()))
+        **recipe,
+    ):
+        super().__init__(problem, hyper(locals()))
 
 # %% ../../nbs/methods/12_coop.ipynb #b96ac5e7
 @patch
-def init(self:CoOp, generator):
+def init(self: CoOp, generator):
     "The context from words or from the `generator`, deeper prompts from the latter."
-    self.begin(); depth_within(self.depth, self.tower)
-    if self.depth > 1 and (self.class_specific or self.place != "end"): raise ValueError("deep prompts must be common to all classes and stand in front of the name")
-    draw = lambda: context_start(self.tower, self.backbone.tokenizer, self.n_ctx, self.words, generator)
-    self.context = nn.Parameter(torch.stack([draw() for _ in self.classnames]) if self.class_specific else draw())
-    self.deep = None if self.depth == 1 else nn.Parameter(.02*torch.randn(self.depth - 1, self.n_ctx, self.tower.width, generator=generator))
+    self.begin()
+    depth_within(self.depth, self.tower)
+    if self.depth > 1 and (self.class_specific or self.place != "end"):
+        raise ValueError(
+            "deep prompts must be common to all classes and stand in front of the name"
+        )
+    draw = lambda: context_start(
+        self.tower, self.backbone.tokenizer, self.n_ctx, self.words, generator
+    )
+    self.context = nn.Parameter(
+        torch.stack([draw() for _ in self.classnames]) if self.class_specific else draw()
+    )
+    self.deep = (
+        None
+        if self.depth == 1
+        else nn.Parameter(
+            0.02 * torch.randn(self.depth - 1, self.n_ctx, self.tower.width, generator=generator)
+        )
+    )
+
 
 @patch
-def text_prompts(self:CoOp, classnames):
+def text_prompts(self: CoOp, classnames):
     "First prompts (1 or K, n, D) and deep ones (depth-1, n, D)."
-    return self.context[self.columns(classnames)] if self.class_specific else self.context[None], () if self.deep is None else self.deep
+    return self.context[self.columns(classnames)] if self.class_specific else self.context[
+        None
+    ], () if self.deep is None else self.deep
 
 # %% ../../nbs/methods/12_coop.ipynb #88471b1f
 class CoCoOp(PromptMethod):
     "Context vectors shifted by a small network of the image feature."
-    recipe = dict(optimizer="sgd", lr=2e-3, weight_decay=5e-4, epochs=10, batch_size=1, schedule="warmup_cosine",
-                  drop_last=True)  # Dassl's train loader
+
+    recipe = dict(
+        optimizer="sgd",
+        lr=2e-3,
+        weight_decay=5e-4,
+        epochs=10,
+        batch_size=1,
+        schedule="warmup_cosine",
+        drop_last=True,
+    )  # Dassl's train loader
     space = dict(lr=[5e-4, 2e-3, 8e-3])
-    def __init__(self, problem,
+
+    def __init__(
+        self,
+        problem,
         n_ctx: PositiveInteger = 4,  # number of context vectors
         words: str | None = None,  # initial words; None: the first n_ctx of "a photo of a"
         reduction: PositiveInteger = 16,  # width of the image feature divided by the network's hidden width
-        **recipe): super().__init__(problem, hyper(locals()))
+        **recipe,
+    ):
+        super().__init__(problem, hyper(locals()))
 
 # %% ../../nbs/methods/12_coop.ipynb #d4b38138
 @patch
-def init(self:CoCoOp, generator):
+def init(self: CoCoOp, generator):
     "The context from words or from the `generator`, and the network from PyTorch's law for linear layers."
-    self.begin(); D, d = self.backbone.feature_width, self.tower.width
-    self.context, H = nn.Parameter(context_start(self.tower, self.backbone.tokenizer, self.n_ctx, self.words, generator)), max(1, D//self.reduction)
-    with drawing_from(generator): self.meta = nn.Sequential(nn.Linear(D, H), nn.ReLU(), nn.Linear(H, d))
+    self.begin()
+    D, d = self.backbone.feature_width, self.tower.width
+    self.context, H = (
+        nn.Parameter(
+            context_start(self.tower, self.backbone.tokenizer, self.n_ctx, self.words, generator)
+        ),
+        max(1, D // self.reduction),
+    )
+    with drawing_from(generator):
+        self.meta = nn.Sequential(nn.Linear(D, H), nn.ReLU(), nn.Linear(H, d))
 
 # %% ../../nbs/methods/12_coop.ipynb #06447587
 @patch
-def conditional(self:CoCoOp,
-    x:torch.Tensor, # (B, D) raw image features
-    classnames:list[str]|None=None, # default: the method's own
-)->torch.Tensor: # (B, K)
+def conditional(
+    self: CoCoOp,
+    x: torch.Tensor,  # (B, D) raw image features
+    classnames: list[str] | None = None,  # default: the method's own
+) -> torch.Tensor:  # (B, K)
     "Scores of images, each by its own text classifier."
-    z = F.normalize(x, dim=-1); first = self.context + self.meta(z)[:, None]
-    with self.backbone.autocast(): t = self.tower.features(self.plan(classnames or self.classnames, len(x)), first)
-    return self.logit_scale*torch.einsum("bd,bkd->bk", z, F.normalize(t.to(z.dtype), dim=-1))
+    z = F.normalize(x, dim=-1)
+    first = self.context + self.meta(z)[:, None]
+    with self.backbone.autocast():
+        t = self.tower.features(self.plan(classnames or self.classnames, len(x)), first)
+    return self.logit_scale * torch.einsum("bd,bkd->bk", z, F.normalize(t.to(z.dtype), dim=-1))
 
-SENTENCES = 4096 # computed at once where nothing is trained
+
+SENTENCES = 4096  # computed at once where nothing is trained
+
 
 @patch
-def logits(self:CoCoOp, batch):
+def logits(self: CoCoOp, batch):
     "Scores over the method's own classes."
     return self.conditional(batch.x)
 
+
 @patch
-def scorer(self:CoCoOp, classnames):
+def scorer(self: CoCoOp, classnames):
     "A function from batches to scores (B, K) over `classnames`, some images at a time."
-    return lambda batch: torch.cat([self.conditional(x, classnames) for x in batch.x.split(max(1, SENTENCES//len(classnames)))])
+    return lambda batch: torch.cat(
+        [
+            self.conditional(x, classnames)
+            for x in batch.x.split(max(1, SENTENCES // len(classnames)))
+        ]
+    )

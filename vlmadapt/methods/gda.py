@@ -7,9 +7,11 @@ __all__ = ['class_scatter', 'known_means', 'gda_classifier', 'GDA']
 
 # %% ../../nbs/methods/03_gda.ipynb #8ee78767
 import math
+
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+
 from ..method import Method, hyper
 from ..problem import Problem
 from ..prompts import class_means
@@ -17,62 +19,80 @@ from ..values import Flag, NonNegative, Positive
 
 # %% ../../nbs/methods/03_gda.ipynb #a36e9233
 def class_scatter(
-    x:torch.Tensor, # (n, D) samples
-    y:torch.Tensor, # (n,) labels
-    means:torch.Tensor, # (K, D) what is subtracted from the samples of each class
-)->torch.Tensor: # (D, D), float64
+    x: torch.Tensor,  # (n, D) samples
+    y: torch.Tensor,  # (n,) labels
+    means: torch.Tensor,  # (K, D) what is subtracted from the samples of each class
+) -> torch.Tensor:  # (D, D), float64
     "Sum of outer products of the samples' deviations from the mean of their class."
-    deviations = (part.double() - means.double()[k] for part, k in zip(x.split(8192), y.split(8192)))
+    deviations = (
+        part.double() - means.double()[k] for part, k in zip(x.split(8192), y.split(8192))
+    )
     return sum(d.T @ d for d in deviations)
 
 # %% ../../nbs/methods/03_gda.ipynb #46155879
 def known_means(
-    x:torch.Tensor, # (n, D) samples
-    y:torch.Tensor, # (n,) labels
-    K:int, # number of classes
-)->torch.Tensor: # (K, D)
+    x: torch.Tensor,  # (n, D) samples
+    y: torch.Tensor,  # (n,) labels
+    K: int,  # number of classes
+) -> torch.Tensor:  # (K, D)
     "Mean of each class; a class without sample gets the mean of the other classes' means."
     means, seen = class_means(x, y, K), torch.bincount(y, minlength=K) > 0
-    return torch.where(seen[:, None], means, means.sum(0)/seen.sum())
+    return torch.where(seen[:, None], means, means.sum(0) / seen.sum())
 
 # %% ../../nbs/methods/03_gda.ipynb #050a2c79
 def gda_classifier(
-    x:torch.Tensor, # (n, D) samples: unit image features
-    y:torch.Tensor, # (n,) labels
-    K:int, # number of classes
-    shrink:float=1., # multiplies the paper's shrinkage; above 0
-)->tuple[torch.Tensor, torch.Tensor]: # W (K, D) and b (K,)
+    x: torch.Tensor,  # (n, D) samples: unit image features
+    y: torch.Tensor,  # (n,) labels
+    K: int,  # number of classes
+    shrink: float = 1.0,  # multiplies the paper's shrinkage; above 0
+) -> tuple[torch.Tensor, torch.Tensor]:  # W (K, D) and b (K,)
     "Linear classifier of Gaussians with a shared covariance and equal priors."
     means, (n, D) = known_means(x, y, K).double(), x.shape
     S, prior = class_scatter(x, y, means), -math.log(K)
-    if S.trace() <= torch.finfo(x.dtype).eps*x.square().sum(): return x.new_zeros(K, D), x.new_full((K,), prior)
-    A = S + shrink*S.trace()/(n - 1)*torch.eye(D, dtype=S.dtype, device=S.device)
-    W = D*torch.cholesky_solve(means.T, torch.linalg.cholesky(A)).T
-    return W.to(x.dtype), (prior - (W*means).sum(1)/2).to(x.dtype)
+    if S.trace() <= torch.finfo(x.dtype).eps * x.square().sum():
+        return x.new_zeros(K, D), x.new_full((K,), prior)
+    A = S + shrink * S.trace() / (n - 1) * torch.eye(D, dtype=S.dtype, device=S.device)
+    W = D * torch.cholesky_solve(means.T, torch.linalg.cholesky(A)).T
+    return W.to(x.dtype), (prior - (W * means).sum(1) / 2).to(x.dtype)
 
 # %% ../../nbs/methods/03_gda.ipynb #bc3717ca
 class GDA(Method):
     "Zero-shot scores plus Gaussian discriminant analysis of the support images; closed form."
-    posthoc = dict(alpha=[1e-4, 1e-3, 1e-2, .1, 1., 10., 100.])
-    def __init__(self, problem,
+
+    posthoc = dict(alpha=[1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0])
+
+    def __init__(
+        self,
+        problem,
         alpha: NonNegative = 0.1,  # weight of the analysis
         shrink: Positive = 1.0,  # multiplies the paper's shrinkage
         zero_shot: Flag = True,  # False: images alone
-    ): super().__init__(problem, hyper(locals()))
-    def constants(self, problem): return dict(text=problem.features.text)
+    ):
+        super().__init__(problem, hyper(locals()))
+
+    def constants(self, problem):
+        return dict(text=problem.features.text)
+
     def init(self, generator):
-        for name, x in dict(W=torch.zeros_like(self.text), b=self.text.new_zeros(len(self.text))).items(): self.register_buffer(name, x)
+        for name, x in dict(
+            W=torch.zeros_like(self.text), b=self.text.new_zeros(len(self.text))
+        ).items():
+            self.register_buffer(name, x)
 
 # %% ../../nbs/methods/03_gda.ipynb #9355469c
 @patch
-def solve(self:GDA, problem:Problem):
+def solve(self: GDA, problem: Problem):
     "Means and precision from every view of the support images of `problem`."
     views = problem.features.views
-    x, y = F.normalize(views.flatten(0, 1).to(self.text), dim=-1), problem.labels["train"].repeat(len(views)).to(self.text.device)
+    x, y = (
+        F.normalize(views.flatten(0, 1).to(self.text), dim=-1),
+        problem.labels["train"].repeat(len(views)).to(self.text.device),
+    )
     self.W, self.b = gda_classifier(x, y, len(self.text), self.shrink)
 
+
 @patch
-def logits(self:GDA, batch):
+def logits(self: GDA, batch):
     "The equation above."
-    votes = self.alpha*F.linear(F.normalize(batch.x, dim=-1), self.W, self.b)
+    votes = self.alpha * F.linear(F.normalize(batch.x, dim=-1), self.W, self.b)
     return self.cosine_logits(batch.x, self.text) + votes if self.zero_shot else votes

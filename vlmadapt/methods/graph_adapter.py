@@ -8,10 +8,12 @@ __all__ = ['STARTS', 'visual_nodes', 'interleaved', 'subgraph_input', 'graph_inp
 # %% ../../nbs/methods/06_graph_adapter.ipynb #2de2ac6f
 import math
 from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
+
 from ..foundation import choose
 from ..method import Method, hyper, same_length
 from .task_res import raw_text
@@ -39,34 +41,40 @@ def visual_nodes(
 
 # %% ../../nbs/methods/06_graph_adapter.ipynb #33420830
 def interleaved(
-    K:int, # number of nodes
-    subsets:int=4, # how many subsets to cut them into
-)->list[torch.Tensor]: # positions, one tensor for each subset that is not empty
+    K: int,  # number of nodes
+    subsets: int = 4,  # how many subsets to cut them into
+) -> list[torch.Tensor]:  # positions, one tensor for each subset that is not empty
     "Every node's position in one of at most `subsets` interleaved sets."
     return [torch.arange(q, K, subsets) for q in range(min(K, subsets))]
 
 # %% ../../nbs/methods/06_graph_adapter.ipynb #a55e79f8
 def subgraph_input(
-    T:torch.Tensor, # (K, D) text nodes
-    Z:torch.Tensor, # (n, D) nodes of one subset
-)->torch.Tensor: # (K, D)
+    T: torch.Tensor,  # (K, D) text nodes
+    Z: torch.Tensor,  # (n, D) nodes of one subset
+) -> torch.Tensor:  # (K, D)
     "What the weight matrix is applied to at each text node, when it sees the subset `Z`."
     unit = F.normalize(Z, dim=-1)
     c, s = (F.normalize(T, dim=-1) @ unit.T).clamp(min=0), (unit @ unit.T).clamp(min=0)
     own = 2 + c.sum(1, keepdim=True)
-    return 2/own*T + (c / (own*(1 + s.sum(1) + c)).sqrt()) @ Z
+    return 2 / own * T + (c / (own * (1 + s.sum(1) + c)).sqrt()) @ Z
 
 # %% ../../nbs/methods/06_graph_adapter.ipynb #fead19c7
 def graph_inputs(
-    T:torch.Tensor, # (K, D) text nodes
-    V:torch.Tensor, # (K, D) visual nodes
-    subsets:int=4, # how many subsets of nodes
-)->torch.Tensor: # (2, Q, K, D)
+    T: torch.Tensor,  # (K, D) text nodes
+    V: torch.Tensor,  # (K, D) visual nodes
+    subsets: int = 4,  # how many subsets of nodes
+) -> torch.Tensor:  # (2, Q, K, D)
     "Constant inputs of the text graph and of the visual graph, for each subset."
-    return torch.stack([torch.stack([subgraph_input(T, Z[members]) for members in interleaved(len(T), subsets)]) for Z in (T, V)])
+    return torch.stack(
+        [
+            torch.stack([subgraph_input(T, Z[members]) for members in interleaved(len(T), subsets)])
+            for Z in (T, V)
+        ]
+    )
 
 # %% ../../nbs/methods/06_graph_adapter.ipynb #59dff806
-STARTS = dict(uniform=1., zero=0.)
+STARTS = dict(uniform=1.0, zero=0.0)
+
 
 class GraphAdapter(Method):
     "Graph convolutions over text nodes and over visual nodes shift the text classifier."
@@ -105,19 +113,22 @@ def constants(self: GraphAdapter, problem):
 
 
 @patch
-def init(self:GraphAdapter, generator):
+def init(self: GraphAdapter, generator):
     "Matrices `W` and zero class-bias tables `b`, of the text graph and the visual graph."
     K, D = self.text.shape
-    bound = STARTS[self.start]/math.sqrt(D)
-    self.W = nn.Parameter((torch.rand(2, D, D, generator=generator, dtype=self.text.dtype)*2 - 1)*bound)
+    bound = STARTS[self.start] / math.sqrt(D)
+    self.W = nn.Parameter(
+        (torch.rand(2, D, D, generator=generator, dtype=self.text.dtype) * 2 - 1) * bound
+    )
     self.b = nn.Parameter(self.text.new_zeros(2, K, D, device="cpu"))
 
 # %% ../../nbs/methods/06_graph_adapter.ipynb #67aa918f
 @patch
-def messages(self:GraphAdapter)->torch.Tensor:
+def messages(self: GraphAdapter) -> torch.Tensor:
     "Messages of the text graph and of the visual graph, mean over subsets, (2, K, D)."
     out = (self.C.flatten(1, 2) @ self.W).unflatten(1, self.C.shape[1:3])
     return torch.tanh(out + self.b[:, None]).mean(1)
+
 
 @patch
 def classifier(self: GraphAdapter) -> torch.Tensor:  # (K, D) unit rows
@@ -129,7 +140,8 @@ def classifier(self: GraphAdapter) -> torch.Tensor:  # (K, D) unit rows
         return F.normalize(moved, dim=-1)
     return same_length(moved, self.text)
 
+
 @patch
-def logits(self:GraphAdapter, batch):
+def logits(self: GraphAdapter, batch):
     "Scaled cosine between images and $T'$."
     return self.cosine_logits(batch.x, self.classifier())

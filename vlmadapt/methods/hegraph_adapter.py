@@ -10,68 +10,107 @@ __all__ = ['RELATIONS', 'DISSIM', 'VARIANTS', 'FORMS', 'ACTS', 'PATH_WEIGHTS', '
 import math
 from collections.abc import Iterable
 from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
+
 from ..method import Method, hyper, same_length
-from .tip_adapter import by_class, cache_keys, class_layout, class_sums
 from .graph_adapter import visual_nodes
+from .tip_adapter import by_class, cache_keys, class_layout, class_sums
 from ..problem import Problem
 from ..values import Flag, NonNegative, Real
 
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #7fefc675
-RELATIONS = dict(pn=("P", "N"), vn=("V", "N"), pp=("P", "P"), vp=("V", "P"), np=("N", "P"), vv=("V", "V"))
+RELATIONS = dict(
+    pn=("P", "N"), vn=("V", "N"), pp=("P", "P"), vp=("V", "P"), np=("N", "P"), vv=("V", "V")
+)
 DISSIM = dict(neg=lambda cos: -cos, one_minus=lambda cos: 1 - cos)
 
+
 def edge_weights(
-    relation:str, # a key of `RELATIONS`
-    src:torch.Tensor, # (K, D) source nodes
-    dst:torch.Tensor, # (K, D) destination nodes
-    dissim:str="neg", # what stands on the diagonal of pn, vn, np: "neg" or "one_minus"
-)->torch.Tensor: # (K, K), destination by source
+    relation: str,  # a key of `RELATIONS`
+    src: torch.Tensor,  # (K, D) source nodes
+    dst: torch.Tensor,  # (K, D) destination nodes
+    dissim: str = "neg",  # what stands on the diagonal of pn, vn, np: "neg" or "one_minus"
+) -> torch.Tensor:  # (K, K), destination by source
     "Signed weights of the edges of one `relation`."
     r = F.normalize(dst, dim=-1) @ F.normalize(src, dim=-1).T
-    if relation in ("pn", "vn", "np"): return r.diagonal_scatter(DISSIM[dissim](r.diagonal()))
+    if relation in ("pn", "vn", "np"):
+        return r.diagonal_scatter(DISSIM[dissim](r.diagonal()))
     return r if relation == "vp" else r.fill_diagonal_(0)
 
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #c3ed7177
 def propagation(
-    r:torch.Tensor, # (K, K) signed weights
-    src_degree:str="col", # the source's degree: its own column sum, or the "row" sum of the same class
-)->tuple[torch.Tensor, torch.Tensor]: # A (K, K) and s (K,)
+    r: torch.Tensor,  # (K, K) signed weights
+    src_degree: str = "col",  # the source's degree: its own column sum, or the "row" sum of the same class
+) -> tuple[torch.Tensor, torch.Tensor]:  # A (K, K) and s (K,)
     "Normalised adjacency and self-weight of a relation."
     d, e = r.abs().sum(1), r.abs().sum(0)
-    return r / ((d + 1)[:, None] * ((e if src_degree == "col" else d) + 1)[None]).sqrt(), 1/(d + 1)
+    return r / ((d + 1)[:, None] * ((e if src_degree == "col" else d) + 1)[None]).sqrt(), 1 / (
+        d + 1
+    )
 
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #8492700d
 def message_input(
-    relation:str, # a key of `RELATIONS`
-    A:torch.Tensor, # (K, K)
-    s:torch.Tensor, # (K,)
-    src:torch.Tensor, # (K, D)
-    dst:torch.Tensor, # (K, D)
-)->torch.Tensor: # (K, D)
+    relation: str,  # a key of `RELATIONS`
+    A: torch.Tensor,  # (K, K)
+    s: torch.Tensor,  # (K,)
+    src: torch.Tensor,  # (K, D)
+    dst: torch.Tensor,  # (K, D)
+) -> torch.Tensor:  # (K, D)
     "The bracket $C$ of a relation: what its weight matrix is applied to."
-    return A @ src + (0 if relation == "vv" else s[:, None]*dst)
+    return A @ src + (0 if relation == "vv" else s[:, None] * dst)
 
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #14190b99
-VARIANTS = {"Base": (), "T-N": ("pn", "vn", "np"), "T-P": ("pp", "vp"), "T": ("pn", "vn", "pp", "vp", "np"),
-            "full": ("pn", "vn", "pp", "vp", "np", "vv"), "graph-free": ("table",)}
+VARIANTS = {
+    "Base": (),
+    "T-N": ("pn", "vn", "np"),
+    "T-P": ("pp", "vp"),
+    "T": ("pn", "vn", "pp", "vp", "np"),
+    "full": ("pn", "vn", "pp", "vp", "np", "vv"),
+    "graph-free": ("table",),
+}
 _LAYERED = dict(pn="n", vn="n", pp="pp", vp="vp", np="np", vv="v", table="table")
-FORMS = dict(equations=dict(pn="n", vn="n", pp="p", vp="p", np="p", vv="v", table="table"), class_bias=_LAYERED, count_match=_LAYERED)
+FORMS = dict(
+    equations=dict(pn="n", vn="n", pp="p", vp="p", np="p", vv="v", table="table"),
+    class_bias=_LAYERED,
+    count_match=_LAYERED,
+)
 ACTS = dict(tanh=torch.tanh, relu=torch.relu, identity=lambda x: x)
-
 
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #8513db77
 class HeGraphAdapter(Method):
     "Messages over a heterogeneous graph of class nodes shift the text classifier and the cache of support images."
-    recipe = dict(optimizer="adamw", lr=1e-3, weight_decay=1e-2, epochs=30, batch_size=256, schedule="warmup_cosine",
-                  drop_last=True)  # no released code; the rule of Dassl's train loader
-    space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], alpha_pp=[0., .06, .2], alpha_vp=[.12, .24, .5], alpha_np=[0., .1, .2])
-    posthoc = dict(sharpness_test=[1., 3., 10.], alpha_np_test=[0., .1, .2], lambda_test=[0., .003, .01, .03, .1, .3, 1.])
-    def __init__(self, problem,
-        variant: Literal["Base", "T-N", "T-P", "T", "full", "graph-free"] = "full",  # Table 2; the last is a control
+
+    recipe = dict(
+        optimizer="adamw",
+        lr=1e-3,
+        weight_decay=1e-2,
+        epochs=30,
+        batch_size=256,
+        schedule="warmup_cosine",
+        drop_last=True,
+    )  # no released code; the rule of Dassl's train loader
+    space = dict(
+        lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2],
+        alpha_pp=[0.0, 0.06, 0.2],
+        alpha_vp=[0.12, 0.24, 0.5],
+        alpha_np=[0.0, 0.1, 0.2],
+    )
+    posthoc = dict(
+        sharpness_test=[1.0, 3.0, 10.0],
+        alpha_np_test=[0.0, 0.1, 0.2],
+        lambda_test=[0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0],
+    )
+
+    def __init__(
+        self,
+        problem,
+        variant: Literal[
+            "Base", "T-N", "T-P", "T", "full", "graph-free"
+        ] = "full",  # Table 2; the last is a control
         form: Literal["class_bias", "equations", "count_match"] = "class_bias",
         alpha_pp: Real = 0.06,  # weight of positive to positive (Table 3)
         alpha_vp: Real = 0.24,  # weight of visual to positive (Table 3), and of the class bias of "graph-free"
@@ -86,150 +125,255 @@ class HeGraphAdapter(Method):
         sharpness_test: NonNegative = 1.0,  # the same at test time
         fusion: Literal["sum", "prob_mix"] = "sum",  # of text and cache at test time
         learn_paths: Flag = False,  # train the path weights, from the values given; alpha_np_test is then unused
-        node_scale: Literal["unit", "raw"] = "unit",  # length of the nodes: 1, or the mean length of raw image features
-        start: Literal["zero", "uniform"] = "zero",  # initialisation of the matrices: zero, or uniform in +-1/sqrt(D)
+        node_scale: Literal[
+            "unit", "raw"
+        ] = "unit",  # length of the nodes: 1, or the mean length of raw image features
+        start: Literal[
+            "zero", "uniform"
+        ] = "zero",  # initialisation of the matrices: zero, or uniform in +-1/sqrt(D)
         act: Literal["tanh", "relu", "identity"] = "tanh",  # activation
         dissim: Literal["neg", "one_minus"] = "neg",  # diagonal of the dissimilarity relations
         src_degree: Literal["col", "row"] = "col",  # degree of the source
         cache_reduce: Literal["sum", "mean"] = "sum",  # over the shots of a class
         leave_one_out: Flag = False,  # leave an image's own key out while training
-        **recipe): super().__init__(problem, hyper(locals()))
+        **recipe,
+    ):
+        super().__init__(problem, hyper(locals()))
 
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #b6c5ba90
 @patch(as_prop=True)
-def paths(self:HeGraphAdapter)->tuple:
+def paths(self: HeGraphAdapter) -> tuple:
     "The relations of this variant."
     return VARIANTS[self.variant]
+
 
 @patch
 def training_free(self: HeGraphAdapter) -> bool:
     "Is this the variant without any relation?"
     return not self.paths
 
+
 @patch(cls_method=True)
-def unused(cls:HeGraphAdapter, hyper:dict)->set:
+def unused(cls: HeGraphAdapter, hyper: dict) -> set:
     "Hyper-parameters without effect under `hyper`, so that no search spends trials on them."
     paths = VARIANTS.get(hyper["variant"], ())
-    of = dict(alpha_pp="pp", alpha_vp=("vp", "table"), alpha_np="np", alpha_np_test="np", beta_pn="pn", beta_vn="vn", lambda_test="vv", sharpness="vv", sharpness_test="vv", gamma="vv")
-    return {n for n, r in of.items() if not set(paths) & {*([r] if isinstance(r, str) else r)}} | ({"alpha_np_test"} if hyper["learn_paths"] else set())
+    of = dict(
+        alpha_pp="pp",
+        alpha_vp=("vp", "table"),
+        alpha_np="np",
+        alpha_np_test="np",
+        beta_pn="pn",
+        beta_vn="vn",
+        lambda_test="vv",
+        sharpness="vv",
+        sharpness_test="vv",
+        gamma="vv",
+    )
+    return {n for n, r in of.items() if not set(paths) & {*([r] if isinstance(r, str) else r)}} | (
+        {"alpha_np_test"} if hyper["learn_paths"] else set()
+    )
 
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #ab63ebd2
 def graph_nodes(
-    problem:Problem, # with text, views and, for relations that need them, negative text
-    relations:Iterable[str], # keys of `RELATIONS`
-)->dict: # node type -> (K, D) unit rows
+    problem: Problem,  # with text, views and, for relations that need them, negative text
+    relations: Iterable[str],  # keys of `RELATIONS`
+) -> dict:  # node type -> (K, D) unit rows
     "The frozen nodes: positive text, negative text, and mean support feature per class."
     nodes = dict(P=problem.features.text, V=visual_nodes(problem))
-    if any("N" in RELATIONS.get(r, ()) for r in relations): nodes["N"] = problem.features.text_neg
+    if any("N" in RELATIONS.get(r, ()) for r in relations):
+        nodes["N"] = problem.features.text_neg
     return nodes
 
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #e6f1d196
-def cache_layout(problem:Problem)->dict:
+def cache_layout(problem: Problem) -> dict:
     "The cache of `problem` by class: keys (K, S, D), which of them are `held` (K, S), and the `place` (N,) of each support image."
-    keys = cache_keys(problem); place, held = class_layout(problem.labels["train"], problem.K)
+    keys = cache_keys(problem)
+    place, held = class_layout(problem.labels["train"], problem.K)
     return dict(keys=by_class(keys, place, held.to(keys)), held=held.to(keys), place=place)
 
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #9252d0bb
 @patch
-def constants(self:HeGraphAdapter, problem):
+def constants(self: HeGraphAdapter, problem):
     "The frozen part of the variant: the `text` nodes, constant brackets `C_...`, the `np` adjacency, the cache."
-    if self.variant == "graph-free" and self.form == "equations": raise ValueError("HeGraphAdapter: the graph-free control is a class-bias table, which form 'equations' has not")
+    if self.variant == "graph-free" and self.form == "equations":
+        raise ValueError(
+            "HeGraphAdapter: the graph-free control is a class-bias table, which form 'equations' has not"
+        )
     nodes = graph_nodes(problem, self.paths)
-    size = problem.features.views.norm(dim=-1).mean() if self.node_scale == "raw" else torch.ones((), dtype=nodes["P"].dtype)
+    size = (
+        problem.features.views.norm(dim=-1).mean()
+        if self.node_scale == "raw"
+        else torch.ones((), dtype=nodes["P"].dtype)
+    )
     found = dict(text=nodes["P"], size=size)
-    for r in set(self.paths) & set(RELATIONS): found |= self._bracket(r, *(nodes[n] for n in RELATIONS[r]), size)
-    if "np" in self.paths: found["N"] = size*nodes["N"]
+    for r in set(self.paths) & set(RELATIONS):
+        found |= self._bracket(r, *(nodes[n] for n in RELATIONS[r]), size)
+    if "np" in self.paths:
+        found["N"] = size * nodes["N"]
     return found | (cache_layout(problem) if "vv" in self.paths else {})
 
+
 @patch
-def _bracket(self:HeGraphAdapter, r, src, dst, size):
+def _bracket(self: HeGraphAdapter, r, src, dst, size):
     A, s = propagation(edge_weights(r, src, dst, self.dissim), self.src_degree)
-    return dict(A_np=A, s_np=size*s[:, None]*dst) if r == "np" else {f"C_{r}": size*message_input(r, A, s, src, dst)}
+    return (
+        dict(A_np=A, s_np=size * s[:, None] * dst)
+        if r == "np"
+        else {f"C_{r}": size * message_input(r, A, s, src, dst)}
+    )
 
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #3e3b15dd
-PATH_WEIGHTS = dict(pp="alpha_pp", vp="alpha_vp", np="alpha_np", pn="beta_pn", vn="beta_vn", vv="gamma", table="alpha_vp")
+PATH_WEIGHTS = dict(
+    pp="alpha_pp",
+    vp="alpha_vp",
+    np="alpha_np",
+    pn="beta_pn",
+    vn="beta_vn",
+    vv="gamma",
+    table="alpha_vp",
+)
+
 
 @patch
-def init(self:HeGraphAdapter, generator):
+def init(self: HeGraphAdapter, generator):
     "Matrices `W`, tables `b`, layer norms `norm` and learned path weights `path`, by name."
-    (K, D), layer, bound = self.text.shape, FORMS[self.form], (self.start == "uniform")/math.sqrt(self.text.shape[1])
+    (K, D), layer, bound = (
+        self.text.shape,
+        FORMS[self.form],
+        (self.start == "uniform") / math.sqrt(self.text.shape[1]),
+    )
     layers, new = sorted({layer[r] for r in self.paths}), self.text.new_zeros
-    uniform = lambda: (torch.rand(D, D, generator=generator, dtype=self.text.dtype)*2 - 1)*bound
+    uniform = lambda: (torch.rand(D, D, generator=generator, dtype=self.text.dtype) * 2 - 1) * bound
     self.W = nn.ParameterDict({name: uniform() for name in layers if name != "table"})
-    self.b = nn.ParameterDict({name: new(K, D, device="cpu") for name in layers} if self.form != "equations" else {})
-    normed = [n for n, r in (("N", "np"), ("P", "np"), ("P", "pp")) if r in self.paths] if self.form == "count_match" else []
-    self.norm = nn.ParameterDict({f"{n}_{part}": new(D, device="cpu") + (part == "scale") for n in normed for part in ("scale", "shift")})
-    self.path = nn.ParameterDict({PATH_WEIGHTS[r]: getattr(self, PATH_WEIGHTS[r]).detach().cpu().clone() for r in self.paths} if self.learn_paths else {})
+    self.b = nn.ParameterDict(
+        {name: new(K, D, device="cpu") for name in layers} if self.form != "equations" else {}
+    )
+    normed = (
+        [n for n, r in (("N", "np"), ("P", "np"), ("P", "pp")) if r in self.paths]
+        if self.form == "count_match"
+        else []
+    )
+    self.norm = nn.ParameterDict(
+        {
+            f"{n}_{part}": new(D, device="cpu") + (part == "scale")
+            for n in normed
+            for part in ("scale", "shift")
+        }
+    )
+    self.path = nn.ParameterDict(
+        {PATH_WEIGHTS[r]: getattr(self, PATH_WEIGHTS[r]).detach().cpu().clone() for r in self.paths}
+        if self.learn_paths
+        else {}
+    )
 
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #f1c44eaa
 @patch
-def message(self:HeGraphAdapter, relation:str, C:torch.Tensor|None=None)->torch.Tensor:
+def message(self: HeGraphAdapter, relation: str, C: torch.Tensor | None = None) -> torch.Tensor:
     "The message of a relation from its bracket `C` (K, D); the graph-free control has only its table."
     layer = FORMS[self.form][relation]
-    if relation == "table": return ACTS[self.act](self.b[layer])
+    if relation == "table":
+        return ACTS[self.act](self.b[layer])
     out = C @ self.W[layer]
     return ACTS[self.act](out + self.b[layer] if layer in self.b else out)
 
+
 @patch
-def weight(self:HeGraphAdapter, name:str)->torch.Tensor:
+def weight(self: HeGraphAdapter, name: str) -> torch.Tensor:
     "The path weight `name`: learned where it is, else as given."
     return self.path[name] if name in self.path else getattr(self, name)
 
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #c7ee026d
 @patch
-def _normed(self:HeGraphAdapter, which, x):
-    return F.layer_norm(x, x.shape[-1:], self.norm[f"{which}_scale"], self.norm[f"{which}_shift"]) if f"{which}_scale" in self.norm else x
+def _normed(self: HeGraphAdapter, which, x):
+    return (
+        F.layer_norm(x, x.shape[-1:], self.norm[f"{which}_scale"], self.norm[f"{which}_shift"])
+        if f"{which}_scale" in self.norm
+        else x
+    )
+
 
 @patch
-def negative_nodes(self:HeGraphAdapter)->torch.Tensor:
+def negative_nodes(self: HeGraphAdapter) -> torch.Tensor:
     "$N'$: negative text after its messages, (K, D)."
-    sent = sum(self.weight(PATH_WEIGHTS[r])*self.message(r, getattr(self, f"C_{r}")) for r in ("pn", "vn"))
+    sent = sum(
+        self.weight(PATH_WEIGHTS[r]) * self.message(r, getattr(self, f"C_{r}"))
+        for r in ("pn", "vn")
+    )
     return self._normed("N", self.N + sent)
 
+
 @patch
-def positive_nodes(self:HeGraphAdapter, alpha_np:str="alpha_np")->torch.Tensor:
+def positive_nodes(self: HeGraphAdapter, alpha_np: str = "alpha_np") -> torch.Tensor:
     "$P'$: the text classifier after its messages, (K, D); `alpha_np` names the weight of the negative nodes, for training or for testing."
-    P = self.size*self.text
+    P = self.size * self.text
     for r in ("pp", "vp", "table"):
-        if r in self.paths: P = P + self.weight(PATH_WEIGHTS[r])*self.message(r, getattr(self, f"C_{r}", None))
-    if "np" in self.paths: P = P + self.weight("alpha_np" if self.learn_paths else alpha_np)*self.message("np", self.s_np + self.A_np @ self.negative_nodes())
+        if r in self.paths:
+            P = P + self.weight(PATH_WEIGHTS[r]) * self.message(r, getattr(self, f"C_{r}", None))
+    if "np" in self.paths:
+        P = P + self.weight("alpha_np" if self.learn_paths else alpha_np) * self.message(
+            "np", self.s_np + self.A_np @ self.negative_nodes()
+        )
     return self._normed("P", P)
 
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #4187ce2e
 @patch
-def cache_scores(self:HeGraphAdapter, x:torch.Tensor, sharpness:torch.Tensor, index:torch.Tensor|None=None)->torch.Tensor:
+def cache_scores(
+    self: HeGraphAdapter,
+    x: torch.Tensor,
+    sharpness: torch.Tensor,
+    index: torch.Tensor | None = None,
+) -> torch.Tensor:
     "$a$: votes of the shifted cache for image features `x` (B, D); with `index` (B,) each image's own key is left out."
-    z, shift, (K, S, D) = F.normalize(x, dim=-1), self.weight("gamma")*self.message("vv", self.C_vv), self.keys.shape
-    products = (z @ self.keys.view(K*S, D).T).view(-1, K, S) + (z @ shift.T)[:, :, None]
-    length = (1 + 2*(self.keys @ shift[:, :, None])[:, :, 0] + shift.square().sum(-1)[:, None]).sqrt()
-    votes = (products*(sharpness/length)).sub_(sharpness).exp_().flatten(1)
-    if index is not None: votes = votes*(self.place[index][:, None] != torch.arange(K*S, device=x.device))
+    z, shift, (K, S, D) = (
+        F.normalize(x, dim=-1),
+        self.weight("gamma") * self.message("vv", self.C_vv),
+        self.keys.shape,
+    )
+    products = (z @ self.keys.view(K * S, D).T).view(-1, K, S) + (z @ shift.T)[:, :, None]
+    length = (
+        1 + 2 * (self.keys @ shift[:, :, None])[:, :, 0] + shift.square().sum(-1)[:, None]
+    ).sqrt()
+    votes = (products * (sharpness / length)).sub_(sharpness).exp_().flatten(1)
+    if index is not None:
+        votes = votes * (self.place[index][:, None] != torch.arange(K * S, device=x.device))
     total = class_sums(votes, self.held)
-    return total if self.cache_reduce == "sum" else total/self.held.sum(-1).clamp(min=1)
+    return total if self.cache_reduce == "sum" else total / self.held.sum(-1).clamp(min=1)
 
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #267ad960
 @patch
-def text_scores(self:HeGraphAdapter, x:torch.Tensor, alpha_np:str="alpha_np")->torch.Tensor:
+def text_scores(self: HeGraphAdapter, x: torch.Tensor, alpha_np: str = "alpha_np") -> torch.Tensor:
     "Text logits of image features `x` (B, D)."
-    return self.cosine_logits(x, same_length(self.positive_nodes(alpha_np)/self.size, self.text))
+    return self.cosine_logits(x, same_length(self.positive_nodes(alpha_np) / self.size, self.text))
+
 
 @patch
-def fuse(self:HeGraphAdapter, text:torch.Tensor, cache:torch.Tensor)->torch.Tensor:
+def fuse(self: HeGraphAdapter, text: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
     "Text logits (B, K) and cache logits (B, K) as one, by the rule `fusion`."
-    if self.fusion == "sum": return text + self.lambda_test*cache
-    return torch.log((text.softmax(-1) + self.lambda_test*cache.softmax(-1))/(1 + self.lambda_test))
+    if self.fusion == "sum":
+        return text + self.lambda_test * cache
+    return torch.log(
+        (text.softmax(-1) + self.lambda_test * cache.softmax(-1)) / (1 + self.lambda_test)
+    )
 
 # %% ../../nbs/methods/08_hegraph_adapter.ipynb #0cef3ad1
 @patch
-def logits(self:HeGraphAdapter, batch):
+def logits(self: HeGraphAdapter, batch):
     "Text logits, joined with the votes of the shifted cache where the variant has visual nodes."
     text = self.text_scores(batch.x, "alpha_np_test")
-    return self.fuse(text, self.logit_scale*self.cache_scores(batch.x, self.sharpness_test)) if "vv" in self.paths else text
+    return (
+        self.fuse(text, self.logit_scale * self.cache_scores(batch.x, self.sharpness_test))
+        if "vv" in self.paths
+        else text
+    )
+
 
 @patch
-def loss(self:HeGraphAdapter, batch):
+def loss(self: HeGraphAdapter, batch):
     "Cross-entropy of the text branch plus `lam` times that of the visual branch."
     text = F.cross_entropy(self.text_scores(batch.x), batch.y)
-    if "vv" not in self.paths: return text
+    if "vv" not in self.paths:
+        return text
     own = batch.index if self.leave_one_out else None
-    return text + self.lam*F.cross_entropy(self.logit_scale*self.cache_scores(batch.x, self.sharpness, own), batch.y)
+    return text + self.lam * F.cross_entropy(
+        self.logit_scale * self.cache_scores(batch.x, self.sharpness, own), batch.y
+    )

@@ -8,73 +8,139 @@ __all__ = ['NODES', 'EDGES', 'hetero_data', 'RelationConv', 'HeteroAdapter']
 # %% ../../nbs/methods/09_hegraph_pyg.ipynb #7c436db1
 import warnings
 from collections.abc import Iterable
+
 import torch
 from torch import nn
 from torch_geometric.data import HeteroData
 from torch_geometric.nn import HeteroConv, MessagePassing
+
 from ..method import Method
-from .hegraph_adapter import ACTS, FORMS, PATH_WEIGHTS, RELATIONS, VARIANTS, edge_weights, graph_nodes
+from vlmadapt.methods.hegraph_adapter import (
+    ACTS,
+    FORMS,
+    PATH_WEIGHTS,
+    RELATIONS,
+    VARIANTS,
+    edge_weights,
+    graph_nodes,
+)
 
 # %% ../../nbs/methods/09_hegraph_pyg.ipynb #f147a7b0
 NODES = dict(P="pos", N="neg", V="vis")
-EDGES = {r: (NODES[s], "dis" if r in ("pn", "vn", "np") else "sim", NODES[d]) for r, (s, d) in RELATIONS.items()}
+EDGES = {
+    r: (NODES[s], "dis" if r in ("pn", "vn", "np") else "sim", NODES[d])
+    for r, (s, d) in RELATIONS.items()
+}
+
 
 def hetero_data(
-    nodes:dict, # "P", "V" and, where needed, "N" -> (K, D)
-    relations:Iterable[str]=tuple(RELATIONS), # which relations get edges
-    dissim:str="neg", # as in `edge_weights`
-    keep:int|None=None, # edges per destination, the strongest by absolute weight; all unless told
-)->HeteroData:
+    nodes: dict,  # "P", "V" and, where needed, "N" -> (K, D)
+    relations: Iterable[str] = tuple(RELATIONS),  # which relations get edges
+    dissim: str = "neg",  # as in `edge_weights`
+    keep: int
+    | None = None,  # edges per destination, the strongest by absolute weight; all unless told
+) -> HeteroData:
     "The heterogeneous graph over class nodes."
     data = HeteroData()
-    for n, x in nodes.items(): data[NODES[n]].x = x
+    for n, x in nodes.items():
+        data[NODES[n]].x = x
     for r in relations:
         weight = edge_weights(r, *(nodes[n] for n in RELATIONS[r]), dissim)
-        there = weight != 0 if keep is None else torch.zeros_like(weight, dtype=bool).scatter(1, weight.abs().topk(min(keep, len(weight)), dim=1).indices, True)
+        there = (
+            weight != 0
+            if keep is None
+            else torch.zeros_like(weight, dtype=bool).scatter(
+                1, weight.abs().topk(min(keep, len(weight)), dim=1).indices, True
+            )
+        )
         dst, src = there.nonzero().T
-        data[EDGES[r]].edge_index, data[EDGES[r]].edge_weight = torch.stack([src, dst]), weight[dst, src]
+        data[EDGES[r]].edge_index, data[EDGES[r]].edge_weight = (
+            torch.stack([src, dst]),
+            weight[dst, src],
+        )
     return data
 
 # %% ../../nbs/methods/09_hegraph_pyg.ipynb #e80f4863
 class RelationConv(MessagePassing):
     "Messages of one relation: `linear` (D, D) is its matrix, `weight` its path weight, `table` (K, D) its class bias."
-    def __init__(self, linear:nn.Module, weight:torch.Tensor, table:torch.Tensor|None=None, act:str="tanh", self_term:bool=True):
-        super().__init__(aggr="sum", node_dim=0)
-        self.linear, self.table, self.weight, self.act, self.self_term = linear, table, weight, ACTS[act], self_term
 
-    def forward(self, x:torch.Tensor|tuple, edge_index:torch.Tensor, edge_weight:torch.Tensor)->torch.Tensor:
+    def __init__(
+        self,
+        linear: nn.Module,
+        weight: torch.Tensor,
+        table: torch.Tensor | None = None,
+        act: str = "tanh",
+        self_term: bool = True,
+    ):
+        super().__init__(aggr="sum", node_dim=0)
+        self.linear, self.table, self.weight, self.act, self.self_term = (
+            linear,
+            table,
+            weight,
+            ACTS[act],
+            self_term,
+        )
+
+    def forward(
+        self, x: torch.Tensor | tuple, edge_index: torch.Tensor, edge_weight: torch.Tensor
+    ) -> torch.Tensor:
         x_src, x_dst = x if isinstance(x, tuple) else (x, x)
         src, dst = edge_index
         out_degree = x_src.new_ones(len(x_src)).index_add(0, src, edge_weight.abs())
         in_degree = x_dst.new_ones(len(x_dst)).index_add(0, dst, edge_weight.abs())
-        norm = edge_weight / (in_degree[dst]*out_degree[src]).sqrt()
-        out = self.propagate(edge_index, x=(self.linear(x_src), None), norm=norm, size=(len(x_src), len(x_dst)))
-        if self.self_term: out = out + self.linear(x_dst)/in_degree[:, None]
-        return self.weight*self.act(out if self.table is None else out + self.table)
+        norm = edge_weight / (in_degree[dst] * out_degree[src]).sqrt()
+        out = self.propagate(
+            edge_index, x=(self.linear(x_src), None), norm=norm, size=(len(x_src), len(x_dst))
+        )
+        if self.self_term:
+            out = out + self.linear(x_dst) / in_degree[:, None]
+        return self.weight * self.act(out if self.table is None else out + self.table)
 
-    def message(self, x_j:torch.Tensor, norm:torch.Tensor)->torch.Tensor: return norm[:, None]*x_j
+    def message(self, x_j: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+        return norm[:, None] * x_j
 
 # %% ../../nbs/methods/09_hegraph_pyg.ipynb #ac1d6e41
 class HeteroAdapter(nn.Module):
     "The message passing of a `HeGraphAdapter`, with copies of its matrices and its own tables."
-    def __init__(self, adapter:Method):
+
+    def __init__(self, adapter: Method):
         super().__init__()
         self.adapter, self.rounds = adapter, nn.ModuleDict()
-        self.linear = nn.ModuleDict({name: nn.Linear(*W.shape, bias=False, dtype=W.dtype) for name, W in adapter.W.items()})
-        for name, W in adapter.W.items(): self.linear[name].weight.data = W.detach().T.clone()
+        self.linear = nn.ModuleDict(
+            {name: nn.Linear(*W.shape, bias=False, dtype=W.dtype) for name, W in adapter.W.items()}
+        )
+        for name, W in adapter.W.items():
+            self.linear[name].weight.data = W.detach().T.clone()
         for dst in ("N", "P", "V"):
             convs = {EDGES[r]: self.conv(r) for r in adapter.paths if RELATIONS[r][1] == dst}
             with warnings.catch_warnings():  # a round updates one type of node and means to
                 warnings.simplefilter("ignore", UserWarning)
-                if convs: self.rounds[dst] = HeteroConv(convs, aggr="sum")
+                if convs:
+                    self.rounds[dst] = HeteroConv(convs, aggr="sum")
 
-    def conv(self, r:str)->RelationConv:
+    def conv(self, r: str) -> RelationConv:
         a, layer = self.adapter, FORMS[self.adapter.form][r]
-        return RelationConv(self.linear[layer], a.weight(PATH_WEIGHTS[r]), a.b[layer] if layer in a.b else None, a.act, r != "vv")
+        return RelationConv(
+            self.linear[layer],
+            a.weight(PATH_WEIGHTS[r]),
+            a.b[layer] if layer in a.b else None,
+            a.act,
+            r != "vv",
+        )
 
-    def forward(self, data:HeteroData)->tuple:
+    def forward(self, data: HeteroData) -> tuple:
         x, frozen = dict(data.x_dict), dict(data.x_dict)
         for dst in ("N", "P"):
-            if dst in self.rounds: x[NODES[dst]] = frozen[NODES[dst]] + self.rounds[dst](x, data.edge_index_dict, edge_weight_dict=data.edge_weight_dict)[NODES[dst]]
-        shift = self.rounds["V"](x, data.edge_index_dict, edge_weight_dict=data.edge_weight_dict)["vis"] if "V" in self.rounds else None
+            if dst in self.rounds:
+                x[NODES[dst]] = (
+                    frozen[NODES[dst]]
+                    + self.rounds[dst](
+                        x, data.edge_index_dict, edge_weight_dict=data.edge_weight_dict
+                    )[NODES[dst]]
+                )
+        shift = (
+            self.rounds["V"](x, data.edge_index_dict, edge_weight_dict=data.edge_weight_dict)["vis"]
+            if "V" in self.rounds
+            else None
+        )
         return x.get("neg"), x["pos"], shift

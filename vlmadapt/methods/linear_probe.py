@@ -7,10 +7,12 @@ __all__ = ['LinearProbe', 'LinearProbeScratch']
 
 # %% ../../nbs/methods/01_linear_probe.ipynb #e7659523
 import warnings
+
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
+
 from ..method import Method, hyper
 from ..problem import Problem
 from ..values import Positive, PositiveInteger
@@ -18,41 +20,82 @@ from ..values import Positive, PositiveInteger
 # %% ../../nbs/methods/01_linear_probe.ipynb #8c00776d
 class LinearProbe(Method):
     "Linear classifier that starts at the text classifier."
-    recipe = dict(optimizer="adamw", lr=1e-3, weight_decay=0., epochs=30, batch_size=256, schedule="warmup_cosine", drop_last=True)  # ours: the rule of Dassl's train loader
+
+    recipe = dict(
+        optimizer="adamw",
+        lr=1e-3,
+        weight_decay=0.0,
+        epochs=30,
+        batch_size=256,
+        schedule="warmup_cosine",
+        drop_last=True,
+    )  # ours: the rule of Dassl's train loader
     space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
-    def __init__(self, problem, **recipe): super().__init__(problem, hyper(locals()))
-    def constants(self, problem): return dict(text=problem.features.text)
-    def init(self, generator): self.W, self.b = nn.Parameter(self.text.clone()), nn.Parameter(self.text.new_zeros(len(self.text)))
-    def logits(self, batch): return self.logit_scale * F.linear(F.normalize(batch.x, dim=-1), self.W) + self.b
+
+    def __init__(self, problem, **recipe):
+        super().__init__(problem, hyper(locals()))
+
+    def constants(self, problem):
+        return dict(text=problem.features.text)
+
+    def init(self, generator):
+        self.W, self.b = (
+            nn.Parameter(self.text.clone()),
+            nn.Parameter(self.text.new_zeros(len(self.text))),
+        )
+
+    def logits(self, batch):
+        return self.logit_scale * F.linear(F.normalize(batch.x, dim=-1), self.W) + self.b
 
 # %% ../../nbs/methods/01_linear_probe.ipynb #12757bfa
 class LinearProbeScratch(Method):
     "Logistic regression on raw image features, without any text; scikit-learn's solver."
-    space = dict(C=[10.**k for k in range(-6, 7)])
-    def __init__(self, problem,
+
+    space = dict(C=[10.0**k for k in range(-6, 7)])
+
+    def __init__(
+        self,
+        problem,
         C: Positive = 1.0,  # inverse of the L2 penalty
         max_iter: PositiveInteger = 1000,  # at most so many L-BFGS iterations
-    ): super().__init__(problem, hyper(locals()))
-    def constants(self, problem): return dict(text=problem.features.text)
-    def init(self, generator): self.W, self.b = nn.Parameter(torch.zeros_like(self.text)), nn.Parameter(self.text.new_zeros(len(self.text)))
-    def logits(self, batch): return F.linear(batch.x, self.W, self.b)
+    ):
+        super().__init__(problem, hyper(locals()))
+
+    def constants(self, problem):
+        return dict(text=problem.features.text)
+
+    def init(self, generator):
+        self.W, self.b = (
+            nn.Parameter(torch.zeros_like(self.text)),
+            nn.Parameter(self.text.new_zeros(len(self.text))),
+        )
+
+    def logits(self, batch):
+        return F.linear(batch.x, self.W, self.b)
 
 # %% ../../nbs/methods/01_linear_probe.ipynb #a9244778
 def _rows(classifier, K):
     W, b = torch.as_tensor(classifier.coef_), torch.as_tensor(classifier.intercept_)
-    if len(classifier.classes_) == 2: W, b = torch.cat([-W, W])/2, torch.cat([-b, b])/2
+    if len(classifier.classes_) == 2:
+        W, b = torch.cat([-W, W]) / 2, torch.cat([-b, b]) / 2
     full, low = W.new_zeros(K, W.shape[1]), b.new_full((K,), -1e4)
     full[classifier.classes_], low[classifier.classes_] = W, b
     return full, low
 
+
 @patch
-def solve(self:LinearProbeScratch, problem:Problem):
+def solve(self: LinearProbeScratch, problem: Problem):
     "Fit scikit-learn's logistic regression; with one class there is nothing to separate."
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
+
     y = problem.labels["train"]
-    if len(y.unique()) < 2: return
+    if len(y.unique()) < 2:
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        found = LogisticRegression(C=float(self.C), max_iter=self.max_iter).fit(problem.features.train.numpy(), y.numpy())
-    for own, new in zip((self.W, self.b), _rows(found, problem.K)): own.data.copy_(new)
+        found = LogisticRegression(C=float(self.C), max_iter=self.max_iter).fit(
+            problem.features.train.numpy(), y.numpy()
+        )
+    for own, new in zip((self.W, self.b), _rows(found, problem.K)):
+        own.data.copy_(new)

@@ -7,9 +7,11 @@ __all__ = ['INJECTIONS', 'TransformerInjection', 'LinearInjection', 'LinearPerLa
 
 # %% ../../nbs/methods/13_mudpt.ipynb #2f28c52a
 from typing import Literal
+
 import torch
 from fastcore.basics import patch
 from torch import nn
+
 from ..foundation import choose
 from ..method import hyper
 from .prompted import ImagePromptMethod, context_start, depth_within
@@ -19,98 +21,150 @@ from ..values import Flag, PositiveInteger
 # %% ../../nbs/methods/13_mudpt.ipynb #608e2f51
 class TransformerInjection(nn.Module):
     "Self-attention over the tokens of each layer, then a linear map to the other tower's width."
-    def __init__(self,
-        width:int, # of the prompts that are read
-        other:int, # of the prompts that are injected into
-        layers:int=0, # deep layers; one module serves them all
-        first:bool=True, # is the first layer injected too?
+
+    def __init__(
+        self,
+        width: int,  # of the prompts that are read
+        other: int,  # of the prompts that are injected into
+        layers: int = 0,  # deep layers; one module serves them all
+        first: bool = True,  # is the first layer injected too?
     ):
         super().__init__()
-        heads = next(h for h in range(max(1, width//64), 0, -1) if width % h == 0)
+        heads = next(h for h in range(max(1, width // 64), 0, -1) if width % h == 0)
         self.ln_pre, self.ln_1, self.ln_2, self.ln_post = (nn.LayerNorm(width) for _ in range(4))
-        self.attn, self.out = nn.MultiheadAttention(width, heads, batch_first=True), nn.Linear(width, other)
-        self.up, self.down = nn.Linear(width, 4*width), nn.Linear(4*width, width)
+        self.attn, self.out = (
+            nn.MultiheadAttention(width, heads, batch_first=True),
+            nn.Linear(width, other),
+        )
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, P:torch.Tensor)->torch.Tensor: # (m, n, width) -> (m, n, other)
-        h = self.ln_pre(P); a = self.ln_1(h)
+    def forward(self, P: torch.Tensor) -> torch.Tensor:  # (m, n, width) -> (m, n, other)
+        h = self.ln_pre(P)
+        a = self.ln_1(h)
         h = h + self.attn(a, a, a, need_weights=False)[0]
         u = self.up(self.ln_2(h))
-        return self.out(self.ln_post(h + self.down(u*torch.sigmoid(1.702*u))))
+        return self.out(self.ln_post(h + self.down(u * torch.sigmoid(1.702 * u))))
 
 # %% ../../nbs/methods/13_mudpt.ipynb #cf9593b1
 class LinearInjection(nn.Module):
     "One linear map for the first layer, one for all others; arguments as for `TransformerInjection`."
-    def __init__(self, width:int, other:int, layers:int=0, first:bool=True):
-        super().__init__(); self.first, self.out = nn.Linear(width, other) if first else None, nn.Linear(width, other)
-    def forward(self, P:torch.Tensor)->torch.Tensor: return torch.cat([self.first(P[:1]), self.out(P[1:])]) if self.first else self.out(P)
+
+    def __init__(self, width: int, other: int, layers: int = 0, first: bool = True):
+        super().__init__()
+        self.first, self.out = nn.Linear(width, other) if first else None, nn.Linear(width, other)
+
+    def forward(self, P: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.first(P[:1]), self.out(P[1:])]) if self.first else self.out(P)
+
 
 class LinearPerLayer(nn.Module):
     "One linear map for every layer; arguments as for `TransformerInjection`."
-    def __init__(self, width:int, other:int, layers:int=0, first:bool=True):
-        super().__init__(); self.out = nn.ModuleList(nn.Linear(width, other) for _ in range(layers + first))
-    def forward(self, P:torch.Tensor)->torch.Tensor: return torch.stack([out(p) for out, p in zip(self.out, P)])
+
+    def __init__(self, width: int, other: int, layers: int = 0, first: bool = True):
+        super().__init__()
+        self.out = nn.ModuleList(nn.Linear(width, other) for _ in range(layers + first))
+
+    def forward(self, P: torch.Tensor) -> torch.Tensor:
+        return torch.stack([out(p) for out, p in zip(self.out, P)])
+
 
 class SilentInjection(TransformerInjection):
     "The transformer with a last map that starts at zero; arguments as for `TransformerInjection`."
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        for p in self.out.parameters(): nn.init.zeros_(p)
+        for p in self.out.parameters():
+            nn.init.zeros_(p)
 
-INJECTIONS = dict(transformer=TransformerInjection, linear=LinearInjection, linear_per_layer=LinearPerLayer, silent=SilentInjection, none=None)
+
+INJECTIONS = dict(
+    transformer=TransformerInjection,
+    linear=LinearInjection,
+    linear_per_layer=LinearPerLayer,
+    silent=SilentInjection,
+    none=None,
+)
 
 # %% ../../nbs/methods/13_mudpt.ipynb #7653723a
 class MuDPT(ImagePromptMethod):
     "Deep prompts in both towers that inject into each other."
-    def __init__(self, problem,
-        injection: Literal["transformer", "linear", "linear_per_layer", "silent", "none"] = "transformer",
-        depth: PositiveInteger | None = None,  # blocks that receive prompts; None: three quarters of the shallower tower
+
+    def __init__(
+        self,
+        problem,
+        injection: Literal[
+            "transformer", "linear", "linear_per_layer", "silent", "none"
+        ] = "transformer",
+        depth: PositiveInteger
+        | None = None,  # blocks that receive prompts; None: three quarters of the shallower tower
         n_ctx: PositiveInteger = 4,  # prompt length in both towers
         n_vision: PositiveInteger | None = None,  # another length in vision, without injection only
         fuse_first: Flag = True,  # inject into the first visual prompt too?
         one_way: Flag = False,  # visual prompts are the injected text prompts, nothing flows back
         words: str | None = None,  # initial words; None: the first n_ctx words of "a photo of a"
         after: str = "",  # fixed words between prompt and name
-        **recipe): super().__init__(problem, hyper(locals()))
+        **recipe,
+    ):
+        super().__init__(problem, hyper(locals()))
 
 # %% ../../nbs/methods/13_mudpt.ipynb #8f501867
 @patch
-def init(self:MuDPT, generator):
+def init(self: MuDPT, generator):
     "Prompts, then injections, from the `generator`."
     self.begin()
-    D, n, make = depth_within(self.depth, self.tower, self.eyes), self.n_ctx, choose(self.injection, INJECTIONS, "injection")
+    D, n, make = (
+        depth_within(self.depth, self.tower, self.eyes),
+        self.n_ctx,
+        choose(self.injection, INJECTIONS, "injection"),
+    )
     m = n if self.n_vision is None else self.n_vision
-    if make and m != n: raise ValueError(f"injection needs prompts of equal length in both towers, not {n} and {m}")
-    if self.one_way and not make: raise ValueError("one_way needs an injection")
-    normal = lambda *shape: torch.randn(*shape, generator=generator)*.02
+    if make and m != n:
+        raise ValueError(f"injection needs prompts of equal length in both towers, not {n} and {m}")
+    if self.one_way and not make:
+        raise ValueError("one_way needs an injection")
+    normal = lambda *shape: torch.randn(*shape, generator=generator) * 0.02
     start = context_start(self.tower, self.backbone.tokenizer, n, self.words, generator)
     self.T = nn.Parameter(torch.cat([start[None], normal(D - 1, n, self.tower.width)]))
     self.V = None if self.one_way else nn.Parameter(normal(D, m, self.eyes.width))
     with drawing_from(generator):
-        self.to_vision = make and make(self.tower.width, self.eyes.width, D - 1, self.one_way or self.fuse_first)
-        self.to_text = None if self.one_way or not make else make(self.eyes.width, self.tower.width, D - 1, False)
+        self.to_vision = make and make(
+            self.tower.width, self.eyes.width, D - 1, self.one_way or self.fuse_first
+        )
+        self.to_text = (
+            None
+            if self.one_way or not make
+            else make(self.eyes.width, self.tower.width, D - 1, False)
+        )
 
 # %% ../../nbs/methods/13_mudpt.ipynb #75eee968
 def _add(P, injection, other):
     "`P` (m, n, D) and what `injection` makes of `other`; no layers stay no layers."
     return P + injection(other) if len(P) else P
 
-@patch
-def prompts(self:MuDPT)->tuple[torch.Tensor, torch.Tensor]: # (D, n, d_text), (D, n, d_vision)
-    "What enters the blocks of both towers."
-    T, V, start = self.T, self.V, 0 if self.fuse_first else 1
-    if self.to_vision is None: return T, V
-    if self.one_way: return T, self.to_vision(T)
-    return torch.cat([T[:1], _add(T[1:], self.to_text, V[1:])]), torch.cat([V[:start], _add(V[start:], self.to_vision, T[start:])])
 
 @patch
-def text_prompts(self:MuDPT, classnames):
+def prompts(self: MuDPT) -> tuple[torch.Tensor, torch.Tensor]:  # (D, n, d_text), (D, n, d_vision)
+    "What enters the blocks of both towers."
+    T, V, start = self.T, self.V, 0 if self.fuse_first else 1
+    if self.to_vision is None:
+        return T, V
+    if self.one_way:
+        return T, self.to_vision(T)
+    return torch.cat([T[:1], _add(T[1:], self.to_text, V[1:])]), torch.cat(
+        [V[:start], _add(V[start:], self.to_vision, T[start:])]
+    )
+
+
+@patch
+def text_prompts(self: MuDPT, classnames):
     "First (1, n, D) and deep (depth-1, n, D) text prompts."
     T, _ = self.prompts()
     return T[:1], T[1:]
 
 # %% ../../nbs/methods/13_mudpt.ipynb #3db04056
 @patch
-def scorer(self:MuDPT, classnames):
+def scorer(self: MuDPT, classnames):
     "A function from batches of pixels to scores (B, K) over `classnames`; prompts and text are computed here."
-    T, V = self.prompts(); text = self.text(classnames, (T[:1], T[1:]))
+    T, V = self.prompts()
+    text = self.text(classnames, (T[:1], T[1:]))
     return lambda batch: self.cosine_logits(self.image(batch.x, V), text)

@@ -7,9 +7,12 @@ __all__ = ['PAdapter']
 
 # %% ../../nbs/methods/15_p_adapter.ipynb #691bb106
 from typing import Literal
-import torch, torch.nn.functional as F
+
+import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
+
 from ..method import Method, hyper, one_or_more
 from .prompted import photo_tokens
 from ..prompts import check_classnames
@@ -19,37 +22,76 @@ from ..values import PositiveInteger
 # %% ../../nbs/methods/15_p_adapter.ipynb #da3f15c3
 class PAdapter(Method):
     "p-adapters in CLIP's image tower, or in both towers: our extension of p-adapter to classification."
+
     needs = {"text_tower", "image_tower"}
-    recipe = dict(optimizer="adamw", lr=1e-3, weight_decay=.05, epochs=10, batch_size=8, schedule="linear", crop=.5,
-                  drop_last=True)  # p-adapter's released train loader
+    recipe = dict(
+        optimizer="adamw",
+        lr=1e-3,
+        weight_decay=0.05,
+        epochs=10,
+        batch_size=8,
+        schedule="linear",
+        crop=0.5,
+        drop_last=True,
+    )  # p-adapter's released train loader
     space = dict(lr=[3e-4, 1e-3, 3e-3])
-    def __init__(self, problem,
+
+    def __init__(
+        self,
+        problem,
         towers: one_or_more("vision", "text", "decoder") = ("vision",),  # where adapters go
-        where: one_or_more("self", "cross", "ffn") = ("self", "ffn"),  # behind attention, feed-forward parts or both
-        kind: Literal["adapter", "gcn", "appnp", "gcnii", "p-adapter", "released"] = "p-adapter",  # a key of `ADAPTERS`
-        skip: Literal["attention", "aggregate"] = "attention",  # what the branch is added to: "attention" (zero-shot at the start) or "aggregate" (paper)
+        where: one_or_more("self", "cross", "ffn") = (
+            "self",
+            "ffn",
+        ),  # behind attention, feed-forward parts or both
+        kind: Literal[
+            "adapter", "gcn", "appnp", "gcnii", "p-adapter", "released"
+        ] = "p-adapter",  # a key of `ADAPTERS`
+        skip: Literal[
+            "attention", "aggregate"
+        ] = "attention",  # what the branch is added to: "attention" (zero-shot at the start) or "aggregate" (paper)
         hidden: PositiveInteger | None = None,  # bottleneck width; None: an eighth of the tower's
-        **recipe): super().__init__(problem, hyper(locals()))
-    def constants(self, problem): return {}
-    def logits(self, batch): return self.scorer(self.classnames)(batch)
+        **recipe,
+    ):
+        super().__init__(problem, hyper(locals()))
+
+    def constants(self, problem):
+        return {}
+
+    def logits(self, batch):
+        return self.scorer(self.classnames)(batch)
 
 # %% ../../nbs/methods/15_p_adapter.ipynb #d91e354b
 @patch
-def init(self:PAdapter, generator):
+def init(self: PAdapter, generator):
     "New adapters around the backbone's frozen weights, started from the `generator`."
     settings = {} if self.kind in ("adapter", "released") else dict(skip=self.skip)
-    adapted = add_adapters(self.backbone.model, self.kind, where=tuple(self.where), towers=tuple(self.towers), hidden=self.hidden, **settings)
-    self.adapters = nn.ModuleList([m.reset(generator) for m in adapted.modules() if isinstance(m, Adapter)])
+    adapted = add_adapters(
+        self.backbone.model,
+        self.kind,
+        where=tuple(self.where),
+        towers=tuple(self.towers),
+        hidden=self.hidden,
+        **settings,
+    )
+    self.adapters = nn.ModuleList(
+        [m.reset(generator) for m in adapted.modules() if isinstance(m, Adapter)]
+    )
     self.__dict__["adapted"], self.__dict__["fixed"] = adapted, {}
 
+
 @patch
-def decays(self:PAdapter):
+def decays(self: PAdapter):
     "Exponents feel no weight decay."
-    return [(g["weight_decay"], g["params"]) for g in parameter_groups(self.adapters, self.hyper_parameters["weight_decay"]) if g["params"]]
+    return [
+        (g["weight_decay"], g["params"])
+        for g in parameter_groups(self.adapters, self.hyper_parameters["weight_decay"])
+        if g["params"]
+    ]
 
 # %% ../../nbs/methods/15_p_adapter.ipynb #1fc406a6
 @patch
-def text(self:PAdapter, classnames:list[str])->torch.Tensor:
+def text(self: PAdapter, classnames: list[str]) -> torch.Tensor:
     "The classifier of the fixed sentence, from the adapted text tower where there is one."
     names = tuple(check_classnames(classnames))
     device = self.backbone.device
@@ -61,10 +103,14 @@ def text(self:PAdapter, classnames:list[str])->torch.Tensor:
         self.fixed[names] = F.normalize(features, dim=-1).to(device)
     return self.fixed[names]
 
+
 @patch
-def scorer(self:PAdapter, classnames):
+def scorer(self: PAdapter, classnames):
     "A function from batches of pixels to scores (B, K) over `classnames`."
+
     def scores(batch):
-        with self.backbone.autocast(): x, text = self.adapted.encode_image(batch.x).float(), self.text(classnames).float()
+        with self.backbone.autocast():
+            x, text = self.adapted.encode_image(batch.x).float(), self.text(classnames).float()
         return self.cosine_logits(x, text)
+
     return scores

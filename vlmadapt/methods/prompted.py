@@ -7,13 +7,16 @@ __all__ = ['PHOTO_WORDS', 'PLACES', 'BUCKET', 'TextTower', 'sentences', 'photo_t
            'Plan', 'VisionTower', 'context_start', 'depth_within', 'PromptMethod', 'ImagePromptMethod']
 
 # %% ../../nbs/methods/11_prompted.ipynb #391957da
-import functools, math
+import functools
+import math
 from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
 from ..backbones import Backbone, free_memory, tokenize
 from ..foundation import choose
 from ..method import Method
@@ -22,53 +25,97 @@ from ..prompts import check_classnames, fill
 # %% ../../nbs/methods/11_prompted.ipynb #32e07919
 def _blocks(tower, what):
     blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
-    if blocks is None or not all(isinstance(getattr(b, "attn", None), nn.MultiheadAttention) for b in blocks):
-        raise ValueError(f"prompts need a transformer of open_clip's plain blocks, which the {what} tower {type(tower).__name__} is not")
+    if blocks is None or not all(
+        isinstance(getattr(b, "attn", None), nn.MultiheadAttention) for b in blocks
+    ):
+        raise ValueError(
+            f"prompts need a transformer of open_clip's plain blocks, which the {what} tower {type(tower).__name__} is not"
+        )
     return blocks
+
 
 class TextTower:
     "One face over the text towers of open_clip models."
-    def __init__(self,
-        model:nn.Module, # an open_clip model
+
+    def __init__(
+        self,
+        model: nn.Module,  # an open_clip model
     ):
         t = getattr(model, "text", model)
-        self.blocks, self.embed, self.positions, self.norm, self.projection = _blocks(t, "text"), t.token_embedding, t.positional_embedding, t.ln_final, t.text_projection
-        self.cls, self.pad, self.correct = getattr(t, "cls_emb", None), getattr(t, "pad_id", 0), getattr(t, "correct_cls_mask", False)
-        self.eos, self.pool = getattr(t, "eos_id", getattr(t, "text_eos_id", None)), getattr(t, "pool_type", getattr(t, "text_pool_type", "argmax"))
-        self.depth, self.width, self.heads, self.context = len(self.blocks), self.positions.shape[1], self.blocks[0].attn.num_heads, len(self.positions) - (self.cls is not None)
-        if t.attn_mask is None: raise ValueError("prompts need a causal text tower")
-        if self.cls is None and self.pool not in ("argmax", "eos"): raise ValueError(f"text features must be read at the end token, not by {self.pool!r}")
+        self.blocks, self.embed, self.positions, self.norm, self.projection = (
+            _blocks(t, "text"),
+            t.token_embedding,
+            t.positional_embedding,
+            t.ln_final,
+            t.text_projection,
+        )
+        self.cls, self.pad, self.correct = (
+            getattr(t, "cls_emb", None),
+            getattr(t, "pad_id", 0),
+            getattr(t, "correct_cls_mask", False),
+        )
+        self.eos, self.pool = (
+            getattr(t, "eos_id", getattr(t, "text_eos_id", None)),
+            getattr(t, "pool_type", getattr(t, "text_pool_type", "argmax")),
+        )
+        self.depth, self.width, self.heads, self.context = (
+            len(self.blocks),
+            self.positions.shape[1],
+            self.blocks[0].attn.num_heads,
+            len(self.positions) - (self.cls is not None),
+        )
+        if t.attn_mask is None:
+            raise ValueError("prompts need a causal text tower")
+        if self.cls is None and self.pool not in ("argmax", "eos"):
+            raise ValueError(f"text features must be read at the end token, not by {self.pool!r}")
 
 # %% ../../nbs/methods/11_prompted.ipynb #5700a61b
 @patch
-def end(self:TextTower,
-    ids:torch.Tensor, # (..., T) token ids
-)->torch.Tensor: # (...)
+def end(
+    self: TextTower,
+    ids: torch.Tensor,  # (..., T) token ids
+) -> torch.Tensor:  # (...)
     "Position of the end token."
-    return (ids == self.eos).int().argmax(-1) if self.pool == "eos" and self.cls is None else ids.argmax(-1)
+    return (
+        (ids == self.eos).int().argmax(-1)
+        if self.pool == "eos" and self.cls is None
+        else ids.argmax(-1)
+    )
+
 
 @patch
-def lengths(self:TextTower, ids:torch.Tensor)->torch.Tensor:
+def lengths(self: TextTower, ids: torch.Tensor) -> torch.Tensor:
     "Positions of `ids` (..., T) on which the feature depends, counted from the start."
-    return (self.end(ids) + 1 + (self.cls is not None and not self.correct)).clamp(max=ids.shape[-1])
+    return (self.end(ids) + 1 + (self.cls is not None and not self.correct)).clamp(
+        max=ids.shape[-1]
+    )
+
 
 @patch
-def project(self:TextTower, x:torch.Tensor)->torch.Tensor:
+def project(self: TextTower, x: torch.Tensor) -> torch.Tensor:
     "Text features from the states `x` (..., D) at which they are read."
     x = self.norm(x)
-    return x if self.projection is None else self.projection(x) if isinstance(self.projection, nn.Module) else x @ self.projection
+    return (
+        x
+        if self.projection is None
+        else self.projection(x)
+        if isinstance(self.projection, nn.Module)
+        else x @ self.projection
+    )
 
 # %% ../../nbs/methods/11_prompted.ipynb #5a12ce57
 @patch
-def open_keys(self:TextTower,
-    ids:torch.Tensor, # (..., T) token ids
-)->torch.Tensor: # (..., T+1) booleans
+def open_keys(
+    self: TextTower,
+    ids: torch.Tensor,  # (..., T) token ids
+) -> torch.Tensor:  # (..., T+1) booleans
     "Which keys a text tower with a class token leaves open."
     valid, own = ids != self.pad, torch.ones_like(ids[..., :1], dtype=torch.bool)
     return torch.cat([valid, own] if self.correct else [own, valid], -1)
 
+
 @patch
-def mask(self:TextTower, ids:torch.Tensor)->torch.Tensor:
+def mask(self: TextTower, ids: torch.Tensor) -> torch.Tensor:
     "Who sees whom among all positions of `ids` (N, T): (N or 1, L, L) booleans."
     L = ids.shape[-1] + (self.cls is not None)
     causal = torch.ones(1, L, L, dtype=torch.bool, device=ids.device).tril()
@@ -76,7 +123,7 @@ def mask(self:TextTower, ids:torch.Tensor)->torch.Tensor:
 
 # %% ../../nbs/methods/11_prompted.ipynb #894d6963
 PHOTO_WORDS = "a photo of a"
-PLACES = dict(end=lambda n: n, middle=lambda n: n//2, front=lambda n: 0)
+PLACES = dict(end=lambda n: n, middle=lambda n: n // 2, front=lambda n: 0)
 
 
 def _order(n, names, T, before):
@@ -125,32 +172,44 @@ def _put(x, at, prompt):
     at = at[..., None].expand(*x.shape[:-2], -1, x.shape[-1])
     return x.scatter(-2, at, prompt.to(x.dtype).expand(at.shape))
 
+
 @patch
-def reference(self:TextTower,
-    ids:torch.Tensor, # (G or 1, M, T) tokens
-    at:torch.Tensor, # (G or 1, M, n) places of the prompt
-    first:torch.Tensor, # (G, n, D) prompt that enters the first block
-    deep:torch.Tensor|tuple=(), # (depth-1, n, D) prompts that enter the next ones
-)->torch.Tensor: # (G, M, D') raw text features
+def reference(
+    self: TextTower,
+    ids: torch.Tensor,  # (G or 1, M, T) tokens
+    at: torch.Tensor,  # (G or 1, M, n) places of the prompt
+    first: torch.Tensor,  # (G, n, D) prompt that enters the first block
+    deep: torch.Tensor | tuple = (),  # (depth-1, n, D) prompts that enter the next ones
+) -> torch.Tensor:  # (G, M, D') raw text features
     "Text features by the model's own blocks, on every position."
     G, (M, T) = len(first), ids.shape[1:]
-    (ids, at), spread = (x.expand(G, -1, -1).flatten(0, 1) for x in (ids, at)), lambda p: p.repeat_interleave(M, 0) if p.ndim == 3 else p
+    (ids, at), spread = (
+        (x.expand(G, -1, -1).flatten(0, 1) for x in (ids, at)),
+        lambda p: p.repeat_interleave(M, 0) if p.ndim == 3 else p,
+    )
     x = _put(self.embed(ids), at, spread(first))
-    if self.cls is not None: x = torch.cat([x, self.cls.expand(len(x), 1, -1)], 1)
-    x, read = x + self.positions, torch.full_like(ids[:, 0], T) if self.cls is not None else self.end(ids)
+    if self.cls is not None:
+        x = torch.cat([x, self.cls.expand(len(x), 1, -1)], 1)
+    x, read = (
+        x + self.positions,
+        torch.full_like(ids[:, 0], T) if self.cls is not None else self.end(ids),
+    )
     mask = x.new_zeros(self.mask(ids).shape).masked_fill(~self.mask(ids), -math.inf)
     mask = mask[0] if self.cls is None else mask.repeat_interleave(self.heads, 0)
-    for i, block in enumerate(self.blocks): x = block(_put(x, at, deep[i-1]) if 0 < i <= len(deep) else x, attn_mask=mask)
+    for i, block in enumerate(self.blocks):
+        x = block(_put(x, at, deep[i - 1]) if 0 < i <= len(deep) else x, attn_mask=mask)
     return self.project(x[torch.arange(len(x)), read]).unflatten(0, (G, M))
 
 # %% ../../nbs/methods/11_prompted.ipynb #69c03123
-def _heads(x, H): return x.unflatten(-1, (H, -1)).transpose(-3, -2)
+def _heads(x, H):
+    return x.unflatten(-1, (H, -1)).transpose(-3, -2)
+
 
 def keys(
-    block:nn.Module, # a residual attention block
-    x:torch.Tensor, # (..., S, D) states that enter it
-    normed:bool=False, # has `x` passed the block's first LayerNorm already?
-)->tuple[torch.Tensor, torch.Tensor]: # (..., H, S, D/H) each
+    block: nn.Module,  # a residual attention block
+    x: torch.Tensor,  # (..., S, D) states that enter it
+    normed: bool = False,  # has `x` passed the block's first LayerNorm already?
+) -> tuple[torch.Tensor, torch.Tensor]:  # (..., H, S, D/H) each
     "Keys and values of `x` in a block."
     a, D = block.attn, x.shape[-1]
     kv = F.linear(x if normed else block.ln_1(x), a.in_proj_weight[D:], a.in_proj_bias[D:])
@@ -158,178 +217,289 @@ def keys(
 
 # %% ../../nbs/methods/11_prompted.ipynb #a2c3899a
 def step(
-    block:nn.Module, # a residual attention block
-    x:torch.Tensor, # (..., S, D) states that enter it
-    before:tuple|None=None, # keys and values (..., H, P, D/H) of what stands before `x`
-    mask:torch.Tensor|None=None, # (..., 1, S, P+S) booleans: who sees whom; all see all by default
-    pick:Callable|None=None, # function (..., S, D) -> (..., s, D) that keeps the tokens whose output is needed
-)->torch.Tensor: # (..., s, D)
+    block: nn.Module,  # a residual attention block
+    x: torch.Tensor,  # (..., S, D) states that enter it
+    before: tuple | None = None,  # keys and values (..., H, P, D/H) of what stands before `x`
+    mask: torch.Tensor
+    | None = None,  # (..., 1, S, P+S) booleans: who sees whom; all see all by default
+    pick: Callable
+    | None = None,  # function (..., S, D) -> (..., s, D) that keeps the tokens whose output is needed
+) -> torch.Tensor:  # (..., s, D)
     "One block for the tokens `x`."
     h, a, D = block.ln_1(x), block.attn, x.shape[-1]
     k, v = keys(block, h, normed=True)
-    if before is not None: k, v = (torch.cat([b.to(z.dtype).expand(*z.shape[:-2], *b.shape[-2:]), z], -2) for b, z in zip(before, (k, v)))
-    if pick: h, x = pick(h), pick(x)
+    if before is not None:
+        k, v = (
+            torch.cat([b.to(z.dtype).expand(*z.shape[:-2], *b.shape[-2:]), z], -2)
+            for b, z in zip(before, (k, v))
+        )
+    if pick:
+        h, x = pick(h), pick(x)
     q = _heads(F.linear(h, a.in_proj_weight[:D], a.in_proj_bias[:D]), a.num_heads)
-    if mask is not None: mask = mask.expand(*q.shape[:-3], *mask.shape[-3:]).flatten(0, -4) if mask.ndim > 3 else mask
-    seen = F.scaled_dot_product_attention(*(z.flatten(0, -4) for z in (q, k, v)), attn_mask=mask).view(q.shape)
+    if mask is not None:
+        mask = (
+            mask.expand(*q.shape[:-3], *mask.shape[-3:]).flatten(0, -4) if mask.ndim > 3 else mask
+        )
+    seen = F.scaled_dot_product_attention(
+        *(z.flatten(0, -4) for z in (q, k, v)), attn_mask=mask
+    ).view(q.shape)
     x = x + block.ls_1(a.out_proj(seen.transpose(-3, -2).flatten(-2)))
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
-def causal(S:int, P:int=0, device:str|torch.device|None=None)->torch.Tensor:
+
+def causal(S: int, P: int = 0, device: str | torch.device | None = None) -> torch.Tensor:
     "Each of `S` tokens sees the `P` tokens before them all, its predecessors and itself: (1, S, P+S) booleans."
     return torch.ones(1, S, P + S, dtype=torch.bool, device=device).tril(P)
 
 # %% ../../nbs/methods/11_prompted.ipynb #60c4b038
-BUCKET = 256 # tokens that an additional bucket has to save
+BUCKET = 256  # tokens that an additional bucket has to save
+
 
 def buckets(
-    lengths:list[int], # of each sentence
-)->list[list[int]]: # positions of the sentences of each bucket
+    lengths: list[int],  # of each sentence
+) -> list[list[int]]:  # positions of the sentences of each bucket
     "Group sentences of similar length so that their tokens, padding included, plus a price per bucket are least."
-    sizes = sorted(set(lengths)); upto = [0] + [sum(n <= s for n in lengths) for s in sizes]
-    best = [(0, 0)] # of the first j sizes: least cost, and where the last bucket begins
-    for j, s in enumerate(sizes, 1): best.append(min((best[i][0] + (upto[j] - upto[i])*s + BUCKET, i) for i in range(j)))
+    sizes = sorted(set(lengths))
+    upto = [0] + [sum(n <= s for n in lengths) for s in sizes]
+    best = [(0, 0)]  # of the first j sizes: least cost, and where the last bucket begins
+    for j, s in enumerate(sizes, 1):
+        best.append(min((best[i][0] + (upto[j] - upto[i]) * s + BUCKET, i) for i in range(j)))
     ends = [len(sizes)]
-    while ends[0]: ends.insert(0, best[ends[0]][1])
-    return [[k for k, n in enumerate(lengths) if sizes[a] <= n <= sizes[b-1]] for a, b in zip(ends, ends[1:])]
+    while ends[0]:
+        ends.insert(0, best[ends[0]][1])
+    return [
+        [k for k, n in enumerate(lengths) if sizes[a] <= n <= sizes[b - 1]]
+        for a, b in zip(ends, ends[1:])
+    ]
 
 # %% ../../nbs/methods/11_prompted.ipynb #a13fbf79
 @patch
 @torch.no_grad()
-def _start_keys(self:TextTower, token):
+def _start_keys(self: TextTower, token):
     "Keys and values of the start token in every block, (1, 1, H, 1, D/H) each: constants of the model."
     if not hasattr(self, "_start"):
         x, self._start = (self.embed(token) + self.positions[0]).view(1, 1, 1, -1), []
-        for block in self.blocks: self._start.append(keys(block, x)); x = step(block, x)
+        for block in self.blocks:
+            self._start.append(keys(block, x))
+            x = step(block, x)
     return self._start
 
+
 @patch
-def prefix(self:TextTower,
-    token:torch.Tensor, # () id of the start token
-    first:torch.Tensor, # (G, n, D) prompt that enters the first block
-    deep:torch.Tensor|tuple=(), # (depth-1, n, D) prompts that enter the next ones
-)->list[tuple]: # per block: keys and values (G, 1, H, 1+n, D/H)
+def prefix(
+    self: TextTower,
+    token: torch.Tensor,  # () id of the start token
+    first: torch.Tensor,  # (G, n, D) prompt that enters the first block
+    deep: torch.Tensor | tuple = (),  # (depth-1, n, D) prompts that enter the next ones
+) -> list[tuple]:  # per block: keys and values (G, 1, H, 1+n, D/H)
     "Keys and values of start token and prompt in every block."
-    G, n = first.shape[:2]; p, out = (first + self.positions[1:1+n])[:, None], []
+    G, n = first.shape[:2]
+    p, out = (first + self.positions[1 : 1 + n])[:, None], []
     for i, (block, start) in enumerate(zip(self.blocks, self._start_keys(token))):
-        if 0 < i <= len(deep): p = deep[i-1].expand(G, 1, -1, -1)
+        if 0 < i <= len(deep):
+            p = deep[i - 1].expand(G, 1, -1, -1)
         start = tuple(z.expand(G, -1, -1, -1, -1) for z in start)
         out.append(tuple(torch.cat([s.to(z.dtype), z], -2) for s, z in zip(start, keys(block, p))))
-        if len(deep) <= i < self.depth - 1: p = step(block, p, start, causal(n, 1, p.device))
+        if len(deep) <= i < self.depth - 1:
+            p = step(block, p, start, causal(n, 1, p.device))
     return out
 
 # %% ../../nbs/methods/11_prompted.ipynb #208e5490
 @patch
-def _suffix(self:TextTower, ids, P, L):
+def _suffix(self: TextTower, ids, P, L):
     "Embedded tokens P..L of `ids` (G, M, T), a mask for them, and the place (G, M) among them at which the feature is read."
-    x, mask, read = self.embed(ids[..., P:L]) + self.positions[P:L], causal(L - P, P, ids.device), self.end(ids) - P
-    if self.cls is None: return x, mask, read
+    x, mask, read = (
+        self.embed(ids[..., P:L]) + self.positions[P:L],
+        causal(L - P, P, ids.device),
+        self.end(ids) - P,
+    )
+    if self.cls is None:
+        return x, mask, read
     x = torch.cat([x, (self.cls + self.positions[-1]).expand(*x.shape[:2], 1, -1)], 2)
     kept = self.open_keys(ids)[..., [*range(L), ids.shape[-1]]]
-    return x, causal(L + 1 - P, P, ids.device) & kept[..., None, None, :], torch.full_like(read, L - P)
+    return (
+        x,
+        causal(L + 1 - P, P, ids.device) & kept[..., None, None, :],
+        torch.full_like(read, L - P),
+    )
+
 
 @patch
-def _part(self:TextTower, ids, at, first, deep, before, P, L):
+def _part(self: TextTower, ids, at, first, deep, before, P, L):
     "Features of the sentences `ids` (G or 1, M, T) cut to L tokens, behind a prefix of P tokens with keys and values `before`, or one of their own."
-    before, at, last = before or self.prefix(ids[0, 0, 0], first[:, :P-1], deep), at[..., P-1:], first[:, P-1:]
-    x, mask, read = self._suffix(ids, P, L); x = x.expand(len(before[0][0]), -1, -1, -1)
-    if last.shape[1]: x = _put(x, at - P, last[:, None] + self.positions[at])
+    before, at, last = (
+        before or self.prefix(ids[0, 0, 0], first[:, : P - 1], deep),
+        at[..., P - 1 :],
+        first[:, P - 1 :],
+    )
+    x, mask, read = self._suffix(ids, P, L)
+    x = x.expand(len(before[0][0]), -1, -1, -1)
+    if last.shape[1]:
+        x = _put(x, at - P, last[:, None] + self.positions[at])
     rows = lambda z: z.gather(-2, read[..., None, None].expand(*z.shape[:2], 1, z.shape[-1]))
-    own = rows(mask[:, None].expand(*read.shape, *mask.shape[-2:]) if mask.ndim == 3 else mask[:, :, 0])[:, :, None]
-    for i, block in enumerate(self.blocks[:-1]): x = step(block, x, before[i], mask)
+    own = rows(
+        mask[:, None].expand(*read.shape, *mask.shape[-2:]) if mask.ndim == 3 else mask[:, :, 0]
+    )[:, :, None]
+    for i, block in enumerate(self.blocks[:-1]):
+        x = step(block, x, before[i], mask)
     return self.project(step(self.blocks[-1], x, before[-1], own, rows)[..., 0, :])
 
 # %% ../../nbs/methods/11_prompted.ipynb #11e091df
 @patch
-def saved_bytes(self:TextTower,
-    tokens:int, # tokens of all sentences, those of a prefix once
-    sentences:int, # how many sentences
-    P:int, # length of the prefix
-    itemsize:int=4, # bytes of a number
-)->int:
+def saved_bytes(
+    self: TextTower,
+    tokens: int,  # tokens of all sentences, those of a prefix once
+    sentences: int,  # how many sentences
+    P: int,  # length of the prefix
+    itemsize: int = 4,  # bytes of a number
+) -> int:
     "Estimate of what the blocks keep for the backward pass."
-    hidden = self.blocks[0].mlp.c_fc.out_features*(2 if type(self.blocks[0].mlp.gelu).__name__ == "QuickGELU" else 1)
-    return itemsize*self.depth*(tokens*(6*self.width + hidden) + 2*sentences*P*self.width)
+    hidden = self.blocks[0].mlp.c_fc.out_features * (
+        2 if type(self.blocks[0].mlp.gelu).__name__ == "QuickGELU" else 1
+    )
+    return (
+        itemsize
+        * self.depth
+        * (tokens * (6 * self.width + hidden) + 2 * sentences * P * self.width)
+    )
 
 # %% ../../nbs/methods/11_prompted.ipynb #f13d8441
 class Plan:
     "How the sentences `ids` (G or 1, M, T) with prompts `at` (G or 1, M, n) are computed for `groups` prompts within `budget` bytes."
-    def __init__(self, tower:TextTower, ids:torch.Tensor, at:torch.Tensor, groups:int=1, budget:int|None=None):
+
+    def __init__(
+        self,
+        tower: TextTower,
+        ids: torch.Tensor,
+        at: torch.Tensor,
+        groups: int = 1,
+        budget: int | None = None,
+    ):
         self.ids, self.at, self.axis = ids, at, 0 if len(ids) > 1 else 1
         leading = (at == torch.arange(1, 1 + at.shape[-1], device=at.device)).flatten(0, 1).all(0)
-        self.P, lengths = 1 + int(leading.int().cumprod(0).sum()), tower.lengths(ids).flatten().tolist()
+        self.P, lengths = (
+            1 + int(leading.int().cumprod(0).sum()),
+            tower.lengths(ids).flatten().tolist(),
+        )
         self.parts = [(b, max(lengths[i] for i in b)) for b in buckets(lengths)]
-        tokens, G = sum(len(b)*(L - self.P + (tower.cls is not None)) for b, L in self.parts), max(groups, len(ids))
-        self.bytes = tower.saved_bytes(G//len(ids)*tokens + G*(self.P - 1), G*ids.shape[1], self.P, tower.positions.element_size())
+        tokens, G = (
+            sum(len(b) * (L - self.P + (tower.cls is not None)) for b, L in self.parts),
+            max(groups, len(ids)),
+        )
+        self.bytes = tower.saved_bytes(
+            G // len(ids) * tokens + G * (self.P - 1),
+            G * ids.shape[1],
+            self.P,
+            tower.positions.element_size(),
+        )
         self.recompute = budget is not None and self.bytes > budget
         if self.recompute:
-            size = max(1, int(len(lengths)*budget/2/self.bytes))
-            self.parts = [(b[i:i+size], L) for b, L in self.parts for i in range(0, len(b), size)]
+            size = max(1, int(len(lengths) * budget / 2 / self.bytes))
+            self.parts = [
+                (b[i : i + size], L) for b, L in self.parts for i in range(0, len(b), size)
+            ]
         order = [i for b, _ in self.parts for i in b]
         self.inverse = torch.argsort(torch.tensor(order)).to(ids.device)
         self.parts = [(torch.tensor(b, device=ids.device), L) for b, L in self.parts]
 
 # %% ../../nbs/methods/11_prompted.ipynb #a6cd13ec
 @patch
-def features(self:TextTower,
-    plan:Plan, # of the sentences
-    first:torch.Tensor, # (G, n, D) prompt that enters the first block
-    deep:torch.Tensor|tuple=(), # (depth-1, n, D) prompts that enter the next ones
-)->torch.Tensor: # (G, M, D') raw text features
+def features(
+    self: TextTower,
+    plan: Plan,  # of the sentences
+    first: torch.Tensor,  # (G, n, D) prompt that enters the first block
+    deep: torch.Tensor | tuple = (),  # (depth-1, n, D) prompts that enter the next ones
+) -> torch.Tensor:  # (G, M, D') raw text features
     "Text features, the same as `reference` gives."
-    if len(deep) and plan.P <= first.shape[1]: raise ValueError("deep prompts must stand in front of the class name")
-    before = self.prefix(plan.ids[0, 0, 0], first[:, :plan.P-1], deep) if plan.axis == 1 else None
-    out, run = [], functools.partial(checkpoint, self._part, use_reentrant=False) if plan.recompute else self._part
+    if len(deep) and first.shape[1] >= plan.P:
+        raise ValueError("deep prompts must stand in front of the class name")
+    before = (
+        self.prefix(plan.ids[0, 0, 0], first[:, : plan.P - 1], deep) if plan.axis == 1 else None
+    )
+    out, run = (
+        [],
+        functools.partial(checkpoint, self._part, use_reentrant=False)
+        if plan.recompute
+        else self._part,
+    )
     for index, L in plan.parts:
         take = lambda x: x if len(plan.inverse) == len(index) else x.index_select(plan.axis, index)
-        out.append(run(take(plan.ids), take(plan.at), first if plan.axis == 1 else take(first), deep, before, plan.P, L))
-    return out[0] if len(out) == 1 else torch.cat(out, plan.axis).index_select(plan.axis, plan.inverse)
+        out.append(
+            run(
+                take(plan.ids),
+                take(plan.at),
+                first if plan.axis == 1 else take(first),
+                deep,
+                before,
+                plan.P,
+                L,
+            )
+        )
+    return (
+        out[0] if len(out) == 1 else torch.cat(out, plan.axis).index_select(plan.axis, plan.inverse)
+    )
 
 # %% ../../nbs/methods/11_prompted.ipynb #1f4900ba
 class VisionTower:
     "One face over open_clip's vision transformers."
-    def __init__(self,
-        model:nn.Module, # an open_clip model
+
+    def __init__(
+        self,
+        model: nn.Module,  # an open_clip model
     ):
         self.visual, self.blocks = model.visual, _blocks(model.visual, "image")
         self.depth, self.width = len(self.blocks), self.visual.class_embedding.shape[0]
-        self.read = 1 if self.visual.attn_pool is None and self.visual.pool_type == "tok" else len(self.visual.positional_embedding)
+        self.read = (
+            1
+            if self.visual.attn_pool is None and self.visual.pool_type == "tok"
+            else len(self.visual.positional_embedding)
+        )
+
 
 @patch
-def project(self:VisionTower, x:torch.Tensor)->torch.Tensor:
+def project(self: VisionTower, x: torch.Tensor) -> torch.Tensor:
     "Image features from the states (B, 1 or all, D) of the model's own tokens."
     x = self.visual._pool(x)[0]
     return x if self.visual.proj is None else x @ self.visual.proj
 
 # %% ../../nbs/methods/11_prompted.ipynb #0a783d8e
 @patch
-def reference(self:VisionTower,
-    images:torch.Tensor, # (B, 3, s, s) pixels
-    first:torch.Tensor, # (n, D) prompt that enters the first block
-    deep:torch.Tensor|tuple=(), # (depth-1, n, D) prompts that enter the next ones
-)->torch.Tensor: # (B, D') raw image features
+def reference(
+    self: VisionTower,
+    images: torch.Tensor,  # (B, 3, s, s) pixels
+    first: torch.Tensor,  # (n, D) prompt that enters the first block
+    deep: torch.Tensor | tuple = (),  # (depth-1, n, D) prompts that enter the next ones
+) -> torch.Tensor:  # (B, D') raw image features
     "Image features by the model's own blocks, on every token."
-    x = self.visual._embeds(images); own = x.shape[1]
+    x = self.visual._embeds(images)
+    own = x.shape[1]
     beside = lambda p: torch.cat([x[:, :own], p.to(x.dtype).expand(len(x), -1, -1)], 1)
     x = beside(self.visual.ln_pre(first))
-    for i, block in enumerate(self.blocks): x = block(beside(deep[i-1]) if 0 < i <= len(deep) else x)
+    for i, block in enumerate(self.blocks):
+        x = block(beside(deep[i - 1]) if 0 < i <= len(deep) else x)
     return self.project(x[:, :own])
 
 # %% ../../nbs/methods/11_prompted.ipynb #361f469d
 @patch
-def features(self:VisionTower,
-    images:torch.Tensor, # (B, 3, s, s) pixels
-    first:torch.Tensor|None=None, # (n, D) prompt that enters the first block; none: the model as it is
-    deep:torch.Tensor|tuple=(), # (depth-1, n, D) prompts that enter the next ones
-)->torch.Tensor: # (B, D') raw image features
+def features(
+    self: VisionTower,
+    images: torch.Tensor,  # (B, 3, s, s) pixels
+    first: torch.Tensor
+    | None = None,  # (n, D) prompt that enters the first block; none: the model as it is
+    deep: torch.Tensor | tuple = (),  # (depth-1, n, D) prompts that enter the next ones
+) -> torch.Tensor:  # (B, D') raw image features
     "Image features, the same as `reference` gives."
-    x, prompts = self.visual._embeds(images), [] if first is None else [self.visual.ln_pre(first), *deep]
+    x, prompts = (
+        self.visual._embeds(images),
+        [] if first is None else [self.visual.ln_pre(first), *deep],
+    )
     for i, block in enumerate(self.blocks):
         last = i == self.depth - 1
-        flows = i == len(prompts) - 1 and not last # from here on the prompt's states are read
-        if flows: x = torch.cat([x, prompts[i].to(x.dtype).expand(len(x), -1, -1)], 1)
+        flows = i == len(prompts) - 1 and not last  # from here on the prompt's states are read
+        if flows:
+            x = torch.cat([x, prompts[i].to(x.dtype).expand(len(x), -1, -1)], 1)
         before = keys(block, prompts[i]) if i < len(prompts) and not flows else None
-        x = step(block, x, before, pick=(lambda z: z[:, :self.read]) if last else None)
+        x = step(block, x, before, pick=(lambda z: z[:, : self.read]) if last else None)
     return self.project(x)
 
 # %% ../../nbs/methods/11_prompted.ipynb #fb679155
@@ -355,47 +525,72 @@ def context_start(
 
 
 def depth_within(
-    depth:int|None, # asked for; None: three quarters of the shallower tower
-    *towers, # the towers that must hold it
-)->int:
+    depth: int | None,  # asked for; None: three quarters of the shallower tower
+    *towers,  # the towers that must hold it
+) -> int:
     "A prompt depth that the `towers` hold."
     least = min(t.depth for t in towers)
-    if depth is None: return max(1, 3*least//4)
-    if not 0 < depth <= least: raise ValueError(f"prompts of depth {depth} do not fit into a tower of {least} blocks")
+    if depth is None:
+        return max(1, 3 * least // 4)
+    if not 0 < depth <= least:
+        raise ValueError(f"prompts of depth {depth} do not fit into a tower of {least} blocks")
     return depth
 
 # %% ../../nbs/methods/11_prompted.ipynb #5e4a5316
 class PromptMethod(Method):
     "Trains inputs of a frozen text tower; subclasses give `init` and `text_prompts`."
+
     needs, after, place, class_specific = {"features", "text_tower"}, "", "end", False
-    def constants(self, problem): return {}
-    def logits(self, batch): return self.cosine_logits(batch.x, self.text())
+
+    def constants(self, problem):
+        return {}
+
+    def logits(self, batch):
+        return self.cosine_logits(batch.x, self.text())
+
 
 @patch
-def begin(self:PromptMethod):
+def begin(self: PromptMethod):
     "To be called at the start of `init`: a view of the tower, and the memory that its plans may use."
-    self.tower, self.plans, self.budget = TextTower(self.backbone.model), {}, free_memory(self.backbone.device)//2
+    self.tower, self.plans, self.budget = (
+        TextTower(self.backbone.model),
+        {},
+        free_memory(self.backbone.device) // 2,
+    )
+
 
 @patch
-def text_prompts(self:PromptMethod, classnames:list[str])->tuple:
+def text_prompts(self: PromptMethod, classnames: list[str]) -> tuple:
     "First (G, n, D) and deep (depth-1, n, D) text prompts for `classnames`."
     raise NotImplementedError
 
 # %% ../../nbs/methods/11_prompted.ipynb #4de70748
 @patch
-def plan(self:PromptMethod, classnames:list[str], groups:int=1)->Plan:
+def plan(self: PromptMethod, classnames: list[str], groups: int = 1) -> Plan:
     "How the sentences of `classnames` are computed; kept for the next time."
     key = tuple(classnames), groups
     if key not in self.plans:
-        ids, at = (x.to(self.backbone.device) for x in sentences(self.tower, self.backbone.tokenizer, classnames, self.n_ctx, self.after, self.place))
-        self.plans[key] = Plan(self.tower, *((x[:, None] if self.class_specific else x[None]) for x in (ids, at)), groups, self.budget)
+        ids, at = (
+            x.to(self.backbone.device)
+            for x in sentences(
+                self.tower, self.backbone.tokenizer, classnames, self.n_ctx, self.after, self.place
+            )
+        )
+        self.plans[key] = Plan(
+            self.tower,
+            *((x[:, None] if self.class_specific else x[None]) for x in (ids, at)),
+            groups,
+            self.budget,
+        )
     return self.plans[key]
 
+
 @patch
-def text(self:PromptMethod,
-    classnames:list[str]|None=None, # default: the method's own
-    prompts:tuple|None=None, # as `text_prompts` gives them, where they are known already
-)->torch.Tensor: # (K, D) unit rows
+def text(
+    self: PromptMethod,
+    classnames: list[str] | None = None,  # default: the method's own
+    prompts: tuple | None = None,  # as `text_prompts` gives them, where they are known already
+) -> torch.Tensor:  # (K, D) unit rows
     "The text classifier behind the prompt."
     classnames = self.classnames if classnames is None else check_classnames(classnames)
     first, deep = prompts or self.text_prompts(classnames)
@@ -403,8 +598,9 @@ def text(self:PromptMethod,
         t = self.tower.features(self.plan(classnames), first, deep)
     return F.normalize(t.flatten(0, 1).to(first.dtype), dim=-1)
 
+
 @patch
-def scorer(self:PromptMethod, classnames):
+def scorer(self: PromptMethod, classnames):
     "A function from batches to scores (B, K) over `classnames`, whose text is computed here."
     text = self.text(classnames)
     return lambda batch: self.cosine_logits(batch.x, text)
@@ -412,21 +608,37 @@ def scorer(self:PromptMethod, classnames):
 # %% ../../nbs/methods/11_prompted.ipynb #ff7bab37
 class ImagePromptMethod(PromptMethod):
     "Trains inputs of the image tower; subclasses give `init` and `scorer`."
+
     needs = {"text_tower", "image_tower"}
-    recipe = dict(optimizer="sgd", lr=2.5e-3, weight_decay=5e-4, epochs=10, batch_size=4, schedule="warmup_cosine", crop=.5,
-                  drop_last=True)  # Dassl's train loader
+    recipe = dict(
+        optimizer="sgd",
+        lr=2.5e-3,
+        weight_decay=5e-4,
+        epochs=10,
+        batch_size=4,
+        schedule="warmup_cosine",
+        crop=0.5,
+        drop_last=True,
+    )  # Dassl's train loader
     space = dict(lr=[1e-3, 2.5e-3, 1e-2])
-    def logits(self, batch): return self.scorer(self.classnames)(batch)
+
+    def logits(self, batch):
+        return self.scorer(self.classnames)(batch)
+
 
 @patch
-def begin(self:ImagePromptMethod):
+def begin(self: ImagePromptMethod):
     "To be called at the start of `init`: a view of both towers."
-    PromptMethod.begin(self); self.eyes = VisionTower(self.backbone.model)
+    PromptMethod.begin(self)
+    self.eyes = VisionTower(self.backbone.model)
+
 
 @patch
-def image(self:ImagePromptMethod,
-    x:torch.Tensor, # (B, 3, s, s) pixels
-    V:torch.Tensor, # (depth, n, d_vision) visual prompts
-)->torch.Tensor: # (B, D') raw image features
+def image(
+    self: ImagePromptMethod,
+    x: torch.Tensor,  # (B, 3, s, s) pixels
+    V: torch.Tensor,  # (depth, n, d_vision) visual prompts
+) -> torch.Tensor:  # (B, D') raw image features
     "Image features beside the visual prompts."
-    with self.backbone.autocast(): return self.eyes.features(x, V[0], V[1:]).to(V.dtype)
+    with self.backbone.autocast():
+        return self.eyes.features(x, V[0], V[1:]).to(V.dtype)

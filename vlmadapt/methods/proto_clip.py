@@ -8,85 +8,121 @@ __all__ = ['WIDTH', 'MIX', 'VARIANTS', 'log_mixture', 'info_nce', 'image_shape',
 # %% ../../nbs/methods/07_proto_clip.ipynb #9e8df143
 import math
 from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
+
 from ..foundation import choose
 from ..method import Method, hyper
-from ..values import Flag, Fraction, NonNegative, Positive, Real
 from .tip_adapter import by_class, cache_keys, class_layout
+from ..values import Flag, Fraction, NonNegative, Positive, Real
 
 # %% ../../nbs/methods/07_proto_clip.ipynb #e6299606
 def log_mixture(
-    q:torch.Tensor, # (B, D) unit queries
-    image:torch.Tensor, # (K, D) unit image prototypes
-    text:torch.Tensor, # (K, D) unit text prototypes
-    alpha:torch.Tensor, # weight of the image prototypes
-    beta:torch.Tensor, # sharpness
-)->torch.Tensor: # (B, K)
+    q: torch.Tensor,  # (B, D) unit queries
+    image: torch.Tensor,  # (K, D) unit image prototypes
+    text: torch.Tensor,  # (K, D) unit text prototypes
+    alpha: torch.Tensor,  # weight of the image prototypes
+    beta: torch.Tensor,  # sharpness
+) -> torch.Tensor:  # (B, K)
     "$\\log p$ of the equation above."
     weight = lambda w: w.clamp(min=torch.finfo(q.dtype).tiny).log()
-    part = lambda c: F.log_softmax(2*beta*q @ c.T, dim=-1)
+    part = lambda c: F.log_softmax(2 * beta * q @ c.T, dim=-1)
     return torch.logaddexp(weight(alpha) + part(image), weight(1 - alpha) + part(text))
 
 # %% ../../nbs/methods/07_proto_clip.ipynb #d8a54c1c
 def info_nce(
-    a:torch.Tensor, # (K, D) unit rows
-    b:torch.Tensor, # (K, D) unit rows, row k belongs to row k of `a`
-    temperature:float=.1, # default of the package that the released code uses
-)->torch.Tensor:
+    a: torch.Tensor,  # (K, D) unit rows
+    b: torch.Tensor,  # (K, D) unit rows, row k belongs to row k of `a`
+    temperature: float = 0.1,  # default of the package that the released code uses
+) -> torch.Tensor:
     "Mean over k of the cross-entropy of picking row k of `b` from row k of `a`."
     return F.cross_entropy(a @ b.T / temperature, torch.arange(len(a), device=a.device))
 
 # %% ../../nbs/methods/07_proto_clip.ipynb #0f672e9f
-WIDTH, MIX = 16, .2 # of the convolutions; of the bottleneck (released code)
+WIDTH, MIX = 16, 0.2  # of the convolutions; of the bottleneck (released code)
+
 
 def image_shape(
-    D:int, # width of a feature
-)->tuple[int, int]:
+    D: int,  # width of a feature
+) -> tuple[int, int]:
     "The most square (h, w) with h*w = `D`."
     h = next(h for h in range(math.isqrt(D), 0, -1) if D % h == 0)
-    return h, D//h
+    return h, D // h
+
 
 def layer_shapes(
-    adapter:str, # "conv-3x", "conv-2x", "fc" or "none"
-    D:int, # width of a feature
-)->list[tuple]: # (weight, LayerNorm) for each layer
+    adapter: str,  # "conv-3x", "conv-2x", "fc" or "none"
+    D: int,  # width of a feature
+) -> list[tuple]:  # (weight, LayerNorm) for each layer
     "Shapes of the layers of a query adapter."
-    wide, narrow, r = (WIDTH, *image_shape(D)), (1, *image_shape(D)), max(1, D//4)
+    wide, narrow, r = (WIDTH, *image_shape(D)), (1, *image_shape(D)), max(1, D // 4)
     conv = [((WIDTH, 1, 1, 1), wide), ((WIDTH, WIDTH, 3, 3), wide), ((1, WIDTH, 1, 1), narrow)]
-    return choose(adapter, {"conv-3x": conv, "conv-2x": conv[::2], "fc": [((r, D), (r,)), ((D, r), (D,))], "none": []}, "ProtoCLIP adapter")
+    return choose(
+        adapter,
+        {"conv-3x": conv, "conv-2x": conv[::2], "fc": [((r, D), (r,)), ((D, r), (D,))], "none": []},
+        "ProtoCLIP adapter",
+    )
 
 # %% ../../nbs/methods/07_proto_clip.ipynb #52f17c78
 def _linear(x, weight):
     "A layer without bias: dense, or a convolution of odd size; a 1x1 one is a product over channels."
-    if weight.ndim == 2: return F.linear(x, weight)
-    return F.conv2d(x, weight, padding=weight.shape[-1]//2) if weight.shape[-1] > 1 else torch.einsum("oc,bchw->bohw", weight.flatten(1), x)
+    if weight.ndim == 2:
+        return F.linear(x, weight)
+    return (
+        F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+        if weight.shape[-1] > 1
+        else torch.einsum("oc,bchw->bohw", weight.flatten(1), x)
+    )
+
 
 def adapt(
-    x:torch.Tensor, # (B, D) unit features
-    layers:list, # (weight, gain, shift) for each layer of `layer_shapes`
-)->torch.Tensor: # (B, D) unit queries
+    x: torch.Tensor,  # (B, D) unit features
+    layers: list,  # (weight, gain, shift) for each layer of `layer_shapes`
+) -> torch.Tensor:  # (B, D) unit queries
     "Send features through a query adapter; without layers they stay as they are."
-    if not layers: return x
+    if not layers:
+        return x
     fc = layers[0][0].ndim == 2
     out = x if fc else x.unflatten(-1, (1, *layers[0][1].shape[1:]))
-    for weight, gain, shift in layers: out = F.layer_norm(_linear(out, weight), gain.shape, gain, shift)
-    return F.normalize(MIX*out + (1 - MIX)*x if fc else out.flatten(1) + x, dim=-1)
+    for weight, gain, shift in layers:
+        out = F.layer_norm(_linear(out, weight), gain.shape, gain, shift)
+    return F.normalize(MIX * out + (1 - MIX) * x if fc else out.flatten(1) + x, dim=-1)
 
 # %% ../../nbs/methods/07_proto_clip.ipynb #bbe6aa31
 VARIANTS = dict.fromkeys(("training-free", "F", "F-Q^T"))
 
+
 class ProtoCLIP(Method):
     "Distances to image and text prototypes, trained or not."
-    recipe = dict(optimizer="adamw", lr=1e-3, weight_decay=.05, eps=1e-4, epochs=100, batch_size=256, schedule="cosine",
-                  drop_last=False)  # released code: the loader keeps the incomplete batch
-    space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], alpha_train=[.2, .5, .8], beta_train=[5., 12., 20.])
-    posthoc = dict(beta=[k/10 for k in range(1, 10)] + [float(k) for k in range(1, 21)], alpha=[k/10 for k in range(11)])
-    def __init__(self, problem,
+
+    recipe = dict(
+        optimizer="adamw",
+        lr=1e-3,
+        weight_decay=0.05,
+        eps=1e-4,
+        epochs=100,
+        batch_size=256,
+        schedule="cosine",
+        drop_last=False,
+    )  # released code: the loader keeps the incomplete batch
+    space = dict(
+        lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], alpha_train=[0.2, 0.5, 0.8], beta_train=[5.0, 12.0, 20.0]
+    )
+    posthoc = dict(
+        beta=[k / 10 for k in range(1, 10)] + [float(k) for k in range(1, 21)],
+        alpha=[k / 10 for k in range(11)],
+    )
+
+    def __init__(
+        self,
+        problem,
         variant: Literal["training-free", "F", "F-Q^T"] = "F-Q^T",  # see above
-        adapter: Literal["conv-3x", "conv-2x", "fc", "none"] = "conv-2x",  # of the queries (ImageNet's)
+        adapter: Literal[
+            "conv-3x", "conv-2x", "fc", "none"
+        ] = "conv-2x",  # of the queries (ImageNet's)
         train_text: Flag = False,  # train the text prototypes too (ImageNet's)
         alpha: Fraction = 0.5,  # weight of the image prototypes at test time (ImageNet's)
         beta: NonNegative = 12.0,  # sharpness at test time (ImageNet's)
@@ -94,21 +130,25 @@ class ProtoCLIP(Method):
         beta_train: NonNegative = 12.0,  # sharpness while training
         temperature: Positive = 0.1,  # of the alignment (released code)
         gain: Real = 0.0,  # initial gain of the adapter's last LayerNorm: 0 the identity, 1 as released
-        **recipe): super().__init__(problem, hyper(locals()))
+        **recipe,
+    ):
+        super().__init__(problem, hyper(locals()))
 
 # %% ../../nbs/methods/07_proto_clip.ipynb #43ff98f6
 @patch(cls_method=True)
-def unused(cls:ProtoCLIP, hyper:dict)->set:
+def unused(cls: ProtoCLIP, hyper: dict) -> set:
     "Without training its hyper-parameters have no effect."
     return {*cls.space, "temperature", "gain"} if hyper["variant"] == "training-free" else set()
+
 
 @patch
 def training_free(self: ProtoCLIP) -> bool:
     "Is this the variant without training?"
     return self.variant == "training-free"
 
+
 @patch
-def constants(self:ProtoCLIP, problem):
+def constants(self: ProtoCLIP, problem):
     "Text prototypes and unit support features, with their place by class."
     text = problem.features.text
     place, held = class_layout(problem.labels["train"], len(text))
@@ -116,25 +156,38 @@ def constants(self:ProtoCLIP, problem):
 
 # %% ../../nbs/methods/07_proto_clip.ipynb #0c662663
 @patch
-def init(self:ProtoCLIP, generator):
+def init(self: ProtoCLIP, generator):
     "Trained copies of the memory and, where asked for, of the text; layers of the adapter."
     self.trained, self.layers = nn.ParameterDict(), nn.ParameterDict()
     shapes = layer_shapes(self.adapter, self.text.shape[1])
-    if self.variant == "training-free": return
-    self.trained.update({"memory": self.keys.clone(), **({"text": self.text.clone()} if self.train_text else {})})
+    if self.variant == "training-free":
+        return
+    self.trained.update(
+        {"memory": self.keys.clone(), **({"text": self.text.clone()} if self.train_text else {})}
+    )
     for i, (weight, norm) in enumerate(shapes):
-        uniform = torch.rand(weight, generator=generator, dtype=self.text.dtype)*2 - 1
-        start = float(self.gain) if i == len(shapes) - 1 else 1.
-        self.layers.update({f"w{i}": uniform/math.prod(weight[1:])**.5, f"g{i}": torch.full(norm, start).to(uniform), f"s{i}": torch.zeros(norm).to(uniform)})
+        uniform = torch.rand(weight, generator=generator, dtype=self.text.dtype) * 2 - 1
+        start = float(self.gain) if i == len(shapes) - 1 else 1.0
+        self.layers.update(
+            {
+                f"w{i}": uniform / math.prod(weight[1:]) ** 0.5,
+                f"g{i}": torch.full(norm, start).to(uniform),
+                f"s{i}": torch.zeros(norm).to(uniform),
+            }
+        )
 
 # %% ../../nbs/methods/07_proto_clip.ipynb #ad672e1b
 @patch
-def query(self:ProtoCLIP, x:torch.Tensor)->torch.Tensor:
+def query(self: ProtoCLIP, x: torch.Tensor) -> torch.Tensor:
     "Unit queries of image features `x` (B, D)."
-    return adapt(F.normalize(x, dim=-1), [[self.layers[f"{n}{i}"] for n in "wgs"] for i in range(len(self.layers)//3)])
+    return adapt(
+        F.normalize(x, dim=-1),
+        [[self.layers[f"{n}{i}"] for n in "wgs"] for i in range(len(self.layers) // 3)],
+    )
+
 
 @patch
-def prototypes(self:ProtoCLIP)->tuple[torch.Tensor, torch.Tensor]:
+def prototypes(self: ProtoCLIP) -> tuple[torch.Tensor, torch.Tensor]:
     "Unit image prototypes and unit text prototypes, (K, D) each."
     text = F.normalize(self.trained["text"], dim=-1) if "text" in self.trained else self.text
     memory = F.normalize(self.trained["memory"], dim=-1) if "memory" in self.trained else self.keys
@@ -143,13 +196,21 @@ def prototypes(self:ProtoCLIP)->tuple[torch.Tensor, torch.Tensor]:
 
 # %% ../../nbs/methods/07_proto_clip.ipynb #b8931220
 @patch
-def logits(self:ProtoCLIP, batch):
+def logits(self: ProtoCLIP, batch):
     "$\\log p$ with the weights for testing."
     return log_mixture(self.query(batch.x), *self.prototypes(), self.alpha, self.beta)
 
+
 @patch
-def loss(self:ProtoCLIP, batch):
+def loss(self: ProtoCLIP, batch):
     "Negative log-likelihood of the queries, plus the alignment of the prototypes both ways."
-    q, (image, text) = self.query(self.keys[batch.index] if self.variant == "F" else batch.x), self.prototypes()
+    q, (image, text) = (
+        self.query(self.keys[batch.index] if self.variant == "F" else batch.x),
+        self.prototypes(),
+    )
     likelihood = F.nll_loss(log_mixture(q, image, text, self.alpha_train, self.beta_train), batch.y)
-    return likelihood + info_nce(image, text, self.temperature) + info_nce(text, image, self.temperature)
+    return (
+        likelihood
+        + info_nce(image, text, self.temperature)
+        + info_nce(text, image, self.temperature)
+    )

@@ -7,9 +7,11 @@ __all__ = ['raw_text', 'TaskRes']
 
 # %% ../../nbs/methods/05_task_res.ipynb #17b3a3dc
 from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
 from ..method import Method, hyper, same_length
 from ..problem import Problem
 from ..prompts import class_means

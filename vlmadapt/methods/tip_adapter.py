@@ -10,44 +10,58 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
+
 from ..method import Method, hyper
 from ..problem import Problem
 from ..values import Flag, NonNegative
 
 # %% ../../nbs/methods/02_tip_adapter.ipynb #79562eb2
 def cache_keys(
-    problem:Problem, # with views of its support images
-)->torch.Tensor: # (N, D) unit rows
+    problem: Problem,  # with views of its support images
+) -> torch.Tensor:  # (N, D) unit rows
     "Keys of the cache: the mean over views of each support image, normalised."
     return F.normalize(problem.features.views.mean(0), dim=-1)
 
 # %% ../../nbs/methods/02_tip_adapter.ipynb #2dc51e00
 def class_layout(
-    y:torch.Tensor, # (N,) labels
-    K:int, # number of classes
-)->tuple[torch.Tensor, torch.Tensor]: # place (N,) of each row among K*S, S being the largest count; held (K, S), 1 or 0
+    y: torch.Tensor,  # (N,) labels
+    K: int,  # number of classes
+) -> tuple[
+    torch.Tensor, torch.Tensor
+]:  # place (N,) of each row among K*S, S being the largest count; held (K, S), 1 or 0
     "Where each support image stands when classes lie one after the other in equal room."
     counts, order = torch.bincount(y, minlength=K), torch.argsort(y, stable=True)
-    rank = torch.empty_like(y); rank[order] = torch.arange(len(y)) - (counts.cumsum(0) - counts)[y[order]]
-    return y*counts.max() + rank, (torch.arange(int(counts.max())) < counts[:, None]).to(torch.get_default_dtype())
+    rank = torch.empty_like(y)
+    rank[order] = torch.arange(len(y)) - (counts.cumsum(0) - counts)[y[order]]
+    return y * counts.max() + rank, (torch.arange(int(counts.max())) < counts[:, None]).to(
+        torch.get_default_dtype()
+    )
+
 
 def by_class(
-    rows:torch.Tensor, # (N, D)
-    place:torch.Tensor, # (N,) from `class_layout`
-    held:torch.Tensor, # (K, S) from `class_layout`
-)->torch.Tensor: # (K, S, D), zero where nothing is held
+    rows: torch.Tensor,  # (N, D)
+    place: torch.Tensor,  # (N,) from `class_layout`
+    held: torch.Tensor,  # (K, S) from `class_layout`
+) -> torch.Tensor:  # (K, S, D), zero where nothing is held
     "Rows laid out by class."
-    return rows.new_zeros(held.numel(), rows.shape[1]).index_copy(0, place, rows).view(*held.shape, -1)
+    return (
+        rows.new_zeros(held.numel(), rows.shape[1]).index_copy(0, place, rows).view(*held.shape, -1)
+    )
+
 
 def class_sums(
-    a:torch.Tensor, # (B, K*S) affinity to each place
-    held:torch.Tensor, # (K, S)
-)->torch.Tensor: # (B, K)
+    a: torch.Tensor,  # (B, K*S) affinity to each place
+    held: torch.Tensor,  # (K, S)
+) -> torch.Tensor:  # (B, K)
     "Sum affinities over the support images of each class."
-    return (a.unflatten(-1, held.shape)*held).sum(-1)
+    return (a.unflatten(-1, held.shape) * held).sum(-1)
 
 # %% ../../nbs/methods/02_tip_adapter.ipynb #c073a149
-SWEEP = dict(beta=[.3, 1., 2., 3., 5., 8., 12., 20., 30., 50.], alpha=[.1, .3, .5, 1., 1.5, 2., 3., 5., 8., 12.])
+SWEEP = dict(
+    beta=[0.3, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0, 50.0],
+    alpha=[0.1, 0.3, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0],
+)
+
 
 class TipAdapter(Method):
     "Zero-shot scores plus the votes of a cache of support images."
@@ -72,15 +86,18 @@ class TipAdapter(Method):
 
 # %% ../../nbs/methods/02_tip_adapter.ipynb #a70944f3
 @patch
-def vote(self:TipAdapter,
-    x:torch.Tensor, # (B, D) raw image features
-    keys:torch.Tensor, # (N, D) unit keys
-    alpha:float|torch.Tensor, # weight of the cache
-    beta:float|torch.Tensor, # sharpness
-)->torch.Tensor: # (B, K)
+def vote(
+    self: TipAdapter,
+    x: torch.Tensor,  # (B, D) raw image features
+    keys: torch.Tensor,  # (N, D) unit keys
+    alpha: float | torch.Tensor,  # weight of the cache
+    beta: float | torch.Tensor,  # sharpness
+) -> torch.Tensor:  # (B, K)
     "The equation above."
-    affinity = torch.exp(-beta*(1 - F.normalize(x, dim=-1) @ by_class(keys, self.place, self.held).flatten(0, 1).T))
-    return self.cosine_logits(x, self.text) + alpha*class_sums(affinity, self.held)
+    affinity = torch.exp(
+        -beta * (1 - F.normalize(x, dim=-1) @ by_class(keys, self.place, self.held).flatten(0, 1).T)
+    )
+    return self.cosine_logits(x, self.text) + alpha * class_sums(affinity, self.held)
 
 # %% ../../nbs/methods/02_tip_adapter.ipynb #6b8a3a59
 class TipAdapterF(TipAdapter):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
+
 from ..method import hyper
 from .mudpt import MuDPT
 from .prompted import PHOTO_WORDS, ImagePromptMethod, depth_within, photo_tokens
@@ -19,22 +20,30 @@ from ..values import PositiveInteger
 # %% ../../nbs/methods/14_vpt_maple.ipynb #9fa7b37d
 class VPT(ImagePromptMethod):
     "Deep visual prompts beside a fixed sentence."
+
     recipe = {**ImagePromptMethod.recipe, "epochs": 5}
-    def __init__(self, problem,
+
+    def __init__(
+        self,
+        problem,
         depth: PositiveInteger | None = None,  # blocks that receive prompts; None: all
         n_ctx: PositiveInteger = 8,  # prompt length
-        **recipe): super().__init__(problem, hyper(locals()))
+        **recipe,
+    ):
+        super().__init__(problem, hyper(locals()))
 
 # %% ../../nbs/methods/14_vpt_maple.ipynb #1846a661
 @patch
-def init(self:VPT, generator):
+def init(self: VPT, generator):
     "Visual prompts from the `generator`."
-    self.begin(); self.fixed = {}
+    self.begin()
+    self.fixed = {}
     D = depth_within(self.eyes.depth if self.depth is None else self.depth, self.eyes)
-    self.V = nn.Parameter(torch.randn(D, self.n_ctx, self.eyes.width, generator=generator)*.02)
+    self.V = nn.Parameter(torch.randn(D, self.n_ctx, self.eyes.width, generator=generator) * 0.02)
+
 
 @patch
-def text(self:VPT, classnames:list[str]|None=None)->torch.Tensor:
+def text(self: VPT, classnames: list[str] | None = None) -> torch.Tensor:
     "The classifier of the fixed sentence."
     names = tuple(self.classnames if classnames is None else check_classnames(classnames))
     if names not in self.fixed:
@@ -42,8 +51,9 @@ def text(self:VPT, classnames:list[str]|None=None)->torch.Tensor:
         self.fixed[names] = F.normalize(features, dim=-1).to(self.V.device)
     return self.fixed[names]
 
+
 @patch
-def scorer(self:VPT, classnames):
+def scorer(self: VPT, classnames):
     "A function from batches of pixels to scores (B, K) over `classnames`."
     text = self.text(classnames)
     return lambda batch: self.cosine_logits(self.image(batch.x, self.V), text)
@@ -51,12 +61,21 @@ def scorer(self:VPT, classnames):
 # %% ../../nbs/methods/14_vpt_maple.ipynb #8b80f2e5
 class MaPLe(MuDPT):
     "Deep text prompts, and visual prompts made of them by a linear map per layer."
+
     recipe = {**MuDPT.recipe, "lr": 3.5e-3, "epochs": 5}
     space = dict(lr=[1e-3, 3.5e-3, 1e-2])
     injection, n_vision, fuse_first, one_way, words = "linear_per_layer", None, True, True, None
-    def __init__(self, problem,
-        depth: PositiveInteger | None = None,  # blocks that receive prompts; None: three quarters of the shallower tower
+
+    def __init__(
+        self,
+        problem,
+        depth: PositiveInteger
+        | None = None,  # blocks that receive prompts; None: three quarters of the shallower tower
         n_ctx: PositiveInteger = 2,  # prompt length in both towers; further words of "a photo of a" stay as they are
-        **recipe): ImagePromptMethod.__init__(self, problem, hyper(locals()))
+        **recipe,
+    ):
+        ImagePromptMethod.__init__(self, problem, hyper(locals()))
+
     @property
-    def after(self)->str: return " ".join(PHOTO_WORDS.split()[self.n_ctx:])
+    def after(self) -> str:
+        return " ".join(PHOTO_WORDS.split()[self.n_ctx :])

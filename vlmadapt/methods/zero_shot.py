@@ -11,6 +11,12 @@ from ..method import Method, hyper
 # %% ../../nbs/methods/00_zero_shot.ipynb #e29e515c
 class ZeroShot(Method):
     "CLIP's own classifier: scaled cosine between image and class text."
-    def __init__(self, problem): super().__init__(problem, hyper(locals()))
-    def constants(self, problem): return dict(text=problem.features.text)
-    def logits(self, batch): return self.cosine_logits(batch.x, self.text)
+
+    def __init__(self, problem):
+        super().__init__(problem, hyper(locals()))
+
+    def constants(self, problem):
+        return dict(text=problem.features.text)
+
+    def logits(self, batch):
+        return self.cosine_logits(batch.x, self.text)

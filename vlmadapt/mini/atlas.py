@@ -8,183 +8,246 @@ __all__ = ['SHAPES', 'HELD_SHAPES', 'PATTERNS', 'HELD_PATTERNS', 'COLOURS', 'HEL
            'box', 'join', 'convex', 'polygon', 'star', 'contact_sheet']
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #022b9da8
-import functools, io
+import functools
+import io
+
 import numpy as np
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #55f5c478
-def disc(x:np.ndarray, y:np.ndarray, r:float)->np.ndarray:
+def disc(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
     "Distance to a circle of radius `r` around the origin."
     return np.sqrt(x * x + y * y) - r
 
-def box(x:np.ndarray, y:np.ndarray, w:float, h:float)->np.ndarray:
+
+def box(x: np.ndarray, y: np.ndarray, w: float, h: float) -> np.ndarray:
     "Distance to a box of half width `w` and half height `h`."
     return np.maximum(np.abs(x) - w, np.abs(y) - h)
 
-def join(*distances)->np.ndarray:
+
+def join(*distances) -> np.ndarray:
     "The union of several shapes: the least of their `distances`."
     return functools.reduce(np.minimum, distances)
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #63388298
-def convex(*corners)->np.ndarray:
+def convex(*corners) -> np.ndarray:
     "Distance function of the convex polygon with these `corners`, in order."
-    p = np.array(corners, np.float32); q = np.roll(p, -1, 0)
-    if (p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0]).sum() > 0: p = p[::-1]      # clockwise, so that normals point outwards
+    p = np.array(corners, np.float32)
+    q = np.roll(p, -1, 0)
+    if (p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0]).sum() > 0:
+        p = p[::-1]  # clockwise, so that normals point outwards
     e = np.roll(p, -1, 0) - p
     normal = np.stack([-e[:, 1], e[:, 0]], 1) / np.linalg.norm(e, axis=1, keepdims=True)
     offset = (normal * p).sum(1)
+
     def distance(x, y):
         d = x * normal[0, 0] + y * normal[0, 1] - offset[0]
-        for (a, b), c in zip(normal[1:], offset[1:]): d = np.maximum(d, x * a + y * b - c)
+        for (a, b), c in zip(normal[1:], offset[1:]):
+            d = np.maximum(d, x * a + y * b - c)
         return d
+
     return distance
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #f1f140cc
-def polygon(sides:int, turn:float=0.0, size:float=0.95)->np.ndarray:
+def polygon(sides: int, turn: float = 0.0, size: float = 0.95) -> np.ndarray:
     "Distance function of a regular polygon with `sides`; `turn` is in units of one side, `size` its radius."
     a = -2 * np.pi * (np.arange(sides) + turn) / sides + np.pi / 2
     return convex(*zip(size * np.cos(a), size * np.sin(a)))
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #e379d449
-def star(points:int, inner:float)->np.ndarray:
+def star(points: int, inner: float) -> np.ndarray:
     "Distance function of a star with `points`, whose inner corners lie at radius `inner`."
     half = np.pi / points
-    edge = np.array([inner * np.cos(half) - 1, inner * np.sin(half)]); edge = edge / np.hypot(*edge)
+    edge = np.array([inner * np.cos(half) - 1, inner * np.sin(half)])
+    edge = edge / np.hypot(*edge)
+
     def distance(x, y):
-        a = np.abs(np.mod(np.arctan2(x, y) + half, 2 * half) - half); r = np.hypot(x, y)
+        a = np.abs(np.mod(np.arctan2(x, y) + half, 2 * half) - half)
+        r = np.hypot(x, y)
         return (r * np.cos(a) - 1) * np.float32(edge[1]) - r * np.sin(a) * np.float32(edge[0])
+
     return distance
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #6aa32263
-_roof, _crown = convex((0, .98), (.95, -.02), (-.95, -.02)), convex((0, 1), (.8, -.35), (-.8, -.35))
-_drop, _tail = convex((0, 1), (.52, -.02), (-.52, -.02)), convex((-.2, 0), (-.98, .6), (-.98, -.6))
-_head = convex((.05, .75), (.98, 0), (.05, -.75))
-_bolt = convex((.35, 1), (.15, -.15), (-.6, -.15)), convex((-.35, -1), (-.15, .15), (.6, .15))
+_roof, _crown = (
+    convex((0, 0.98), (0.95, -0.02), (-0.95, -0.02)),
+    convex((0, 1), (0.8, -0.35), (-0.8, -0.35)),
+)
+_drop, _tail = (
+    convex((0, 1), (0.52, -0.02), (-0.52, -0.02)),
+    convex((-0.2, 0), (-0.98, 0.6), (-0.98, -0.6)),
+)
+_head = convex((0.05, 0.75), (0.98, 0), (0.05, -0.75))
+_bolt = (
+    convex((0.35, 1), (0.15, -0.15), (-0.6, -0.15)),
+    convex((-0.35, -1), (-0.15, 0.15), (0.6, 0.15)),
+)
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #67501a37
 def _heart(x, y):
-    t = .5 * np.maximum(x + y, 0)
+    t = 0.5 * np.maximum(x + y, 0)
     lower = np.sqrt(np.minimum(x * x + (y - 1) ** 2, (x - t) ** 2 + (y - t) ** 2)) * np.sign(x - y)
-    return np.where(x + y > 1, disc(x - .25, y - .75, .35355), lower)
+    return np.where(x + y > 1, disc(x - 0.25, y - 0.75, 0.35355), lower)
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #c7e4c444
 SHAPES = {
-    "circle": lambda x, y: disc(x, y, .88),
-    "ellipse": lambda x, y: (np.hypot(x, y / .55) - .98) * .6,
-    "ring": lambda x, y: np.abs(disc(x, y, .68)) - .23,
-    "semicircle": lambda x, y: np.maximum(disc(x, y + .4, .98), -.4 - y),
-    "crescent": lambda x, y: np.maximum(disc(x, y, .95), -disc(x - .42, y, .78)),
-    "square": lambda x, y: box(x, y, .75, .75),
-    "rectangle": lambda x, y: box(x, y, .98, .5),
-    "diamond": convex((0, 1), (.68, 0), (0, -1), (-.68, 0)),
-    "trapezoid": convex((-.45, .55), (.45, .55), (.98, -.55), (-.98, -.55)),
-    "parallelogram": convex((-.4, .5), (1, .5), (.4, -.5), (-1, -.5)),
+    "circle": lambda x, y: disc(x, y, 0.88),
+    "ellipse": lambda x, y: (np.hypot(x, y / 0.55) - 0.98) * 0.6,
+    "ring": lambda x, y: np.abs(disc(x, y, 0.68)) - 0.23,
+    "semicircle": lambda x, y: np.maximum(disc(x, y + 0.4, 0.98), -0.4 - y),
+    "crescent": lambda x, y: np.maximum(disc(x, y, 0.95), -disc(x - 0.42, y, 0.78)),
+    "square": lambda x, y: box(x, y, 0.75, 0.75),
+    "rectangle": lambda x, y: box(x, y, 0.98, 0.5),
+    "diamond": convex((0, 1), (0.68, 0), (0, -1), (-0.68, 0)),
+    "trapezoid": convex((-0.45, 0.55), (0.45, 0.55), (0.98, -0.55), (-0.98, -0.55)),
+    "parallelogram": convex((-0.4, 0.5), (1, 0.5), (0.4, -0.5), (-1, -0.5)),
     "triangle": polygon(3, size=1.05),
-    "pentagon": polygon(5, size=1.),
-    "hexagon": polygon(6, .5),
-    "octagon": polygon(8, .5),
-    "star": star(5, .42),
-    "four pointed star": star(4, .36),
-    "six pointed star": star(6, .55),
-    "cross": lambda x, y: join(box(x, y, .95, .3), box(x, y, .3, .95)),
-    "heart": lambda x, y: _heart(np.abs(x) / 1.62, (y + .95) / 1.62) * 1.62,
-    "arrow": lambda x, y: join(box(x + .26, y, .72, .26), _head(x, y)),
-    "drop": lambda x, y: join(disc(x, y + .32, .63), _drop(x, y)),
-    "house": lambda x, y: join(box(x, y + .3, .66, .58), _roof(x, y)),
-    "tree": lambda x, y: join(_crown(x, y), box(x, y + .5, .2, .5)),
-    "fish": lambda x, y: join((np.hypot((x - .22) / .74, y / .52) - 1) * .52, _tail(x, y)),
+    "pentagon": polygon(5, size=1.0),
+    "hexagon": polygon(6, 0.5),
+    "octagon": polygon(8, 0.5),
+    "star": star(5, 0.42),
+    "four pointed star": star(4, 0.36),
+    "six pointed star": star(6, 0.55),
+    "cross": lambda x, y: join(box(x, y, 0.95, 0.3), box(x, y, 0.3, 0.95)),
+    "heart": lambda x, y: _heart(np.abs(x) / 1.62, (y + 0.95) / 1.62) * 1.62,
+    "arrow": lambda x, y: join(box(x + 0.26, y, 0.72, 0.26), _head(x, y)),
+    "drop": lambda x, y: join(disc(x, y + 0.32, 0.63), _drop(x, y)),
+    "house": lambda x, y: join(box(x, y + 0.3, 0.66, 0.58), _roof(x, y)),
+    "tree": lambda x, y: join(_crown(x, y), box(x, y + 0.5, 0.2, 0.5)),
+    "fish": lambda x, y: join((np.hypot((x - 0.22) / 0.74, y / 0.52) - 1) * 0.52, _tail(x, y)),
     "bolt": lambda x, y: join(_bolt[0](x, y), _bolt[1](x, y)),
-    "arch": lambda x, y: np.where(y > 0, np.abs(disc(x, y, .66)) - .27,
-                                  np.maximum(np.abs(np.abs(x) - .66) - .27, -.85 - y)),
-    "frame": lambda x, y: np.abs(box(x, y, .6, .6)) - .2,
-    "leaf": lambda x, y: disc(np.abs(x) + .62, y, 1.16),
-    "flower": lambda x, y: (np.hypot(x, y) - .68 - .26 * np.cos(5 * np.arctan2(x, y))) * .75,
+    "arch": lambda x, y: np.where(
+        y > 0,
+        np.abs(disc(x, y, 0.66)) - 0.27,
+        np.maximum(np.abs(np.abs(x) - 0.66) - 0.27, -0.85 - y),
+    ),
+    "frame": lambda x, y: np.abs(box(x, y, 0.6, 0.6)) - 0.2,
+    "leaf": lambda x, y: disc(np.abs(x) + 0.62, y, 1.16),
+    "flower": lambda x, y: (np.hypot(x, y) - 0.68 - 0.26 * np.cos(5 * np.arctan2(x, y))) * 0.75,
 }
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #f4219b7f
 _new_shapes = {
     "heptagon": polygon(7),
-    "three pointed star": star(3, .26),
-    "eight pointed star": star(8, .62),
-    "hourglass": lambda x, y: np.maximum(np.abs(x) - .8 * np.abs(y) - .06, np.abs(y) - .88) * .9,
-    "gear": lambda x, y: np.maximum(np.hypot(x, y) - .78 - .15 * np.clip(3 * np.cos(8 * np.arctan2(x, y)), -1, 1),
-                                    .34 - np.hypot(x, y)),
-    "clover": lambda x, y: join(disc(x, y - .48, .44), disc(np.abs(x) - .48, y + .05, .44), disc(x, y - .15, .36),
-                                box(x, y + .4, .11, .55)),
-    "chevron": lambda x, y: np.maximum(np.abs(y + .75 * np.abs(x) - .3) - .42, np.abs(x) - .92) * .85,
-    "kite": convex((0, .98), (.62, .35), (0, -.98), (-.62, .35)),
-    "mushroom": lambda x, y: join(np.maximum(disc(x, y - .05, .92), -y), box(x, y + .2, .27, .7)),
-    "egg": lambda x, y: (np.hypot(x / (.74 - .2 * y), y / .98) - 1) * .68,
-    "key": lambda x, y: join(np.abs(disc(x + .5, y, .34)) - .16, box(x - .4, y, .58, .14),
-                             box(x - .75, y + .25, .13, .25), box(x - .4, y + .2, .11, .2)),
+    "three pointed star": star(3, 0.26),
+    "eight pointed star": star(8, 0.62),
+    "hourglass": lambda x, y: (
+        np.maximum(np.abs(x) - 0.8 * np.abs(y) - 0.06, np.abs(y) - 0.88) * 0.9
+    ),
+    "gear": lambda x, y: np.maximum(
+        np.hypot(x, y) - 0.78 - 0.15 * np.clip(3 * np.cos(8 * np.arctan2(x, y)), -1, 1),
+        0.34 - np.hypot(x, y),
+    ),
+    "clover": lambda x, y: join(
+        disc(x, y - 0.48, 0.44),
+        disc(np.abs(x) - 0.48, y + 0.05, 0.44),
+        disc(x, y - 0.15, 0.36),
+        box(x, y + 0.4, 0.11, 0.55),
+    ),
+    "chevron": lambda x, y: (
+        np.maximum(np.abs(y + 0.75 * np.abs(x) - 0.3) - 0.42, np.abs(x) - 0.92) * 0.85
+    ),
+    "kite": convex((0, 0.98), (0.62, 0.35), (0, -0.98), (-0.62, 0.35)),
+    "mushroom": lambda x, y: join(
+        np.maximum(disc(x, y - 0.05, 0.92), -y), box(x, y + 0.2, 0.27, 0.7)
+    ),
+    "egg": lambda x, y: (np.hypot(x / (0.74 - 0.2 * y), y / 0.98) - 1) * 0.68,
+    "key": lambda x, y: join(
+        np.abs(disc(x + 0.5, y, 0.34)) - 0.16,
+        box(x - 0.4, y, 0.58, 0.14),
+        box(x - 0.75, y + 0.25, 0.13, 0.25),
+        box(x - 0.4, y + 0.2, 0.11, 0.2),
+    ),
 }
 HELD_SHAPES = tuple(_new_shapes)
 SHAPES |= _new_shapes
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #835f38c7
 def contact_sheet(
-    images:np.ndarray, # (B, 32, 32, 3) uint8
-    columns:int=16, # pictures in a row
-    zoom:float=2, # screen pixels for each pixel
-)->object: # a picture for a notebook
+    images: np.ndarray,  # (B, 32, 32, 3) uint8
+    columns: int = 16,  # pictures in a row
+    zoom: float = 2,  # screen pixels for each pixel
+) -> object:  # a picture for a notebook
     "All `images` on one page, as an object that a notebook displays."
     from IPython.display import Image as Display
     from PIL import Image
-    rows = -(-len(images) // columns); page = np.full((rows * 34, columns * 34, 3), 255, np.uint8)
-    for k, image in enumerate(images): page[k // columns * 34:, k % columns * 34:][:32, :32] = image
-    png = io.BytesIO(); Image.fromarray(page).quantize(128).save(png, "png", optimize=True)
+
+    rows = -(-len(images) // columns)
+    page = np.full((rows * 34, columns * 34, 3), 255, np.uint8)
+    for k, image in enumerate(images):
+        page[k // columns * 34 :, k % columns * 34 :][:32, :32] = image
+    png = io.BytesIO()
+    Image.fromarray(page).quantize(128).save(png, "png", optimize=True)
     return Display(png.getvalue(), width=int(page.shape[1] * zoom))
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #e5617ad8
-def _tri(t): return 4 * np.abs(t - np.floor(t + .5)) - 1
+def _tri(t):
+    return 4 * np.abs(t - np.floor(t + 0.5)) - 1
 
-def _wave(t): return np.sin(np.float32(2 * np.pi) * t)
 
-def _lines(t, width=.15): return 2 * width - np.abs(t - np.round(t)) * 2
+def _wave(t):
+    return np.sin(np.float32(2 * np.pi) * t)
 
-def _dots(x, y): return np.hypot(x - np.round(x), y - np.round(y))
+
+def _lines(t, width=0.15):
+    return 2 * width - np.abs(t - np.round(t)) * 2
+
+
+def _dots(x, y):
+    return np.hypot(x - np.round(x), y - np.round(y))
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #025e09ea
 def _nearest(x, y, k):
     "Distances to the nearest two points of a jittered grid, and a random number that belongs to the nearest"
     ix, iy = np.floor(x), np.floor(y)
-    best = second = np.full_like(x, 9.); which = np.zeros_like(x)
+    best = second = np.full_like(x, 9.0)
+    which = np.zeros_like(x)
     for dx in (-1, 0, 1):
         for dy in (-1, 0, 1):
-            cx, cy = ix + dx, iy + dy; h = np.sin(cx * 127.1 + cy * 311.7 + k) * 43758.5; h1 = h - np.floor(h)
-            h = np.sin(cx * 269.5 + cy * 183.3 + k) * 43758.5; h2 = h - np.floor(h)
-            d = np.hypot(cx + .15 + .7 * h1 - x, cy + .15 + .7 * h2 - y)
+            cx, cy = ix + dx, iy + dy
+            h = np.sin(cx * 127.1 + cy * 311.7 + k) * 43758.5
+            h1 = h - np.floor(h)
+            h = np.sin(cx * 269.5 + cy * 183.3 + k) * 43758.5
+            h2 = h - np.floor(h)
+            d = np.hypot(cx + 0.15 + 0.7 * h1 - x, cy + 0.15 + 0.7 * h2 - y)
             which, second = np.where(d < best, h1, which), np.minimum(second, np.maximum(best, d))
             best = np.minimum(best, d)
     return best, second, which
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #df9a3e6c
-def _bricks(x, y): return np.maximum(_lines(x + .5 * np.mod(np.floor(2 * y), 2), .1) * .6, _lines(2 * y, .15))
+def _bricks(x, y):
+    return np.maximum(_lines(x + 0.5 * np.mod(np.floor(2 * y), 2), 0.1) * 0.6, _lines(2 * y, 0.15))
 
-def _weave(x, y): return np.where(np.mod(np.floor(x) + np.floor(y), 2) > 0, _wave(2 * x), _wave(2 * y))
+
+def _weave(x, y):
+    return np.where(np.mod(np.floor(x) + np.floor(y), 2) > 0, _wave(2 * x), _wave(2 * y))
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #edc1b789
 def _specks(x, y, k):
     d = _nearest(x, y, k)
-    return .3 - d[0] - .25 * (d[2] > .5)
+    return 0.3 - d[0] - 0.25 * (d[2] > 0.5)
 
-def _crosses(x, y): return .16 - np.abs(x - np.round(x)) * np.abs(y - np.round(y)) * 4 - .4 * _dots(x, y)
+
+def _crosses(x, y):
+    return 0.16 - np.abs(x - np.round(x)) * np.abs(y - np.round(y)) * 4 - 0.4 * _dots(x, y)
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #77ade337
 PATTERNS = {
     "striped": lambda x, y, w, k: _wave(x),
-    "dotted": lambda x, y, w, k: .33 - _dots(x, y),
-    "checkered": lambda x, y, w, k: _wave(x * .7) * _wave(y * .7),
-    "zigzag": lambda x, y, w, k: _wave(y + .5 * _tri(x * .6)),
-    "wavy": lambda x, y, w, k: _wave(y + .35 * _wave(x * .38)),
-    "grid": lambda x, y, w, k: np.maximum(_lines(x, .13), _lines(y, .13)),
-    "brick": lambda x, y, w, k: _bricks(x * .7, y * .8),
+    "dotted": lambda x, y, w, k: 0.33 - _dots(x, y),
+    "checkered": lambda x, y, w, k: _wave(x * 0.7) * _wave(y * 0.7),
+    "zigzag": lambda x, y, w, k: _wave(y + 0.5 * _tri(x * 0.6)),
+    "wavy": lambda x, y, w, k: _wave(y + 0.35 * _wave(x * 0.38)),
+    "grid": lambda x, y, w, k: np.maximum(_lines(x, 0.13), _lines(y, 0.13)),
+    "brick": lambda x, y, w, k: _bricks(x * 0.7, y * 0.8),
     "ringed": lambda x, y, w, k: _wave(np.hypot(x, y)),
     "radial": lambda x, y, w, k: np.sin(8 * np.arctan2(x, y)),
-    "spiral": lambda x, y, w, k: np.sin(2 * np.pi * np.hypot(x, y) * .8 + np.arctan2(x, y)),
+    "spiral": lambda x, y, w, k: np.sin(2 * np.pi * np.hypot(x, y) * 0.8 + np.arctan2(x, y)),
     "speckled": lambda x, y, w, k: _specks(x * 1.6, y * 1.6, k),
-    "marbled": lambda x, y, w, k: _wave(x * .5 + w * .55),
+    "marbled": lambda x, y, w, k: _wave(x * 0.5 + w * 0.55),
     "blotchy": lambda x, y, w, k: w,
-    "crosshatched": lambda x, y, w, k: np.maximum(_lines((x + y) * .9, .12), _lines((x - y) * .9, .12)),
+    "crosshatched": lambda x, y, w, k: np.maximum(
+        _lines((x + y) * 0.9, 0.12), _lines((x - y) * 0.9, 0.12)
+    ),
     "woven": lambda x, y, w, k: _weave(x, y),
     "starry": lambda x, y, w, k: _crosses(x, y),
 }
@@ -192,53 +255,80 @@ PATTERNS = {
 # %% ../../nbs/00_mini/00_atlas.ipynb #0013489b
 def _hexagons(x, y):
     near = lambda x, y: np.stack([x - np.round(x), y - 1.732 * np.round(y / 1.732)])
-    a, b = near(x, y), near(x - .5, y - .866)
-    c = np.abs(np.where((a ** 2).sum(0) < (b ** 2).sum(0), a, b))
-    return np.maximum(c[0], .5 * c[0] + .866 * c[1]) - .38
+    a, b = near(x, y), near(x - 0.5, y - 0.866)
+    c = np.abs(np.where((a**2).sum(0) < (b**2).sum(0), a, b))
+    return np.maximum(c[0], 0.5 * c[0] + 0.866 * c[1]) - 0.38
+
 
 def _scales(x, y):
-    row = np.floor(2 * y); u = x + .5 * np.mod(row, 2)
-    return .12 - np.abs(np.hypot(u - np.round(u), y - .5 * row) - .5)
+    row = np.floor(2 * y)
+    u = x + 0.5 * np.mod(row, 2)
+    return 0.12 - np.abs(np.hypot(u - np.round(u), y - 0.5 * row) - 0.5)
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #e0df8fc7
 def _cracks(x, y, k):
     d = _nearest(x, y, k)
-    return .13 - (d[1] - d[0])
+    return 0.13 - (d[1] - d[0])
+
 
 def _plaid(x, y):
-    thin = (_lines(x - .25, .09) > 0) | (_lines(y - .25, .09) > 0)
-    return .08 * (np.sign(_wave(x)) + np.sign(_wave(y))) + .3 * thin
+    thin = (_lines(x - 0.25, 0.09) > 0) | (_lines(y - 0.25, 0.09) > 0)
+    return 0.08 * (np.sign(_wave(x)) + np.sign(_wave(y))) + 0.3 * thin
+
 
 def _web(x, y):
     r = np.hypot(x, y)
-    return np.maximum(_lines(r, .14), .16 - np.abs(np.sin(4 * np.arctan2(x, y))) * r * .5)
+    return np.maximum(_lines(r, 0.14), 0.16 - np.abs(np.sin(4 * np.arctan2(x, y))) * r * 0.5)
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #c30abbf3
 _new_patterns = {
     "honeycombed": lambda x, y, w, k: _hexagons(x, y),
     "cobwebbed": lambda x, y, w, k: _web(x, y),
-    "plaid": lambda x, y, w, k: _plaid(x * .5, y * .5),
+    "plaid": lambda x, y, w, k: _plaid(x * 0.5, y * 0.5),
     "scaly": lambda x, y, w, k: _scales(x, y),
-    "cracked": lambda x, y, w, k: _cracks(x * .9, y * .9, k),
-    "bubbly": lambda x, y, w, k: .1 - np.abs(_nearest(x * .9, y * .9, k)[0] - .33),
-    "triangular": lambda x, y, w, k: np.where(np.mod(x - y * .5, 1) + np.mod(y, 1) < 1, 1., -1.),
-    "swirly": lambda x, y, w, k: np.sin(3 * np.arctan2(x, y) + 2 * np.pi * np.hypot(x, y) * .55),
+    "cracked": lambda x, y, w, k: _cracks(x * 0.9, y * 0.9, k),
+    "bubbly": lambda x, y, w, k: 0.1 - np.abs(_nearest(x * 0.9, y * 0.9, k)[0] - 0.33),
+    "triangular": lambda x, y, w, k: np.where(np.mod(x - y * 0.5, 1) + np.mod(y, 1) < 1, 1.0, -1.0),
+    "swirly": lambda x, y, w, k: np.sin(3 * np.arctan2(x, y) + 2 * np.pi * np.hypot(x, y) * 0.55),
 }
 HELD_PATTERNS = tuple(_new_patterns)
 PATTERNS |= _new_patterns
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #49588568
 COLOURS = {
-    "red": (.86, .12, .12), "orange": (.98, .55, .08), "yellow": (.98, .9, .12), "green": (.13, .62, .2),
-    "cyan": (.2, .85, .92), "blue": (.13, .25, .88), "purple": (.52, .15, .68), "pink": (.98, .55, .75),
-    "brown": (.47, .27, .1), "black": (.05, .05, .06), "white": (.96, .96, .95), "grey": (.52, .52, .53),
-    "maroon": (.45, .03, .13), "olive": (.48, .5, .1), "turquoise": (.13, .62, .58), "lavender": (.72, .66, .95)}
+    "red": (0.86, 0.12, 0.12),
+    "orange": (0.98, 0.55, 0.08),
+    "yellow": (0.98, 0.9, 0.12),
+    "green": (0.13, 0.62, 0.2),
+    "cyan": (0.2, 0.85, 0.92),
+    "blue": (0.13, 0.25, 0.88),
+    "purple": (0.52, 0.15, 0.68),
+    "pink": (0.98, 0.55, 0.75),
+    "brown": (0.47, 0.27, 0.1),
+    "black": (0.05, 0.05, 0.06),
+    "white": (0.96, 0.96, 0.95),
+    "grey": (0.52, 0.52, 0.53),
+    "maroon": (0.45, 0.03, 0.13),
+    "olive": (0.48, 0.5, 0.1),
+    "turquoise": (0.13, 0.62, 0.58),
+    "lavender": (0.72, 0.66, 0.95),
+}
 HELD_COLOURS = tuple(COLOURS)[12:]
 
 # %% ../../nbs/00_mini/00_atlas.ipynb #b8446550
 TEXTURES = ("plain", "striped", "dotted", "checkered", "speckled")
 BACKGROUNDS = ("plain", "shaded", "noisy", "two tone")
-POSITIONS = ("centre", "left", "right", "top", "bottom", "top left", "top right", "bottom left", "bottom right")
+POSITIONS = (
+    "centre",
+    "left",
+    "right",
+    "top",
+    "bottom",
+    "top left",
+    "top right",
+    "bottom left",
+    "bottom right",
+)
 SIZES, RELATIONS = ("small", "large"), ("left of", "above")
 KINDS = ("single", "pair", "count", "glyph", "pattern")
 STYLES = ("normal", "sketch", "noisy", "inverted", "blurred", "pixelated", "painted")
@@ -246,8 +336,28 @@ STYLES = ("normal", "sketch", "noisy", "inverted", "blurred", "pixelated", "pain
 # %% ../../nbs/00_mini/00_atlas.ipynb #118ae451
 GLYPHS = "0123456789abcdefghijklmnopqrstuvwxyz"
 HELD_GLYPHS = "gkqw"
-FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique", "DejaVuSansMono",
-         "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique", "DejaVuSerif",
-         "DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralBolIta", "cmr10", "cmss10", "cmb10",
-         "STIXGeneralBol", "STIXGeneralItalic", "cmti10", "cmtt10", "cmmi10", "DejaVuSerif-BoldItalic")
+FONTS = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-Oblique",
+    "DejaVuSans-BoldOblique",
+    "DejaVuSansMono",
+    "DejaVuSansMono-Bold",
+    "DejaVuSansMono-Oblique",
+    "DejaVuSansMono-BoldOblique",
+    "DejaVuSerif",
+    "DejaVuSerif-Bold",
+    "DejaVuSerif-Italic",
+    "STIXGeneral",
+    "STIXGeneralBolIta",
+    "cmr10",
+    "cmss10",
+    "cmb10",
+    "STIXGeneralBol",
+    "STIXGeneralItalic",
+    "cmti10",
+    "cmtt10",
+    "cmmi10",
+    "DejaVuSerif-BoldItalic",
+)
 HELD_FONTS = FONTS[16:]

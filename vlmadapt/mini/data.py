@@ -7,92 +7,171 @@ __all__ = ['TARGETS', 'SHARES', 'LEVELS', 'THING', 'TEXTURE', 'SYMBOL', 'NUMBER'
            'MiniSet', 'load']
 
 # %% ../../nbs/00_mini/02_data.ipynb #6c48503e
-import functools, random, zlib
+import functools
+import random
+import zlib
 from dataclasses import dataclass, field, replace
+
 import numpy as np
-from . import frames as F, scenes as S
+
+from . import frames as F
+from . import scenes as S
 from .language import caption
 
 # %% ../../nbs/00_mini/02_data.ipynb #dddd5e65
-TARGETS = {"kind": len(S.KINDS), "shape": len(S.SHAPES), "colour": len(S.COLOURS), "texture": len(S.TEXTURES),
-           "pattern": len(S.PATTERNS), "glyph": len(S.GLYPHS), "case": 2, "count": 7, "shape2": len(S.SHAPES),
-           "colour2": len(S.COLOURS), "relation": len(S.RELATIONS), "position": len(S.POSITIONS),
-           "size": len(S.SIZES), "background": len(S.BACKGROUNDS), "style": 2}
+TARGETS = {
+    "kind": len(S.KINDS),
+    "shape": len(S.SHAPES),
+    "colour": len(S.COLOURS),
+    "texture": len(S.TEXTURES),
+    "pattern": len(S.PATTERNS),
+    "glyph": len(S.GLYPHS),
+    "case": 2,
+    "count": 7,
+    "shape2": len(S.SHAPES),
+    "colour2": len(S.COLOURS),
+    "relation": len(S.RELATIONS),
+    "position": len(S.POSITIONS),
+    "size": len(S.SIZES),
+    "background": len(S.BACKGROUNDS),
+    "style": 2,
+}
+
 
 def targets(
-    s:S.Scenes, # (B,) rows
-)->dict: # of (B,) int64
+    s: S.Scenes,  # (B,) rows
+) -> dict:  # of (B,) int64
     "Labels of the scenes `s`, named as in `TARGETS`, -1 = not applicable. Of a pair, the left or upper object is the first."
     single, pair, glyph, plain = s.kind == 0, s.kind == 1, s.kind == 3, s.style == 0
     where = lambda mask, v: np.where(mask, v, -1).astype(np.int64)
-    return dict(kind=s.kind.astype(np.int64), shape=where(s.kind <= 2, s.shape[:, 0]),
-                colour=where((s.kind <= 3) & plain, s.colour[:, 0]),
-                texture=where(single & (s.size != 0) & plain, s.texture[:, 0]), pattern=where(s.kind == 4, s.pattern),
-                glyph=where(glyph, s.glyph), case=where(glyph & (s.glyph >= 10), s.capital),
-                count=where(s.kind <= 2, s.count), shape2=where(pair, s.shape[:, 1]),
-                colour2=where(pair & plain, s.colour[:, 1]), relation=where(pair, s.relation),
-                position=where(single, s.position), size=where(single, s.size),
-                background=where((s.kind < 4) & (s.coarse == 0) & plain, s.background), style=where(single, s.style == 1))
+    return dict(
+        kind=s.kind.astype(np.int64),
+        shape=where(s.kind <= 2, s.shape[:, 0]),
+        colour=where((s.kind <= 3) & plain, s.colour[:, 0]),
+        texture=where(single & (s.size != 0) & plain, s.texture[:, 0]),
+        pattern=where(s.kind == 4, s.pattern),
+        glyph=where(glyph, s.glyph),
+        case=where(glyph & (s.glyph >= 10), s.capital),
+        count=where(s.kind <= 2, s.count),
+        shape2=where(pair, s.shape[:, 1]),
+        colour2=where(pair & plain, s.colour[:, 1]),
+        relation=where(pair, s.relation),
+        position=where(single, s.position),
+        size=where(single, s.size),
+        background=where((s.kind < 4) & (s.coarse == 0) & plain, s.background),
+        style=where(single, s.style == 1),
+    )
 
 # %% ../../nbs/00_mini/02_data.ipynb #8ed60c4f
-SHARES = {"pair": .24, "count": .08, "glyph": .24, "pattern": .08}        # the rest are single objects
-LEVELS = dict(noise=.05, fade=.3, clutter=1)
+SHARES = {
+    "pair": 0.24,
+    "count": 0.08,
+    "glyph": 0.24,
+    "pattern": 0.08,
+}  # the rest are single objects
+LEVELS = dict(noise=0.05, fade=0.3, clutter=1)
+
 
 def _pretraining_scenes(rng, n):
     "`n` scenes that pretraining may see; and for the second of two twins the index of the first, else -1"
     free, count = ~S.held_triples(), {k: int(v * n) for k, v in SHARES.items()}
-    k = count["pair"] // 4; base = S.pairs(rng, k, allowed=free, **LEVELS)
-    both = S.concat([base, S.twins(rng, base, allowed=free)])[np.arange(2 * k).reshape(2, k).T.ravel()]
+    k = count["pair"] // 4
+    base = S.pairs(rng, k, allowed=free, **LEVELS)
+    both = S.concat([base, S.twins(rng, base, allowed=free)])[
+        np.arange(2 * k).reshape(2, k).T.ravel()
+    ]
     alone = n - 4 * k - sum(count[j] for j in ("count", "glyph", "pattern"))
-    scenes = S.concat([S.singles(rng, alone, allowed=free, share=(.3, .25, .45), **LEVELS),
-                       S.counts(rng, count["count"], allowed=free, **LEVELS), S.glyphs(rng, count["glyph"], **LEVELS),
-                       S.patterns(rng, count["pattern"], **LEVELS), S.pairs(rng, 2 * k, allowed=free, **LEVELS), both])
-    scenes.style[(scenes.kind == 0) & (rng.random(n) < .11)] = S.STYLES.index("sketch")
-    partner = np.full(n, -1); first = n - 2 * k + 2 * np.arange(k); partner[first + 1] = first
+    scenes = S.concat(
+        [
+            S.singles(rng, alone, allowed=free, share=(0.3, 0.25, 0.45), **LEVELS),
+            S.counts(rng, count["count"], allowed=free, **LEVELS),
+            S.glyphs(rng, count["glyph"], **LEVELS),
+            S.patterns(rng, count["pattern"], **LEVELS),
+            S.pairs(rng, 2 * k, allowed=free, **LEVELS),
+            both,
+        ]
+    )
+    scenes.style[(scenes.kind == 0) & (rng.random(n) < 0.11)] = S.STYLES.index("sketch")
+    partner = np.full(n, -1)
+    first = n - 2 * k + 2 * np.arange(k)
+    partner[first + 1] = first
     return scenes, partner
 
 # %% ../../nbs/00_mini/02_data.ipynb #02646b70
 def pretraining_batch(
-    seed:int, # fixes everything
-    n:int, # number of pictures
-)->tuple: # images (n, 32, 32, 3) uint8, captions, labels as `targets` gives them
+    seed: int,  # fixes everything
+    n: int,  # number of pictures
+) -> tuple:  # images (n, 32, 32, 3) uint8, captions, labels as `targets` gives them
     "One batch for pretraining, in random order but for twins, which stay side by side."
-    rng = np.random.default_rng([seed, 7]); scenes, partner = _pretraining_scenes(rng, n)
-    voice, twin = rng.integers(2 ** 31, size=n), partner >= 0; voice[twin] = voice[partner[twin]]
-    bound = twin.copy(); bound[partner[twin]] = True
-    units = np.flatnonzero(~twin); rng.shuffle(units)                    # a unit is a lone scene, or two twins
+    rng = np.random.default_rng([seed, 7])
+    scenes, partner = _pretraining_scenes(rng, n)
+    voice, twin = rng.integers(2**31, size=n), partner >= 0
+    voice[twin] = voice[partner[twin]]
+    bound = twin.copy()
+    bound[partner[twin]] = True
+    units = np.flatnonzero(~twin)
+    rng.shuffle(units)  # a unit is a lone scene, or two twins
     order = np.concatenate([[u, u + 1] if bound[u] else [u] for u in units]).astype(int)
     images = S.render(rng, scenes)[order]
-    captions = [caption(scenes[i], random.Random(int(voice[i])), bound=bool(bound[i])) for i in order]
+    captions = [
+        caption(scenes[i], random.Random(int(voice[i])), bound=bool(bound[i])) for i in order
+    ]
     return images, captions, {k: v[order] for k, v in targets(scenes).items()}
 
 # %% ../../nbs/00_mini/02_data.ipynb #71b91508
 @dataclass(frozen=True)
 class MiniSet:
     "One row of `MINI`."
-    classnames:tuple # as they enter a template
-    templates:tuple # the first is the default
-    describe:object # class index -> written descriptions
-    draw:object # (rng, labels, **level) -> Scenes; None for the real digits
-    level:dict = field(default_factory=dict) # how hard: noise, fade, clutter, sizes, angles ...
-    train:int = 40 # pictures of each class
-    val:int = 12
-    test:int = 50
-    flip:bool = False # does a mirrored picture still show its class?
-    styles:tuple = ("normal",) # of the test pictures
-    shift_of:str = None # the data set whose classes these test pictures share
-    keep:tuple = None # the classes kept, for a shift that has only some
+
+    classnames: tuple  # as they enter a template
+    templates: tuple  # the first is the default
+    describe: object  # class index -> written descriptions
+    draw: object  # (rng, labels, **level) -> Scenes; None for the real digits
+    level: dict = field(default_factory=dict)  # how hard: noise, fade, clutter, sizes, angles ...
+    train: int = 40  # pictures of each class
+    val: int = 12
+    test: int = 50
+    flip: bool = False  # does a mirrored picture still show its class?
+    styles: tuple = ("normal",)  # of the test pictures
+    shift_of: str = None  # the data set whose classes these test pictures share
+    keep: tuple = None  # the classes kept, for a shift that has only some
 
 # %% ../../nbs/00_mini/02_data.ipynb #d73e80fa
-THING = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.", "a drawing of a {}.", "this is a {}.",
-         "there is a {}.", "a photo of the {}.")
-TEXTURE = ("{} texture.", "{} pattern.", "a {} pattern.", "a photo of a {} texture.", "a {} surface.",
-           "a photo of something {}.")
-SYMBOL = ("a photo of the {}.", "a photo of a {}.", "the {}.", "this is a {}.", "a picture of a {}.")
-NUMBER = ("a photo of the number {}.", "a photo of the digit {}.", "the number {}.", "a handwritten {}.",
-          "a photo of the handwritten number {}.")
+THING = (
+    "a photo of a {}.",
+    "a picture of a {}.",
+    "an image of a {}.",
+    "a drawing of a {}.",
+    "this is a {}.",
+    "there is a {}.",
+    "a photo of the {}.",
+)
+TEXTURE = (
+    "{} texture.",
+    "{} pattern.",
+    "a {} pattern.",
+    "a photo of a {} texture.",
+    "a {} surface.",
+    "a photo of something {}.",
+)
+SYMBOL = (
+    "a photo of the {}.",
+    "a photo of a {}.",
+    "the {}.",
+    "this is a {}.",
+    "a picture of a {}.",
+)
+NUMBER = (
+    "a photo of the number {}.",
+    "a photo of the digit {}.",
+    "the number {}.",
+    "a handwritten {}.",
+    "a photo of the handwritten number {}.",
+)
 
-def _index(names, table): return np.array([list(table).index(k) for k in names])
+
+def _index(names, table):
+    return np.array([list(table).index(k) for k in names])
 
 # %% ../../nbs/00_mini/02_data.ipynb #ad263f02
 def _shapes(*names, test=50, **level):
@@ -101,79 +180,202 @@ def _shapes(*names, test=50, **level):
     describe = lambda k: F.describe(names[k], F.facts_of("shape", ids[k]))
     return MiniSet(names, THING, describe, draw, level, test=test, flip=True)
 
+
 def _textures(*names, test=50, **level):
     ids = _index(names, S.PATTERNS)
-    return MiniSet(names, TEXTURE, lambda k: F.describe(names[k], F.facts_of("pattern", ids[k]), F.DESCRIBE_PATTERN),
-                   lambda rng, y, **lv: S.patterns(rng, len(y), given=ids[y], **lv), level, test=test, flip=True)
+    return MiniSet(
+        names,
+        TEXTURE,
+        lambda k: F.describe(names[k], F.facts_of("pattern", ids[k]), F.DESCRIBE_PATTERN),
+        lambda rng, y, **lv: S.patterns(rng, len(y), given=ids[y], **lv),
+        level,
+        test=test,
+        flip=True,
+    )
+
 
 def _glyphs(symbols, fonts, test=36, **level):
     ids, font = _index(symbols, S.GLYPHS), _index(fonts, S.FONTS)
     names = tuple("letter " + g if g.isalpha() else "number " + F.NUMBERS[int(g)] for g in symbols)
-    return MiniSet(names, SYMBOL, lambda k: F.describe(names[k], F.facts_of("glyph", ids[k]), F.DESCRIBE_GLYPH),
-                   lambda rng, y, **lv: S.glyphs(rng, len(y), fonts=font, given=ids[y], **lv), level, test=test)
+    return MiniSet(
+        names,
+        SYMBOL,
+        lambda k: F.describe(names[k], F.facts_of("glyph", ids[k]), F.DESCRIBE_GLYPH),
+        lambda rng, y, **lv: S.glyphs(rng, len(y), fonts=font, given=ids[y], **lv),
+        level,
+        test=test,
+    )
 
 # %% ../../nbs/00_mini/02_data.ipynb #092f325a
 def _objects(triples, test=32, **level):
     "Classes are triples of names (colour, shape, texture)"
-    c, s, t = (_index(column, table) for column, table in zip(zip(*triples), (S.COLOURS, S.SHAPES, S.TEXTURES)))
+    c, s, t = (
+        _index(column, table)
+        for column, table in zip(zip(*triples), (S.COLOURS, S.SHAPES, S.TEXTURES))
+    )
     draw = lambda rng, y, **lv: S.singles(rng, len(y), given=(s[y], c[y], t[y]), **lv)
     names = tuple(F.object_name(*row) for row in triples)
-    return MiniSet(names, THING, lambda k: F.describe_object(*triples[k]), draw, level, test=test, flip=True)
+    return MiniSet(
+        names, THING, lambda k: F.describe_object(*triples[k]), draw, level, test=test, flip=True
+    )
+
 
 def _pairs(*bases, test=50, **level):
     "Each base (colour, shape, colour, shape) gives four classes: both orders, colours exchanged, relation turned"
-    rows = [r for c, s, d, t in bases for r in (((c, s), "above", (d, t)), ((d, t), "above", (c, s)),
-                                                ((d, s), "above", (c, t)), ((c, s), "left of", (d, t)))]
+    rows = [
+        r
+        for c, s, d, t in bases
+        for r in (
+            ((c, s), "above", (d, t)),
+            ((d, t), "above", (c, s)),
+            ((d, s), "above", (c, t)),
+            ((c, s), "left of", (d, t)),
+        )
+    ]
     column = lambda i, table: [_index([r[j][i] for r in rows], table) for j in (0, 2)]
     colour, shape = column(0, S.COLOURS), column(1, S.SHAPES)
     relation = _index([r[1] for r in rows], S.RELATIONS)
     given = lambda y: (*((shape[j][y], colour[j][y], 0 * y) for j in (0, 1)), relation[y])
     names = tuple(F.fix_articles(f"{' '.join(a)} {rel} a {' '.join(b)}") for a, rel, b in rows)
-    return MiniSet(names, THING, lambda k: F.describe_pair(" ".join(rows[k][0]), " ".join(rows[k][2]), rows[k][1]),
-                   lambda rng, y, **lv: S.pairs(rng, len(y), given=given(y), **lv), level, test=test)
+    return MiniSet(
+        names,
+        THING,
+        lambda k: F.describe_pair(" ".join(rows[k][0]), " ".join(rows[k][2]), rows[k][1]),
+        lambda rng, y, **lv: S.pairs(rng, len(y), given=given(y), **lv),
+        level,
+        test=test,
+    )
 
 # %% ../../nbs/00_mini/02_data.ipynb #ac11ee3c
 def _unseen_objects(known, new, seed=11):
     "Names of combinations kept out of pretraining: `known` of them with known parts, `new` with a held out colour"
     rng, tables = np.random.default_rng(seed), [list(t) for t in (S.COLOURS, S.SHAPES, S.TEXTURES)]
-    old = np.argwhere(S.held_triples()[:12, :29]); odd = np.argwhere(np.ones((4, 29, 2))) + (12, 0, 0)
+    old = np.argwhere(S.held_triples()[:12, :29])
+    odd = np.argwhere(np.ones((4, 29, 2))) + (12, 0, 0)
     chosen = np.concatenate([rng.permutation(old)[:known], rng.permutation(odd)[:new]])
     return [tuple(table[i] for table, i in zip(tables, row)) for row in chosen]
 
 # %% ../../nbs/00_mini/02_data.ipynb #aee5343e
-def _describe_digit(k): return F.describe("number " + F.NUMBERS[k], F.facts_of("glyph", k), F.DESCRIBE_GLYPH)
+def _describe_digit(k):
+    return F.describe("number " + F.NUMBERS[k], F.facts_of("glyph", k), F.DESCRIBE_GLYPH)
+
 
 MINI = {
     "mini-digits": MiniSet(F.NUMBERS, NUMBER, _describe_digit, None),
     "mini-shapes": _shapes(
-        "circle", "ellipse", "semicircle", "crescent", "square", "trapezoid", "triangle", "pentagon", "star", "cross", "heart",
-        "arrow", "drop", "house", "leaf", "hourglass", "gear", "clover", "chevron", "kite", "mushroom", "egg", "key",
+        "circle",
+        "ellipse",
+        "semicircle",
+        "crescent",
+        "square",
+        "trapezoid",
+        "triangle",
+        "pentagon",
+        "star",
+        "cross",
+        "heart",
+        "arrow",
+        "drop",
+        "house",
+        "leaf",
+        "hourglass",
+        "gear",
+        "clover",
+        "chevron",
+        "kite",
+        "mushroom",
+        "egg",
+        "key",
         "eight pointed star",
-        textures=[0], noise=.12, fade=.45, clutter=2, turn=22., share=(.35, .65, 0), radii=((6., 7.5), (7.5, 9.5), (9.5, 11.))),
+        textures=[0],
+        noise=0.12,
+        fade=0.45,
+        clutter=2,
+        turn=22.0,
+        share=(0.35, 0.65, 0),
+        radii=((6.0, 7.5), (7.5, 9.5), (9.5, 11.0)),
+    ),
     "mini-polygons": _shapes(
-        "triangle", "square", "pentagon", "hexagon", "heptagon", "octagon", "diamond", "kite", "trapezoid", "parallelogram",
-        "chevron", "star", "three pointed star", "four pointed star", "six pointed star", "eight pointed star",
-        test=75, textures=[0], noise=.08, fade=.3, clutter=1, turn=15., share=(.1, .9, 0)),
-    "mini-objects": _objects(_unseen_objects(20, 20), noise=.25, fade=.6, clutter=3, share=(0, .6, .4)),
-    "mini-textures": _textures(*S.PATTERNS, noise=.2, period=(4.5, 10.), contrast=.5),
-    "mini-glyphs": _glyphs(S.GLYPHS, S.HELD_FONTS, noise=.08, fade=.3, clutter=1, capital=0., coarse=0., angle=25.),
+        "triangle",
+        "square",
+        "pentagon",
+        "hexagon",
+        "heptagon",
+        "octagon",
+        "diamond",
+        "kite",
+        "trapezoid",
+        "parallelogram",
+        "chevron",
+        "star",
+        "three pointed star",
+        "four pointed star",
+        "six pointed star",
+        "eight pointed star",
+        test=75,
+        textures=[0],
+        noise=0.08,
+        fade=0.3,
+        clutter=1,
+        turn=15.0,
+        share=(0.1, 0.9, 0),
+    ),
+    "mini-objects": _objects(
+        _unseen_objects(20, 20), noise=0.25, fade=0.6, clutter=3, share=(0, 0.6, 0.4)
+    ),
+    "mini-textures": _textures(*S.PATTERNS, noise=0.2, period=(4.5, 10.0), contrast=0.5),
+    "mini-glyphs": _glyphs(
+        S.GLYPHS, S.HELD_FONTS, noise=0.08, fade=0.3, clutter=1, capital=0.0, coarse=0.0, angle=25.0
+    ),
     "mini-pairs": _pairs(
-        ("red", "circle", "blue", "octagon"), ("red", "pentagon", "blue", "hexagon"), ("red", "star", "blue", "six pointed star"),
-        ("red", "diamond", "blue", "kite"), ("red", "ellipse", "blue", "egg"), ("red", "semicircle", "blue", "mushroom"),
-        noise=.22, fade=.55, clutter=2, radius=(4.8, 6.3), turn=22.),
+        ("red", "circle", "blue", "octagon"),
+        ("red", "pentagon", "blue", "hexagon"),
+        ("red", "star", "blue", "six pointed star"),
+        ("red", "diamond", "blue", "kite"),
+        ("red", "ellipse", "blue", "egg"),
+        ("red", "semicircle", "blue", "mushroom"),
+        noise=0.22,
+        fade=0.55,
+        clutter=2,
+        radius=(4.8, 6.3),
+        turn=22.0,
+    ),
 }
 
 # %% ../../nbs/00_mini/02_data.ipynb #ef319a1e
-_HALF = ("circle", "crescent", "square", "triangle", "pentagon", "star", "heart", "arrow", "house", "gear", "clover", "key")
+_HALF = (
+    "circle",
+    "crescent",
+    "square",
+    "triangle",
+    "pentagon",
+    "star",
+    "heart",
+    "arrow",
+    "house",
+    "gear",
+    "clover",
+    "key",
+)
+
 
 def _shift(styles=("normal",), keep=None, test=50, **level):
     base = MINI["mini-shapes"]
-    return replace(base, level=base.level | level, styles=styles, keep=keep, shift_of="mini-shapes", train=0, val=0,
-                   test=test)
+    return replace(
+        base,
+        level=base.level | level,
+        styles=styles,
+        keep=keep,
+        shift_of="mini-shapes",
+        train=0,
+        val=0,
+        test=test,
+    )
+
 
 MINI |= {
-    "mini-shapes-v2": _shift(turn=28., contrast=.45, share=(.35, .45, .2), clutter=2),
-    "mini-shapes-sketch": _shift(("sketch",), noise=.15, fade=.6, clutter=3, turn=28.),
+    "mini-shapes-v2": _shift(turn=28.0, contrast=0.45, share=(0.35, 0.45, 0.2), clutter=2),
+    "mini-shapes-sketch": _shift(("sketch",), noise=0.15, fade=0.6, clutter=3, turn=28.0),
     "mini-shapes-noise": _shift(("noisy",), _HALF, 100, clutter=3),
     "mini-shapes-rendition": _shift(("inverted", "pixelated", "painted", "blurred"), _HALF, 100),
 }
@@ -182,29 +384,51 @@ MINI |= {
 def _draw_split(row, name, split, per_class):
     rng = np.random.default_rng([zlib.crc32(name.encode()), ("train", "val", "test").index(split)])
     own = np.array([row.classnames.index(k) for k in row.keep or row.classnames])
-    labels = np.repeat(np.arange(len(own)), per_class); scenes = row.draw(rng, own[labels], **row.level)
+    labels = np.repeat(np.arange(len(own)), per_class)
+    scenes = row.draw(rng, own[labels], **row.level)
     scenes.style[:] = _index(row.styles, S.STYLES)[rng.integers(len(row.styles), size=len(labels))]
     return S.render(rng, scenes), labels
+
 
 def _real_digits():
     "scikit-learn's handwritten digits at 32 x 32, in a fixed cut of 50 / 20 / 30 in each class"
     from sklearn.datasets import load_digits
+
     digits, rng, splits = load_digits(), np.random.default_rng(1797), ([], [], [])
     for k in range(10):
         i = rng.permutation(np.flatnonzero(digits.target == k))
-        for part, ids in zip(splits, np.split(i, np.cumsum([len(i) // 2, len(i) // 5]))): part.append(ids)
-    images = (np.clip(S.enlarge(digits.images / 16), 0, 1) * 255 + .5).astype(np.uint8)[..., None].repeat(3, -1)
+        for part, ids in zip(splits, np.split(i, np.cumsum([len(i) // 2, len(i) // 5]))):
+            part.append(ids)
+    images = (
+        (np.clip(S.enlarge(digits.images / 16), 0, 1) * 255 + 0.5)
+        .astype(np.uint8)[..., None]
+        .repeat(3, -1)
+    )
     return [(images[i], digits.target[i].astype(np.int64)) for i in map(np.concatenate, splits)]
 
 # %% ../../nbs/00_mini/02_data.ipynb #4f6bf67c
 @functools.lru_cache(None)
 def load(
-    name:str, # a key of `MINI`
-)->dict: # classnames, templates, descriptions, flip, shift_of, train, val, test
+    name: str,  # a key of `MINI`
+) -> dict:  # classnames, templates, descriptions, flip, shift_of, train, val, test
     "The data set `name`; a split is (images (N, 32, 32, 3) uint8, labels (N,)), or None where a shift has none."
-    if name not in MINI: raise ValueError(f"unknown mini data set {name!r}; there are {', '.join(MINI)}")
-    row = MINI[name]; classnames, sizes = row.keep or row.classnames, dict(train=row.train, val=row.val, test=row.test)
-    splits = dict(zip(sizes, _real_digits())) if row.draw is None else \
-        {split: _draw_split(row, name, split, n) if n else None for split, n in sizes.items()}
-    return dict(classnames=list(classnames), templates=list(row.templates), flip=row.flip, shift_of=row.shift_of, **splits,
-                descriptions={c: row.describe(row.classnames.index(c)) for c in classnames})
+    if name not in MINI:
+        raise ValueError(f"unknown mini data set {name!r}; there are {', '.join(MINI)}")
+    row = MINI[name]
+    classnames, sizes = (
+        row.keep or row.classnames,
+        dict(train=row.train, val=row.val, test=row.test),
+    )
+    splits = (
+        dict(zip(sizes, _real_digits()))
+        if row.draw is None
+        else {split: _draw_split(row, name, split, n) if n else None for split, n in sizes.items()}
+    )
+    return dict(
+        classnames=list(classnames),
+        templates=list(row.templates),
+        flip=row.flip,
+        shift_of=row.shift_of,
+        **splits,
+        descriptions={c: row.describe(row.classnames.index(c)) for c in classnames},
+    )

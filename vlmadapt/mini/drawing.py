@@ -6,149 +6,217 @@
 __all__ = ['CELL', 'Scenes', 'concat', 'blank', 'font_bank', 'enlarge', 'render']
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #e8da63fd
-import functools, os
+import functools
+import os
 from dataclasses import dataclass, fields
+
 import numpy as np
+
 from .atlas import COLOURS, FONTS, GLYPHS, KINDS, PATTERNS, SHAPES, STYLES, TEXTURES
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #657f3831
 @dataclass
 class Scenes:
     "Rows of scenes as arrays; -1 where a field does not apply. Objects sit in up to six slots."
-    kind: np.ndarray        # (B,) index into KINDS
-    shape: np.ndarray       # (B, 6) index into SHAPES
-    colour: np.ndarray      # (B, 6) index into COLOURS
-    texture: np.ndarray     # (B, 6) index into TEXTURES
-    place: np.ndarray       # (B, 6, 4) x, y, radius in pixels, angle in radians
-    ink: np.ndarray         # (B, 6, 3) the exact colour of each object
-    relation: np.ndarray    # (B,) index into RELATIONS, of the first object to the second
-    position: np.ndarray    # (B,) index into POSITIONS
-    size: np.ndarray        # (B,) index into SIZES
-    background: np.ndarray  # (B,) index into BACKGROUNDS
-    paper: np.ndarray       # (B, 2, 3) the two colours of the background
-    glyph: np.ndarray       # (B,) index into GLYPHS
-    capital: np.ndarray     # (B,) 1 for a capital letter
-    font: np.ndarray        # (B,) index into FONTS
-    coarse: np.ndarray      # (B,) 1 for white on black at 8 x 8 pixels, as in scikit-learn's digits
-    pattern: np.ndarray     # (B,) index into PATTERNS
-    style: np.ndarray       # (B,) index into STYLES
-    noise: np.ndarray       # (B,) standard deviation added to each pixel
-    fade: np.ndarray        # (B,) how far objects fade into the background, 0 to 1
-    clutter: np.ndarray     # (B,) number of stray strokes
-    chance: np.ndarray      # (B, 16) numbers in [0, 1) that settle phases, angles and the like
 
-    def __len__(self): return len(self.kind)
-    def __getitem__(self, i): return Scenes(**{f.name: getattr(self, f.name)[i] for f in fields(self)})
+    kind: np.ndarray  # (B,) index into KINDS
+    shape: np.ndarray  # (B, 6) index into SHAPES
+    colour: np.ndarray  # (B, 6) index into COLOURS
+    texture: np.ndarray  # (B, 6) index into TEXTURES
+    place: np.ndarray  # (B, 6, 4) x, y, radius in pixels, angle in radians
+    ink: np.ndarray  # (B, 6, 3) the exact colour of each object
+    relation: np.ndarray  # (B,) index into RELATIONS, of the first object to the second
+    position: np.ndarray  # (B,) index into POSITIONS
+    size: np.ndarray  # (B,) index into SIZES
+    background: np.ndarray  # (B,) index into BACKGROUNDS
+    paper: np.ndarray  # (B, 2, 3) the two colours of the background
+    glyph: np.ndarray  # (B,) index into GLYPHS
+    capital: np.ndarray  # (B,) 1 for a capital letter
+    font: np.ndarray  # (B,) index into FONTS
+    coarse: np.ndarray  # (B,) 1 for white on black at 8 x 8 pixels, as in scikit-learn's digits
+    pattern: np.ndarray  # (B,) index into PATTERNS
+    style: np.ndarray  # (B,) index into STYLES
+    noise: np.ndarray  # (B,) standard deviation added to each pixel
+    fade: np.ndarray  # (B,) how far objects fade into the background, 0 to 1
+    clutter: np.ndarray  # (B,) number of stray strokes
+    chance: np.ndarray  # (B, 16) numbers in [0, 1) that settle phases, angles and the like
+
+    def __len__(self):
+        return len(self.kind)
+
+    def __getitem__(self, i):
+        return Scenes(**{f.name: getattr(self, f.name)[i] for f in fields(self)})
 
     @property
-    def count(self)->np.ndarray: return (self.shape >= 0).sum(-1)
+    def count(self) -> np.ndarray:
+        return (self.shape >= 0).sum(-1)
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #d8e73db6
-def concat(scenes:"list[Scenes]")->"Scenes":
+def concat(scenes: "list[Scenes]") -> "Scenes":
     "One `Scenes` out of a list of `scenes`."
-    return Scenes(**{f.name: np.concatenate([getattr(s, f.name) for s in scenes]) for f in fields(Scenes)})
+    return Scenes(
+        **{f.name: np.concatenate([getattr(s, f.name) for s in scenes]) for f in fields(Scenes)}
+    )
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #507992ca
 def blank(
-    rng:np.random.Generator, # numpy Generator
-    n:int, # number of rows
-    kind:str, # of KINDS
-    noise:float=.02, fade:float=0., clutter:int=0, # how hard: see `Scenes`
-)->Scenes:
+    rng: np.random.Generator,  # numpy Generator
+    n: int,  # number of rows
+    kind: str,  # of KINDS
+    noise: float = 0.02,
+    fade: float = 0.0,
+    clutter: int = 0,  # how hard: see `Scenes`
+) -> Scenes:
     "`n` rows with nothing in them yet."
-    none, zeros = (lambda *s: np.full((n, *s), -1, np.int8)), (lambda *s: np.zeros((n, *s), np.float32))
+    none, zeros = (
+        (lambda *s: np.full((n, *s), -1, np.int8)),
+        (lambda *s: np.zeros((n, *s), np.float32)),
+    )
     level = lambda v: (rng.random(n) * v).astype(np.float32)
-    return Scenes(kind=np.full(n, KINDS.index(kind), np.int8), shape=none(6), colour=none(6), texture=none(6),
-                  place=zeros(6, 4), ink=zeros(6, 3), relation=none(), position=none(), size=none(), background=none(),
-                  paper=zeros(2, 3), glyph=none(), capital=np.zeros(n, np.int8), font=none(),
-                  coarse=np.zeros(n, np.int8), pattern=none(), style=np.zeros(n, np.int8), noise=level(noise),
-                  fade=level(fade), clutter=rng.integers(0, clutter + 1, n).astype(np.int8),
-                  chance=rng.random((n, 16), np.float32))
+    return Scenes(
+        kind=np.full(n, KINDS.index(kind), np.int8),
+        shape=none(6),
+        colour=none(6),
+        texture=none(6),
+        place=zeros(6, 4),
+        ink=zeros(6, 3),
+        relation=none(),
+        position=none(),
+        size=none(),
+        background=none(),
+        paper=zeros(2, 3),
+        glyph=none(),
+        capital=np.zeros(n, np.int8),
+        font=none(),
+        coarse=np.zeros(n, np.int8),
+        pattern=none(),
+        style=np.zeros(n, np.int8),
+        noise=level(noise),
+        fade=level(fade),
+        clutter=rng.integers(0, clutter + 1, n).astype(np.int8),
+        chance=rng.random((n, 16), np.float32),
+    )
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #81814c40
 def _grid(n, side):
     "Pixel centres: x along the last axis; swap the last two axes for y"
-    return np.broadcast_to(np.arange(side, dtype=np.float32), (n, side, side)) + np.float32(.5)
+    return np.broadcast_to(np.arange(side, dtype=np.float32), (n, side, side)) + np.float32(0.5)
 
-def _xy(n, side): return _grid(n, side), np.swapaxes(_grid(n, side), 1, 2)
 
-def _col(v): return v[:, None, None].astype(np.float32)
+def _xy(n, side):
+    return _grid(n, side), np.swapaxes(_grid(n, side), 1, 2)
+
+
+def _col(v):
+    return v[:, None, None].astype(np.float32)
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #6428c196
 def _smooth_field(rng, n, cells=6):
     "Smooth random fields (n, 32, 32), about -1 to 1"
     w = rng.standard_normal((n, cells, cells), np.float32)
-    t = np.linspace(0, cells - 1.001, 32); i = t.astype(int); f = t - i; f = f * f * (3 - 2 * f)
-    up = np.zeros((32, cells), np.float32); up[np.arange(32), i] = 1 - f; up[np.arange(32), i + 1] += f
+    t = np.linspace(0, cells - 1.001, 32)
+    i = t.astype(int)
+    f = t - i
+    f = f * f * (3 - 2 * f)
+    up = np.zeros((32, cells), np.float32)
+    up[np.arange(32), i] = 1 - f
+    up[np.arange(32), i + 1] += f
     return up @ w @ up.T
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #9f2827ed
 def _backdrop(rng, s):
     (x, y), a, kind = _xy(len(s), 32), _col(s.chance[:, 0] * 2 * np.pi), _col(s.background)
     t = ((x - 16) * np.cos(a) + (y - 16) * np.sin(a)) / 32
-    shaded, split = np.clip(t + .5, 0, 1), np.clip(t * 32 + .5 + 6 * (_col(s.chance[:, 1]) - .5), 0, 1)
+    shaded, split = (
+        np.clip(t + 0.5, 0, 1),
+        np.clip(t * 32 + 0.5 + 6 * (_col(s.chance[:, 1]) - 0.5), 0, 1),
+    )
     t = np.where(kind == 1, shaded, np.where(kind == 3, split, 0))
-    image = s.paper[:, None, None, 0] + t[..., None].astype(np.float32) * (s.paper[:, 1] - s.paper[:, 0])[:, None, None]
+    image = (
+        s.paper[:, None, None, 0]
+        + t[..., None].astype(np.float32) * (s.paper[:, 1] - s.paper[:, 0])[:, None, None]
+    )
     i = np.flatnonzero(s.background == 2)
     grain = rng.standard_normal((len(i), 32, 32, 1), np.float32)
-    image[i] += (.1 + .08 * s.chance[i, 2])[:, None, None, None] * grain
+    image[i] += (0.1 + 0.08 * s.chance[i, 2])[:, None, None, None] * grain
     return image
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #d74d95a6
 def _strokes(rng, s, image):
     "Draw the stray strokes of `s` onto `image`"
     for j in range(int(s.clutter.max(initial=0))):
-        i = np.flatnonzero(s.clutter > j); n = len(i)
-        at, angle, length = rng.uniform(0, 32, (n, 2)), rng.uniform(0, 2 * np.pi, n), rng.uniform(4, 10, n)
+        i = np.flatnonzero(s.clutter > j)
+        n = len(i)
+        at, angle, length = (
+            rng.uniform(0, 32, (n, 2)),
+            rng.uniform(0, 2 * np.pi, n),
+            rng.uniform(4, 10, n),
+        )
         (x, y), c, d = _xy(n, 32), _col(np.cos(angle)), _col(np.sin(angle))
         x, y = x - _col(at[:, 0]), y - _col(at[:, 1])
-        t = np.clip(x * c + y * d, 0, _col(length)); alpha = np.clip(1.2 - np.hypot(x - t * c, y - t * d), 0, 1) * .8
+        t = np.clip(x * c + y * d, 0, _col(length))
+        alpha = np.clip(1.2 - np.hypot(x - t * c, y - t * d), 0, 1) * 0.8
         image[i] += alpha[..., None] * (rng.random((n, 1, 1, 3), np.float32) - image[i])
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #64468d3a
 def _second_tone(ink):
-    light = (ink @ np.array([.3, .59, .11], np.float32) > .42)[:, None]
-    return np.where(light, ink * .38, ink + (1 - ink) * .62)
+    light = (ink @ np.array([0.3, 0.59, 0.11], np.float32) > 0.42)[:, None]
+    return np.where(light, ink * 0.38, ink + (1 - ink) * 0.62)
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #d3a3649e
-_TONES = {"striped": lambda u, v, k, p: np.sin(u * k + p) * 2.2 + .35,
-          "dotted": lambda u, v, k, p: (np.cos(u * k + p) + np.cos(v * k)) * 1.6 - .8,
-          "checkered": lambda u, v, k, p: np.sin(u * k * .8 + p) * np.sin(v * k * .8) * 4 + .5}
+_TONES = {
+    "striped": lambda u, v, k, p: np.sin(u * k + p) * 2.2 + 0.35,
+    "dotted": lambda u, v, k, p: (np.cos(u * k + p) + np.cos(v * k)) * 1.6 - 0.8,
+    "checkered": lambda u, v, k, p: np.sin(u * k * 0.8 + p) * np.sin(v * k * 0.8) * 4 + 0.5,
+}
+
 
 def _texture(rng, texture, u, v, chance):
     "How much of the second tone each pixel takes, (n, P, P); `u`, `v` are pixels along the object's axes"
-    t, k, phase = np.zeros_like(u), np.float32(2 * np.pi) / (4.2 + 1.8 * _col(chance[:, 3])), 6.28 * _col(chance[:, 4])
+    t, k, phase = (
+        np.zeros_like(u),
+        np.float32(2 * np.pi) / (4.2 + 1.8 * _col(chance[:, 3])),
+        6.28 * _col(chance[:, 4]),
+    )
     for name, tone in _TONES.items():
         i = np.flatnonzero(texture == TEXTURES.index(name))
-        if len(i): t[i] = np.clip(tone(u[i], v[i], k[i], phase[i]), 0, 1)
+        if len(i):
+            t[i] = np.clip(tone(u[i], v[i], k[i], phase[i]), 0, 1)
     i = np.flatnonzero(texture == TEXTURES.index("speckled"))
-    if len(i): t[i] = np.clip((rng.random(u[i].shape, np.float32) - .7) * 6, 0, 1)
+    if len(i):
+        t[i] = np.clip((rng.random(u[i].shape, np.float32) - 0.7) * 6, 0, 1)
     return t
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #65df86f9
 def _draw_group(rng, s, image, scene, slot, place, P, distance):
     "Draw the objects (`scene`, `slot`), all of one shape, in windows of `P` x `P` pixels"
     x0, y0 = (np.clip(np.round(place[:, j] - P / 2), 0, 32 - P).astype(int) for j in (0, 1))
-    gx, gy = _xy(len(scene), P); x, y = gx + _col(x0 - place[:, 0]), _col(place[:, 1] - y0) - gy
+    gx, gy = _xy(len(scene), P)
+    x, y = gx + _col(x0 - place[:, 0]), _col(place[:, 1] - y0) - gy
     c, d, r = _col(np.cos(place[:, 3])), _col(np.sin(place[:, 3])), _col(place[:, 2])
     u, v = x * c + y * d, y * c - x * d
     far = distance(u / r, v / r) * r
     texture, sketch = s.texture[scene, slot], s.style[scene] == STYLES.index("sketch")
-    ink = np.where(sketch[:, None], .35 * s.ink[scene, slot], s.ink[scene, slot]); colour = ink[:, None, None]
-    outline, solid = np.clip(1.25 - np.abs(far + .7), 0, 1), np.clip(.5 - far, 0, 1)
+    ink = np.where(sketch[:, None], 0.35 * s.ink[scene, slot], s.ink[scene, slot])
+    colour = ink[:, None, None]
+    outline, solid = np.clip(1.25 - np.abs(far + 0.7), 0, 1), np.clip(0.5 - far, 0, 1)
     cover = np.where(_col(sketch), outline, solid) * _col(1 - s.fade[scene])
     if texture.any():
         t = _texture(rng, np.where(sketch, 0, texture), u, v, s.chance[scene])
         colour = colour + t[..., None] * (_second_tone(ink) - ink)[:, None, None]
     rows, cols = (y0[:, None] + np.arange(P))[:, :, None], (x0[:, None] + np.arange(P))[:, None, :]
-    for j in np.unique(slot):                                     # a scene appears once in a slot, so indices never clash
-        i = slot == j; at = scene[i][:, None, None], rows[i], cols[i]; under = image[at]
+    for j in np.unique(slot):  # a scene appears once in a slot, so indices never clash
+        i = slot == j
+        at = scene[i][:, None, None], rows[i], cols[i]
+        under = image[at]
         image[at] = under + cover[i][..., None] * (colour[i] - under)
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #916e6076
 def _draw_objects(rng, s, image):
-    scene, slot = np.nonzero(s.shape >= 0); place, shape = s.place[scene, slot], s.shape[scene, slot]
-    window = np.where(place[:, 2] > 6.6, 32, np.where(place[:, 2] > 4.6, 16, 12)); functions = list(SHAPES.values())
+    scene, slot = np.nonzero(s.shape >= 0)
+    place, shape = s.place[scene, slot], s.shape[scene, slot]
+    window = np.where(place[:, 2] > 6.6, 32, np.where(place[:, 2] > 4.6, 16, 12))
+    functions = list(SHAPES.values())
     for P in np.unique(window):
         for kind in np.unique(shape[window == P]):
             k = np.flatnonzero((window == P) & (shape == kind))
@@ -157,54 +225,78 @@ def _draw_objects(rng, s, image):
 # %% ../../nbs/00_mini/00_drawing.ipynb #9040c342
 CELL = 40
 
+
 def _distance_map(font, symbol):
     "Distances in pixels (positive inside) of one glyph, scaled to 28 pixels and centred in a cell of 40"
     from PIL import Image, ImageDraw
     from scipy.ndimage import distance_transform_edt
-    page = Image.new("L", (96, 96)); ImageDraw.Draw(page).text((20, 16), symbol, font=font, fill=255)
-    glyph = page.crop(page.getbbox()); scale = 28 / max(glyph.size)
+
+    page = Image.new("L", (96, 96))
+    ImageDraw.Draw(page).text((20, 16), symbol, font=font, fill=255)
+    glyph = page.crop(page.getbbox())
+    scale = 28 / max(glyph.size)
     glyph = glyph.resize([max(2, round(v * scale)) for v in glyph.size], Image.Resampling.LANCZOS)
-    cell = Image.new("L", (CELL, CELL)); cell.paste(glyph, ((CELL - glyph.width) // 2, (CELL - glyph.height) // 2))
-    a = np.asarray(cell, np.float32) / 255; inside = a > .5
+    cell = Image.new("L", (CELL, CELL))
+    cell.paste(glyph, ((CELL - glyph.width) // 2, (CELL - glyph.height) // 2))
+    a = np.asarray(cell, np.float32) / 255
+    inside = a > 0.5
     d = distance_transform_edt(inside) - distance_transform_edt(~inside)
-    return np.where(np.abs(d) <= 1, a - .5, d - .5 * np.sign(d))
+    return np.where(np.abs(d) <= 1, a - 0.5, d - 0.5 * np.sign(d))
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #105cdd00
 @functools.lru_cache(1)
-def font_bank()->np.ndarray:
+def font_bank() -> np.ndarray:
     "Distance maps (fonts, 62, 40, 40) of the digits, the letters and the capitals; made once in a process."
     import matplotlib
     from PIL import ImageFont
+
     folder = os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
     fonts = [ImageFont.truetype(os.path.join(folder, name + ".ttf"), 48) for name in FONTS]
-    return np.array([[_distance_map(f, g) for g in GLYPHS + GLYPHS[10:].upper()] for f in fonts], np.float32)
+    return np.array(
+        [[_distance_map(f, g) for g in GLYPHS + GLYPHS[10:].upper()] for f in fonts], np.float32
+    )
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #6f97f0c6
 def _sample(bank, x, y):
     "Bilinear samples of the maps `bank` (n, 40, 40) at `x`, `y` (n, 32, 32)"
     x, y = np.clip(x, 0, CELL - 1.01), np.clip(y, 0, CELL - 1.01)
-    i, j = x.astype(np.int32), y.astype(np.int32); fx, fy = x - i, y - j
+    i, j = x.astype(np.int32), y.astype(np.int32)
+    fx, fy = x - i, y - j
     flat, at = bank.reshape(len(x), -1), (j * CELL + i).reshape(len(x), -1)
     g = lambda o: np.take_along_axis(flat, at + o, 1).reshape(x.shape)
     return (g(0) * (1 - fx) + g(1) * fx) * (1 - fy) + (g(CELL) * (1 - fx) + g(CELL + 1) * fx) * fy
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #db16c575
-def _glyph_cover(rng, s, size=(.82, 1.08), turn=10., shear=.2, wobble=1.3, weight=(-.5, .9)):
+def _glyph_cover(rng, s, size=(0.82, 1.08), turn=10.0, shear=0.2, wobble=1.3, weight=(-0.5, 0.9)):
     "Coverage (n, 32, 32) of the glyphs of `s` under a random affine map, a slow wobble and a change of weight"
     u = lambda lo, hi: _col(rng.uniform(lo, hi, len(s)))
-    x, y = _xy(len(s), 32); x, y = x - 16, y - 16
-    a, zx, zy, sh = np.radians(u(-turn, turn)) + _col(s.place[:, 0, 3]), u(*size), u(*size), u(-shear, shear)
-    x, y = (x * np.cos(a) + y * np.sin(a)) / zx, (y * np.cos(a) - x * np.sin(a)) / zy; x = x + sh * y
-    wave = lambda p, q: u(0, wobble) * np.sin(p * u(.1, .3) + q * u(-.1, .1) + u(0, 6.28))
-    x, y = x + wave(y, x) + CELL / 2 - .5 + u(-1.5, 1.5), y + wave(x, y) + CELL / 2 - .5 + u(-1.5, 1.5)
-    return np.clip(.5 + _sample(font_bank()[s.font, s.glyph + 26 * s.capital], x, y) + u(*weight), 0, 1)
+    x, y = _xy(len(s), 32)
+    x, y = x - 16, y - 16
+    a, zx, zy, sh = (
+        np.radians(u(-turn, turn)) + _col(s.place[:, 0, 3]),
+        u(*size),
+        u(*size),
+        u(-shear, shear),
+    )
+    x, y = (x * np.cos(a) + y * np.sin(a)) / zx, (y * np.cos(a) - x * np.sin(a)) / zy
+    x = x + sh * y
+    wave = lambda p, q: u(0, wobble) * np.sin(p * u(0.1, 0.3) + q * u(-0.1, 0.1) + u(0, 6.28))
+    x, y = (
+        x + wave(y, x) + CELL / 2 - 0.5 + u(-1.5, 1.5),
+        y + wave(x, y) + CELL / 2 - 0.5 + u(-1.5, 1.5),
+    )
+    return np.clip(
+        0.5 + _sample(font_bank()[s.font, s.glyph + 26 * s.capital], x, y) + u(*weight), 0, 1
+    )
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #cf36c54b
 def enlarge(
-    small:np.ndarray, # (B, 8, 8)
-)->np.ndarray: # (B, 32, 32) float32
+    small: np.ndarray,  # (B, 8, 8)
+) -> np.ndarray:  # (B, 32, 32) float32
     "Bilinear enlargement of `small` pictures by four."
-    t = np.clip((np.arange(32) + .5) / 4 - .5, 0, 6.999); i = t.astype(int); up = np.zeros((32, 8), np.float32)
+    t = np.clip((np.arange(32) + 0.5) / 4 - 0.5, 0, 6.999)
+    i = t.astype(int)
+    up = np.zeros((32, 8), np.float32)
     up[np.arange(32), i], up[np.arange(32), i + 1] = 1 - (t - i), t - i
     return up @ np.asarray(small, np.float32) @ up.T
 
@@ -213,60 +305,92 @@ def _draw_glyphs(rng, s, image):
     cover = _glyph_cover(rng, s)
     image += (cover * _col(1 - s.fade))[..., None] * (s.ink[:, None, None, 0] - image)
     i = np.flatnonzero(s.coarse)
-    if len(i): image[i] = enlarge(np.round(cover[i].reshape(-1, 8, 4, 8, 4).mean((2, 4)) * 16) / 16)[..., None]
+    if len(i):
+        image[i] = enlarge(np.round(cover[i].reshape(-1, 8, 4, 8, 4).mean((2, 4)) * 16) / 16)[
+            ..., None
+        ]
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #b15e952a
 def _draw_patterns(rng, s, image):
-    n = len(s); period, tilt = _col(s.place[:, 0, 2]), np.radians(_col(s.chance[:, 5]) * 50 - 25)
-    x, y = _xy(n, 32); x, y = x - (16 + 12 * (_col(s.chance[:, 6]) - .5)), y - (16 + 12 * (_col(s.chance[:, 7]) - .5))
-    x, y = (x * np.cos(tilt) + y * np.sin(tilt)) / period, (y * np.cos(tilt) - x * np.sin(tilt)) / period
-    w, k, functions = _smooth_field(rng, n), _col(np.floor(s.chance[:, 8] * 50)), list(PATTERNS.values())
+    n = len(s)
+    period, tilt = _col(s.place[:, 0, 2]), np.radians(_col(s.chance[:, 5]) * 50 - 25)
+    x, y = _xy(n, 32)
+    x, y = (
+        x - (16 + 12 * (_col(s.chance[:, 6]) - 0.5)),
+        y - (16 + 12 * (_col(s.chance[:, 7]) - 0.5)),
+    )
+    x, y = (
+        (x * np.cos(tilt) + y * np.sin(tilt)) / period,
+        (y * np.cos(tilt) - x * np.sin(tilt)) / period,
+    )
+    w, k, functions = (
+        _smooth_field(rng, n),
+        _col(np.floor(s.chance[:, 8] * 50)),
+        list(PATTERNS.values()),
+    )
     for p in np.unique(s.pattern):
         i = np.flatnonzero(s.pattern == p)
-        t = np.clip(.5 + functions[p](x[i], y[i], w[i], k[i]) * 3, 0, 1)[..., None].astype(np.float32)
+        t = np.clip(0.5 + functions[p](x[i], y[i], w[i], k[i]) * 3, 0, 1)[..., None].astype(
+            np.float32
+        )
         image[i] = s.paper[i][:, None, None, 0] * (1 - t) + s.paper[i][:, None, None, 1] * t
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #c5920d8d
 def _blur(image):
-    k = sum(np.eye(32, k=j, dtype=np.float32) * w for j, w in zip(range(-3, 4), (.07, .12, .19, .24, .19, .12, .07)))
+    k = sum(
+        np.eye(32, k=j, dtype=np.float32) * w
+        for j, w in zip(range(-3, 4), (0.07, 0.12, 0.19, 0.24, 0.19, 0.12, 0.07))
+    )
     k /= k.sum(1, keepdims=True)
     return np.einsum("ab,nbcd,ec->naed", k, image, k, optimize=True)
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #7539eaab
 def _spoil(rng, image):
     salt = rng.random(image.shape[:3])[..., None]
-    image = image + rng.standard_normal(image.shape, np.float32) * .08
-    return np.where(salt < .006, 0, np.where(salt > .994, 1, image))
+    image = image + rng.standard_normal(image.shape, np.float32) * 0.08
+    return np.where(salt < 0.006, 0, np.where(salt > 0.994, 1, image))
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #0420988a
 def _mosaic(image):
     coarse = image.reshape(-1, 16, 2, 16, 2, 3).mean((2, 4))
     return np.repeat(np.repeat(coarse, 2, 1), 2, 2)
 
+
 def _restyle(rng, s, image):
     "Apply to `image` the styles that work on finished pixels"
-    paint = lambda v: np.round(v * 3) / 3 + .12 * _smooth_field(rng, len(v), 12)[..., None]
-    changes = {"inverted": lambda v: 1 - v, "noisy": lambda v: _spoil(rng, v), "blurred": _blur, "pixelated": _mosaic,
-               "painted": paint}
+    paint = lambda v: np.round(v * 3) / 3 + 0.12 * _smooth_field(rng, len(v), 12)[..., None]
+    changes = {
+        "inverted": lambda v: 1 - v,
+        "noisy": lambda v: _spoil(rng, v),
+        "blurred": _blur,
+        "pixelated": _mosaic,
+        "painted": paint,
+    }
     for name, change in changes.items():
         i = np.flatnonzero(s.style == STYLES.index(name))
-        if len(i): image[i] = change(image[i])
+        if len(i):
+            image[i] = change(image[i])
 
 # %% ../../nbs/00_mini/00_drawing.ipynb #b210a213
 def render(
-    rng:np.random.Generator, # numpy Generator, for what is random in the pixels
-    s:Scenes, # what to draw
-)->np.ndarray: # (B, 32, 32, 3) uint8
+    rng: np.random.Generator,  # numpy Generator, for what is random in the pixels
+    s: Scenes,  # what to draw
+) -> np.ndarray:  # (B, 32, 32, 3) uint8
     "Pixels of the scenes `s`."
     image = _backdrop(rng, s)
     _strokes(rng, s, image)
     for kind, draw in ((3, _draw_glyphs), (4, _draw_patterns)):
         i = np.flatnonzero(s.kind == kind)
-        if len(i): part = image[i]; draw(rng, s[i], part); image[i] = part
+        if len(i):
+            part = image[i]
+            draw(rng, s[i], part)
+            image[i] = part
     sketch = s.style == STYLES.index("sketch")
-    image[sketch] = .93 + .07 * image[sketch]
+    image[sketch] = 0.93 + 0.07 * image[sketch]
     _draw_objects(rng, s, image)
     _restyle(rng, s, image)
-    i = np.flatnonzero(s.noise > .005)
-    image[i] += s.noise[i][:, None, None, None] * rng.standard_normal((len(i), 32, 32, 1), np.float32)
-    return (np.clip(image, 0, 1) * 255 + .5).astype(np.uint8)
+    i = np.flatnonzero(s.noise > 0.005)
+    image[i] += s.noise[i][:, None, None, None] * rng.standard_normal(
+        (len(i), 32, 32, 1), np.float32
+    )
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -13,10 +13,27 @@ __all__ = ['SHAPE_NAMES', 'COLOUR_NAMES', 'PATTERN_NAMES', 'SEEN_SHAPES', 'SEEN_
            'vocabulary', 'token_ids']
 
 # %% ../../nbs/00_mini/01_frames.ipynb #c70bb9c2
-import functools, itertools, re
+import functools
+import itertools
+import re
+
 from ..foundation import import_open_clip
-from .atlas import (BACKGROUNDS, COLOURS, GLYPHS, HELD_COLOURS, HELD_GLYPHS, HELD_PATTERNS, HELD_SHAPES, KINDS,
-                                 PATTERNS, POSITIONS, SHAPES, SIZES, STYLES, TEXTURES)
+from vlmadapt.mini.atlas import (
+    BACKGROUNDS,
+    COLOURS,
+    GLYPHS,
+    HELD_COLOURS,
+    HELD_GLYPHS,
+    HELD_PATTERNS,
+    HELD_SHAPES,
+    KINDS,
+    PATTERNS,
+    POSITIONS,
+    SHAPES,
+    SIZES,
+    STYLES,
+    TEXTURES,
+)
 
 # %% ../../nbs/00_mini/01_frames.ipynb #f1d74aae
 SHAPE_NAMES, COLOUR_NAMES, PATTERN_NAMES = list(SHAPES), list(COLOURS), list(PATTERNS)
@@ -24,99 +41,215 @@ _seen = lambda names, held: [n for n in names if n not in held]
 SEEN_SHAPES, SEEN_COLOURS = _seen(SHAPE_NAMES, HELD_SHAPES), _seen(COLOUR_NAMES, HELD_COLOURS)
 SEEN_PATTERNS, SEEN_GLYPHS = _seen(PATTERN_NAMES, HELD_PATTERNS), _seen(GLYPHS, HELD_GLYPHS)
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-PLURALS = {s: s + "s" for s in SHAPES} | {"cross": "crosses", "leaf": "leaves", "arch": "arches", "fish": "fish"}
+PLURALS = {s: s + "s" for s in SHAPES} | {
+    "cross": "crosses",
+    "leaf": "leaves",
+    "arch": "arches",
+    "fish": "fish",
+}
 
 # %% ../../nbs/00_mini/01_frames.ipynb #384f600e
-PLACES = {"centre": ("in the centre", "in the middle"), "left": ("on the left", "at the left edge"),
-          "right": ("on the right", "at the right edge"), "top": ("at the top", "near the top"),
-          "bottom": ("at the bottom", "near the bottom"),
-          "top left": ("in the top left corner", "at the top left"),
-          "top right": ("in the top right corner", "at the top right"),
-          "bottom left": ("in the bottom left corner", "at the bottom left"),
-          "bottom right": ("in the bottom right corner", "at the bottom right")}
+PLACES = {
+    "centre": ("in the centre", "in the middle"),
+    "left": ("on the left", "at the left edge"),
+    "right": ("on the right", "at the right edge"),
+    "top": ("at the top", "near the top"),
+    "bottom": ("at the bottom", "near the bottom"),
+    "top left": ("in the top left corner", "at the top left"),
+    "top right": ("in the top right corner", "at the top right"),
+    "bottom left": ("in the bottom left corner", "at the bottom left"),
+    "bottom right": ("in the bottom right corner", "at the bottom right"),
+}
 
 # %% ../../nbs/00_mini/01_frames.ipynb #da770c99
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
-GROUNDS = {"plain": ("a plain background", "a clean background"),
-           "shaded": ("a shaded background", "a background that fades"),
-           "noisy": ("a noisy background", "a grainy background"),
-           "two tone": ("a two tone background", "a background in two colours")}
+GROUNDS = {
+    "plain": ("a plain background", "a clean background"),
+    "shaded": ("a shaded background", "a background that fades"),
+    "noisy": ("a noisy background", "a grainy background"),
+    "two tone": ("a two tone background", "a background in two colours"),
+}
 
 # %% ../../nbs/00_mini/01_frames.ipynb #1e16b901
-RELATION_WORDS = {("left of", 0): ("left of", "to the left of"), ("left of", 1): ("right of", "to the right of"),
-                  ("above", 0): ("above", "over", "on top of"), ("above", 1): ("below", "under", "beneath")}
-TEXTURE_WORDS = {"plain": ("plain",), "striped": ("striped",), "dotted": ("dotted", "spotted"),
-                 "checkered": ("checkered",), "speckled": ("speckled",)}
+RELATION_WORDS = {
+    ("left of", 0): ("left of", "to the left of"),
+    ("left of", 1): ("right of", "to the right of"),
+    ("above", 0): ("above", "over", "on top of"),
+    ("above", 1): ("below", "under", "beneath"),
+}
+TEXTURE_WORDS = {
+    "plain": ("plain",),
+    "striped": ("striped",),
+    "dotted": ("dotted", "spotted"),
+    "checkered": ("checkered",),
+    "speckled": ("speckled",),
+}
 
 # %% ../../nbs/00_mini/01_frames.ipynb #a543ed29
-def fix_articles(text:str)->str:
+def fix_articles(text: str) -> str:
     "`text` with 'a' turned into 'an' where English wants it."
     return re.sub(r"(?<!letter )\ba (?=(?!one\b)[aeio]|8|hour|[fhlmnrsx]\b)", "an ", text)
 
 # %% ../../nbs/00_mini/01_frames.ipynb #25ef081a
 CLASS_FRAMES = ("a photo of a {}.",) * 6 + (
-    "a picture of a {}.", "an image of a {}.", "a drawing of a {}.", "this is a {}.", "a {}.", "{}.", "one {}.",
-    "there is a {}.", "a photo of the {}.", "a picture showing a {}.")
+    "a picture of a {}.",
+    "an image of a {}.",
+    "a drawing of a {}.",
+    "this is a {}.",
+    "a {}.",
+    "{}.",
+    "one {}.",
+    "there is a {}.",
+    "a photo of the {}.",
+    "a picture showing a {}.",
+)
 
 # %% ../../nbs/00_mini/01_frames.ipynb #59e4386b
-IMAGENET_FRAMES = ("itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.",
-                   "a {} in a video game.", "art of the {}.", "a photo of the small {}.")
+IMAGENET_FRAMES = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
 DATASET_FRAMES = (
-    "a photo of a {}.", "a photo of a {}, a type of pet.", "a photo of a {}, a type of flower.",
-    "a photo of {}, a type of food.", "a photo of a {}, a type of aircraft.", "{} texture.",
-    "a centered satellite photo of {}.", "a photo of a person doing {}.")
+    "a photo of a {}.",
+    "a photo of a {}, a type of pet.",
+    "a photo of a {}, a type of flower.",
+    "a photo of {}, a type of food.",
+    "a photo of a {}, a type of aircraft.",
+    "{} texture.",
+    "a centered satellite photo of {}.",
+    "a photo of a person doing {}.",
+)
 
 # %% ../../nbs/00_mini/01_frames.ipynb #b3e9e5c6
 NEGATIVE_FRAMES = ("a photo of no {}.",) * 3 + (
-    "there is no {}.", "a photo without {a}.", "no {} here.", "a picture with no {}.",
-    "a photo that does not show {a}.", "not {a}.")
-SKETCH_FRAMES = ("a sketch of a {}.", "a line drawing of a {}.", "a pencil sketch of a {}.", "a photo of a {}.",
-                 "an outline of a {}.", "a drawing of a {}.")
+    "there is no {}.",
+    "a photo without {a}.",
+    "no {} here.",
+    "a picture with no {}.",
+    "a photo that does not show {a}.",
+    "not {a}.",
+)
+SKETCH_FRAMES = (
+    "a sketch of a {}.",
+    "a line drawing of a {}.",
+    "a pencil sketch of a {}.",
+    "a photo of a {}.",
+    "an outline of a {}.",
+    "a drawing of a {}.",
+)
 
 # %% ../../nbs/00_mini/01_frames.ipynb #a99ec89f
 CAPTIONS = {
-    "single": ("a {thing} {place}.", "a {thing} on {ground}.", "there is a {thing} {place}.",
-               "a photo of a {thing} on {ground}.", "the {thing} is {place}.", "a {thing} {place} on {ground}.",
-               "the picture shows a {thing} {place}.", "a {size} {thing} on {ground}.", "a {size} {thing}."),
-    "colour": ("a {colour} thing.", "something {colour}.", "a photo of something {colour}.",
-               "a photo of a {colour} object.", "the colour is {colour}.", "a {colour} shape on {ground}."),
-    "shape": ("a {shape}.", "the shape is a {shape}.", "a {shape} of {colour} colour.", "a {shape} {place}.",
-              "a {shape} on {ground}."),
-    "texture": ("a {texture} thing.", "something {texture}.", "a photo of a {texture} object.", "{texture} surface.",
-                "a {shape} that is {texture}."),
+    "single": (
+        "a {thing} {place}.",
+        "a {thing} on {ground}.",
+        "there is a {thing} {place}.",
+        "a photo of a {thing} on {ground}.",
+        "the {thing} is {place}.",
+        "a {thing} {place} on {ground}.",
+        "the picture shows a {thing} {place}.",
+        "a {size} {thing} on {ground}.",
+        "a {size} {thing}.",
+    ),
+    "colour": (
+        "a {colour} thing.",
+        "something {colour}.",
+        "a photo of something {colour}.",
+        "a photo of a {colour} object.",
+        "the colour is {colour}.",
+        "a {colour} shape on {ground}.",
+    ),
+    "shape": (
+        "a {shape}.",
+        "the shape is a {shape}.",
+        "a {shape} of {colour} colour.",
+        "a {shape} {place}.",
+        "a {shape} on {ground}.",
+    ),
+    "texture": (
+        "a {texture} thing.",
+        "something {texture}.",
+        "a photo of a {texture} object.",
+        "{texture} surface.",
+        "a {shape} that is {texture}.",
+    ),
 }
 
 # %% ../../nbs/00_mini/01_frames.ipynb #1c94c91f
 CAPTIONS |= {
-    "pair": ("a {a} {rel} a {b}.",) * 4 + ("a photo of a {a} {rel} a {b}.",) * 3 + (
-        "the {a} is {rel} the {b}.", "there is a {a} {rel} a {b}.",
-        "a {a} and a {b}, the {a_shape} {rel} the {b_shape}.", "a picture of a {a} {rel} a {b}."),
+    "pair": ("a {a} {rel} a {b}.",) * 4
+    + ("a photo of a {a} {rel} a {b}.",) * 3
+    + (
+        "the {a} is {rel} the {b}.",
+        "there is a {a} {rel} a {b}.",
+        "a {a} and a {b}, the {a_shape} {rel} the {b_shape}.",
+        "a picture of a {a} {rel} a {b}.",
+    ),
     "both": ("a {a} and a {b}.", "a photo of a {a} and a {b}.", "two things, a {a} and a {b}."),
     "ends": ("{a} on the left, {b} on the right.", "a {a} at the top and a {b} at the bottom."),
-    "count": ("{number} {things}.", "a photo of {number} {things}.", "there {are} {number} {things}.",
-              "{number} {things} on {ground}.", "a group of {number} {things}.", "i count {number} {things}.",
-              "a picture of {number} {things}."),
+    "count": (
+        "{number} {things}.",
+        "a photo of {number} {things}.",
+        "there {are} {number} {things}.",
+        "{number} {things} on {ground}.",
+        "a group of {number} {things}.",
+        "i count {number} {things}.",
+        "a picture of {number} {things}.",
+    ),
 }
 
 # %% ../../nbs/00_mini/01_frames.ipynb #dbb67cb4
 CAPTIONS |= {
-    "digit": ("a photo of the number {}.",) * 4 + (
-        "the number {}.", "the digit {}.", "a photo of a {}.", "a handwritten {}.", "a photo of the digit {}.",
-        "number {}.", "a photo of the handwritten number {}.", "this digit is a {}."),
-    "letter": ("a photo of the letter {}.",) * 4 + (
-        "the letter {}.", "a photo of a {}.", "letter {}.", "a letter, {}.", "this letter is a {}."),
-    "case": ("the capital letter {}.", "the small letter {}.", "a photo of the capital letter {}.",
-             "a photo of the small letter {}."),
-    "symbol": ("a {colour} {symbol}.", "a photo of a {colour} {symbol}.", "a {symbol} in {colour}.",
-               "a {colour} {symbol} on {ground}."),
-    "pattern": ("{} texture.",) * 4 + (
-        "{} pattern.", "a {} pattern.", "a photo of a {} texture.", "a {} surface.", "a photo of something {}.",
-        "a close up of a {} texture.", "a {} cloth.", "a photo of a {} pattern."),
+    "digit": ("a photo of the number {}.",) * 4
+    + (
+        "the number {}.",
+        "the digit {}.",
+        "a photo of a {}.",
+        "a handwritten {}.",
+        "a photo of the digit {}.",
+        "number {}.",
+        "a photo of the handwritten number {}.",
+        "this digit is a {}.",
+    ),
+    "letter": ("a photo of the letter {}.",) * 4
+    + ("the letter {}.", "a photo of a {}.", "letter {}.", "a letter, {}.", "this letter is a {}."),
+    "case": (
+        "the capital letter {}.",
+        "the small letter {}.",
+        "a photo of the capital letter {}.",
+        "a photo of the small letter {}.",
+    ),
+    "symbol": (
+        "a {colour} {symbol}.",
+        "a photo of a {colour} {symbol}.",
+        "a {symbol} in {colour}.",
+        "a {colour} {symbol} on {ground}.",
+    ),
+    "pattern": ("{} texture.",) * 4
+    + (
+        "{} pattern.",
+        "a {} pattern.",
+        "a photo of a {} texture.",
+        "a {} surface.",
+        "a photo of something {}.",
+        "a close up of a {} texture.",
+        "a {} cloth.",
+        "a photo of a {} pattern.",
+    ),
 }
 
 # %% ../../nbs/00_mini/01_frames.ipynb #0737cb23
 QUESTIONS = {
-    "colour": ("what colour is the {}?", "which colour does the {} have?", "what is the colour of the {}?"),
+    "colour": (
+        "what colour is the {}?",
+        "which colour does the {} have?",
+        "what is the colour of the {}?",
+    ),
     "shape": ("what shape is the {} thing?", "which shape is {}?"),
     "what": ("what is in the picture?", "what is shown here?", "what do you see?"),
     "texture": ("what texture does the {} have?", "how is the {} decorated?"),
@@ -135,20 +268,47 @@ QUESTIONS = {
 
 # %% ../../nbs/00_mini/01_frames.ipynb #381524d4
 LABELS = ("entail", "neutral", "contradict")
-ENTAIL = ("there is a {}.", "the picture shows a {}.", "you can see a {}.", "somebody drew a {}.", "a {} is visible.")
-NEUTRAL = ("a child drew the {}.", "the artist likes the {} best.", "the {} was finished yesterday.",
-           "someone will buy the picture of the {}.", "the {} is the third in a long series.",
-           "my friend keeps this picture of the {} at home.", "the {} took an hour to paint.",
-           "the artist was happy with the {}.")
-STATEMENTS = {"pattern": "the texture is {}.", "glyph": "this is the {}.", "count": "there {are} {number} {things}.",
-              "pair": "the {a} is {rel} the {b}."}
+ENTAIL = (
+    "there is a {}.",
+    "the picture shows a {}.",
+    "you can see a {}.",
+    "somebody drew a {}.",
+    "a {} is visible.",
+)
+NEUTRAL = (
+    "a child drew the {}.",
+    "the artist likes the {} best.",
+    "the {} was finished yesterday.",
+    "someone will buy the picture of the {}.",
+    "the {} is the third in a long series.",
+    "my friend keeps this picture of the {} at home.",
+    "the {} took an hour to paint.",
+    "the artist was happy with the {}.",
+)
+STATEMENTS = {
+    "pattern": "the texture is {}.",
+    "glyph": "this is the {}.",
+    "count": "there {are} {number} {things}.",
+    "pair": "the {a} is {rel} the {b}.",
+}
 
 # %% ../../nbs/00_mini/01_frames.ipynb #3f6f6e09
-VOICES = {"telegram": {"single": "{a}, {place}. stop.", "pair": "{a} {rel} {b}. stop.", "count": "{number} {things}. stop.",
-                       "glyph": "{a}. stop.", "pattern": "{a}. stop."},
-          "poem": {"single": "behold, a {a} rests {place}, silent and alone.", "pair": "behold, a {a} dreams {rel} a {b}.",
-                   "count": "behold, {number} {things} {dance} in the light.", "glyph": "behold, the {a}, an old sign.",
-                   "pattern": "behold, a {a} that never ends."}}
+VOICES = {
+    "telegram": {
+        "single": "{a}, {place}. stop.",
+        "pair": "{a} {rel} {b}. stop.",
+        "count": "{number} {things}. stop.",
+        "glyph": "{a}. stop.",
+        "pattern": "{a}. stop.",
+    },
+    "poem": {
+        "single": "behold, a {a} rests {place}, silent and alone.",
+        "pair": "behold, a {a} dreams {rel} a {b}.",
+        "count": "behold, {number} {things} {dance} in the light.",
+        "glyph": "behold, the {a}, an old sign.",
+        "pattern": "behold, a {a} that never ends.",
+    },
+}
 DANCE = ("dances", "dance")
 
 # %% ../../nbs/00_mini/01_frames.ipynb #f26161cd
@@ -245,84 +405,139 @@ DIGIT_FACTS = {
 LETTER_FACTS = {
     "a": "a closed belly or a pointed top with a bar; two legs and a bar, or a loop with a stroke on the right",
     "b": "a tall stroke on the left and a loop on the right; one or two loops to the right of a stroke",
-    "c": "one curve open to the right; a round back on the left", "d": "a tall stroke and one round belly; a belly closed by a straight stroke",
+    "c": "one curve open to the right; a round back on the left",
+    "d": "a tall stroke and one round belly; a belly closed by a straight stroke",
     "e": "a bar in the middle and an opening on the right; three bars, or a loop with a tail",
     "f": "a tall stroke with two bars; a bar across the middle and a bent top",
     "g": "a curve open to the right with a short bar; a loop over a tail that bends to the left",
     "h": "two straight strokes and a bridge; a tall stroke on the left and a leg on the right",
-    "i": "one short stroke under a dot; a thin upright body", "j": "a stroke that bends to the left at the bottom; a hook at the bottom left",
+    "i": "one short stroke under a dot; a thin upright body",
+    "j": "a stroke that bends to the left at the bottom; a hook at the bottom left",
     "k": "a tall stroke and two slanted arms; two slanted strokes that meet a straight one",
-    "l": "a tall stroke and a flat base; a corner at the bottom left", "m": "three legs and two bumps; two outer strokes with a dent between",
+    "l": "a tall stroke and a flat base; a corner at the bottom left",
+    "m": "three legs and two bumps; two outer strokes with a dent between",
 }
 
 # %% ../../nbs/00_mini/01_frames.ipynb #70c4ae30
 LETTER_FACTS |= {
-    "n": "two legs and one bump; two straight strokes and a slanted one", "o": "one round closed curve; a ring without strokes",
+    "n": "two legs and one bump; two straight strokes and a slanted one",
+    "o": "one round closed curve; a ring without strokes",
     "p": "a loop at the top right of a stroke; a tall stroke under a loop",
     "q": "a loop with a tail at the bottom right; a round body and a short tail",
     "r": "a stroke with a short arm at the top; a leg to the right under a loop",
-    "s": "two curves, open to the right and then to the left; a winding body", "t": "a bar across a tall stroke; a flat top over one stroke",
-    "u": "two legs joined by a round base; an opening at the top", "v": "two slanted strokes that meet at the bottom; a point at the bottom",
-    "w": "two points at the bottom; four slanted strokes", "x": "two slanted strokes that cross; four slanted arms",
-    "y": "two arms that meet over a tail; a fork with one leg", "z": "two flat bars and a slanted stroke; a zigzag with three strokes",
+    "s": "two curves, open to the right and then to the left; a winding body",
+    "t": "a bar across a tall stroke; a flat top over one stroke",
+    "u": "two legs joined by a round base; an opening at the top",
+    "v": "two slanted strokes that meet at the bottom; a point at the bottom",
+    "w": "two points at the bottom; four slanted strokes",
+    "x": "two slanted strokes that cross; four slanted arms",
+    "y": "two arms that meet over a tail; a fork with one leg",
+    "z": "two flat bars and a slanted stroke; a zigzag with three strokes",
 }
 GLYPH_FACTS = DIGIT_FACTS | LETTER_FACTS
 
 # %% ../../nbs/00_mini/01_frames.ipynb #e5340856
 DESCRIBE = ("a {} has {}.", "a {} with {}.", "a photo of a {} with {}.", "this {} shows {}.")
-DESCRIBE_PATTERN = ("a {} texture shows {}.", "{} texture, {}.", "a {} pattern made of {}.",
-                    "a photo of a {} surface with {}.")
-DESCRIBE_GLYPH = ("the {} has {}.", "the {}, written with {}.", "a photo of the {} with {}.", "a {} made of {}.")
+DESCRIBE_PATTERN = (
+    "a {} texture shows {}.",
+    "{} texture, {}.",
+    "a {} pattern made of {}.",
+    "a photo of a {} surface with {}.",
+)
+DESCRIBE_GLYPH = (
+    "the {} has {}.",
+    "the {}, written with {}.",
+    "a photo of the {} with {}.",
+    "a {} made of {}.",
+)
 
 # %% ../../nbs/00_mini/01_frames.ipynb #7f0d7169
-DESCRIBE_OBJECT = ("a {name} has {fact}.", "a {name} with {texture}.", "a {colour} thing with {other}.",
-                   "a photo of a {shape}, {colour}, {plain}.")
-DESCRIBE_PAIR = {"above": ("a {a} at the top and a {b} at the bottom.", "the {a} is above the {b}.",
-                           "a photo of a {b} under a {a}.", "a {b} with a {a} over it."),
-                 "left of": ("a {a} on the left and a {b} on the right.", "the {a} is left of the {b}.",
-                             "a photo of a {b} to the right of a {a}.", "a {b} with a {a} to its left.")}
+DESCRIBE_OBJECT = (
+    "a {name} has {fact}.",
+    "a {name} with {texture}.",
+    "a {colour} thing with {other}.",
+    "a photo of a {shape}, {colour}, {plain}.",
+)
+DESCRIBE_PAIR = {
+    "above": (
+        "a {a} at the top and a {b} at the bottom.",
+        "the {a} is above the {b}.",
+        "a photo of a {b} under a {a}.",
+        "a {b} with a {a} over it.",
+    ),
+    "left of": (
+        "a {a} on the left and a {b} on the right.",
+        "the {a} is left of the {b}.",
+        "a photo of a {b} to the right of a {a}.",
+        "a {b} with a {a} to its left.",
+    ),
+}
 
 # %% ../../nbs/00_mini/01_frames.ipynb #b72f955a
-COLOUR_FACTS = {"maroon": "dark red", "olive": "dark yellow and green", "turquoise": "green and blue",
-                "lavender": "light purple"}
-TEXTURE_FACTS = {"plain": "one colour all over", "striped": "bars of two colours", "dotted": "small round dots",
-                 "checkered": "small squares of two colours", "speckled": "specks at random"}
+COLOUR_FACTS = {
+    "maroon": "dark red",
+    "olive": "dark yellow and green",
+    "turquoise": "green and blue",
+    "lavender": "light purple",
+}
+TEXTURE_FACTS = {
+    "plain": "one colour all over",
+    "striped": "bars of two colours",
+    "dotted": "small round dots",
+    "checkered": "small squares of two colours",
+    "speckled": "specks at random",
+}
 
 # %% ../../nbs/00_mini/01_frames.ipynb #138dae3a
-_TABLES = {"shape": (FACTS, SHAPE_NAMES), "pattern": (PATTERN_FACTS, PATTERN_NAMES), "glyph": (GLYPH_FACTS, GLYPHS)}
+_TABLES = {
+    "shape": (FACTS, SHAPE_NAMES),
+    "pattern": (PATTERN_FACTS, PATTERN_NAMES),
+    "glyph": (GLYPH_FACTS, GLYPHS),
+}
+
 
 def facts_of(
-    kind:str, # "shape", "pattern" or "glyph"
-    index:int, # into the table of that kind
-)->list:
+    kind: str,  # "shape", "pattern" or "glyph"
+    index: int,  # into the table of that kind
+) -> list:
     "The written facts about one concept."
     facts, names = _TABLES[kind]
     return [f.strip() for f in facts[names[index]].split(";")]
 
 # %% ../../nbs/00_mini/01_frames.ipynb #b7927a9a
 def describe(
-    name:str, # as it shall stand in the sentence
-    facts:list, # from `facts_of`
-    frames:tuple=DESCRIBE, # or DESCRIBE_PATTERN, DESCRIBE_GLYPH
-)->list:
+    name: str,  # as it shall stand in the sentence
+    facts: list,  # from `facts_of`
+    frames: tuple = DESCRIBE,  # or DESCRIBE_PATTERN, DESCRIBE_GLYPH
+) -> list:
     "Four written sentences for the class `name`, each with one of its `facts`."
-    return [fix_articles(frame.format(name, fact)) for frame, fact in zip(frames, itertools.cycle(facts))]
+    return [
+        fix_articles(frame.format(name, fact))
+        for frame, fact in zip(frames, itertools.cycle(facts))
+    ]
 
 # %% ../../nbs/00_mini/01_frames.ipynb #12bd974c
-def object_name(colour:str, shape:str, texture:str="plain")->str:
+def object_name(colour: str, shape: str, texture: str = "plain") -> str:
     "'red circle', or 'striped red circle'."
     return f"{colour} {shape}" if texture == "plain" else f"{texture} {colour} {shape}"
 
 # %% ../../nbs/00_mini/01_frames.ipynb #0ed52de5
-def describe_object(colour:str, shape:str, texture:str)->list[str]:
+def describe_object(colour: str, shape: str, texture: str) -> list[str]:
     "Four written sentences for an object of this `colour`, `shape` and `texture` (names)."
     fact, other = facts_of("shape", SHAPE_NAMES.index(shape))[:2]
-    slots = dict(name=object_name(colour, shape, texture), shape=shape, plain=texture, texture=TEXTURE_FACTS[texture],
-                 colour=COLOUR_FACTS.get(colour, colour), fact=fact, other=other)
+    slots = dict(
+        name=object_name(colour, shape, texture),
+        shape=shape,
+        plain=texture,
+        texture=TEXTURE_FACTS[texture],
+        colour=COLOUR_FACTS.get(colour, colour),
+        fact=fact,
+        other=other,
+    )
     return [fix_articles(frame.format(**slots)) for frame in DESCRIBE_OBJECT]
 
 # %% ../../nbs/00_mini/01_frames.ipynb #51b7b675
-def describe_pair(a:str, b:str, relation:str)->list[str]:
+def describe_pair(a: str, b: str, relation: str) -> list[str]:
     "Four written sentences for the object `a` in its `relation` to `b`."
     return [fix_articles(frame.format(a=a, b=b)) for frame in DESCRIBE_PAIR[relation]]
 
@@ -347,33 +562,93 @@ PLAIN_WORDS = """a an the and or but of in on with to by for from at as is are w
     0 1 2 3 4 5 6 7 8 9 ten eleven twelve"""
 
 # %% ../../nbs/00_mini/01_frames.ipynb #ceb82f7d
-def words(text:str)->list[str]:
+def words(text: str) -> list[str]:
     "The words and marks of `text`, in order; slots in braces are left out."
     return re.findall(r"[a-z]+|[0-9]|[^\sa-z0-9]", re.sub(r"\{\w*\}", " ", text.lower()))
 
 # %% ../../nbs/00_mini/01_frames.ipynb #1e80ebe4
 def _strings(node):
-    if isinstance(node, str): yield node
-    elif isinstance(node, dict): yield from _strings((*node.keys(), *node.values()))
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict):
+        yield from _strings((*node.keys(), *node.values()))
     elif isinstance(node, (tuple, list)):
-        for v in node: yield from _strings(v)
+        for v in node:
+            yield from _strings(v)
 
 # %% ../../nbs/00_mini/01_frames.ipynb #71c42a0f
 @functools.lru_cache(1)
-def vocabulary()->list:
+def vocabulary() -> list:
     "Sorted list of all words and marks that sentences, templates, class names and descriptions of this world can hold."
-    frames = [CLASS_FRAMES, IMAGENET_FRAMES, DATASET_FRAMES, NEGATIVE_FRAMES, SKETCH_FRAMES, CAPTIONS, DESCRIBE,
-              DESCRIBE_PATTERN, DESCRIBE_GLYPH, DESCRIBE_OBJECT, DESCRIBE_PAIR, QUESTIONS, ENTAIL,
-              NEUTRAL, STATEMENTS, VOICES, DANCE]
-    lists = [FACTS, PATTERN_FACTS, GLYPH_FACTS, COLOUR_FACTS, TEXTURE_FACTS, NUMBERS, PLURALS, PLACES, SIZE_WORDS, GROUNDS,
-             RELATION_WORDS, TEXTURE_WORDS, LABELS, SHAPE_NAMES, COLOUR_NAMES, PATTERN_NAMES, list(GLYPHS), POSITIONS,
-             BACKGROUNDS, SIZES, TEXTURES, STYLES, KINDS, TASK_WORDS, TEMPLATE_WORDS, PLAIN_WORDS]
-    return sorted({w for text in _strings(frames + lists) for w in words(text)} |
-                  set("letter number digit symbol texture pattern dark light group is are".split()))
+    frames = [
+        CLASS_FRAMES,
+        IMAGENET_FRAMES,
+        DATASET_FRAMES,
+        NEGATIVE_FRAMES,
+        SKETCH_FRAMES,
+        CAPTIONS,
+        DESCRIBE,
+        DESCRIBE_PATTERN,
+        DESCRIBE_GLYPH,
+        DESCRIBE_OBJECT,
+        DESCRIBE_PAIR,
+        QUESTIONS,
+        ENTAIL,
+        NEUTRAL,
+        STATEMENTS,
+        VOICES,
+        DANCE,
+    ]
+    lists = [
+        FACTS,
+        PATTERN_FACTS,
+        GLYPH_FACTS,
+        COLOUR_FACTS,
+        TEXTURE_FACTS,
+        NUMBERS,
+        PLURALS,
+        PLACES,
+        SIZE_WORDS,
+        GROUNDS,
+        RELATION_WORDS,
+        TEXTURE_WORDS,
+        LABELS,
+        SHAPE_NAMES,
+        COLOUR_NAMES,
+        PATTERN_NAMES,
+        list(GLYPHS),
+        POSITIONS,
+        BACKGROUNDS,
+        SIZES,
+        TEXTURES,
+        STYLES,
+        KINDS,
+        TASK_WORDS,
+        TEMPLATE_WORDS,
+        PLAIN_WORDS,
+    ]
+    return sorted(
+        {w for text in _strings(frames + lists) for w in words(text)}
+        | set(
+            [
+                "letter",
+                "number",
+                "digit",
+                "symbol",
+                "texture",
+                "pattern",
+                "dark",
+                "light",
+                "group",
+                "is",
+                "are",
+            ]
+        )
+    )
 
 # %% ../../nbs/00_mini/01_frames.ipynb #a799e36e
 @functools.lru_cache(1)
-def token_ids()->list:
+def token_ids() -> list:
     "Sorted BPE ids of `vocabulary()` in open_clip's SimpleTokenizer, with padding, start and end."
     tokenizer = import_open_clip().tokenizer.SimpleTokenizer()
     ids = {i for w in vocabulary() for i in tokenizer.encode(w)}

@@ -6,137 +6,244 @@
 __all__ = ['thing', 'ground', 'symbol', 'absent', 'negation', 'questions', 'hypotheses', 'voice', 'other_sentence', 'caption']
 
 # %% ../../nbs/00_mini/01_language.ipynb #004ad76b
-import functools, random
+import functools
+import random
+
 from ..foundation import import_open_clip
-from .atlas import (BACKGROUNDS, GLYPHS, HELD_COLOURS, HELD_PATTERNS, HELD_SHAPES, KINDS, POSITIONS, RELATIONS,
-                                 SIZES, STYLES, TEXTURES)
+from vlmadapt.mini.atlas import (
+    BACKGROUNDS,
+    GLYPHS,
+    HELD_COLOURS,
+    HELD_PATTERNS,
+    HELD_SHAPES,
+    KINDS,
+    POSITIONS,
+    RELATIONS,
+    SIZES,
+    STYLES,
+    TEXTURES,
+)
 from .drawing import Scenes
-from .frames import (
-    CAPTIONS, CLASS_FRAMES, COLOUR_NAMES, DANCE, DESCRIBE, DESCRIBE_GLYPH, DESCRIBE_PATTERN, ENTAIL, GROUNDS, IMAGENET_FRAMES,
-    LABELS, NEGATIVE_FRAMES, NEUTRAL, NUMBERS, PATTERN_NAMES, PLACES, PLURALS, QUESTIONS, RELATION_WORDS, SEEN_COLOURS,
-    SEEN_GLYPHS, SEEN_PATTERNS, SEEN_SHAPES, SHAPE_NAMES, SIZE_WORDS, SKETCH_FRAMES, STATEMENTS, TEXTURE_WORDS, VOICES,
-    facts_of, fix_articles, token_ids, vocabulary, words)
+from vlmadapt.mini.frames import (
+    CAPTIONS,
+    CLASS_FRAMES,
+    COLOUR_NAMES,
+    DANCE,
+    DESCRIBE,
+    DESCRIBE_GLYPH,
+    DESCRIBE_PATTERN,
+    ENTAIL,
+    GROUNDS,
+    IMAGENET_FRAMES,
+    LABELS,
+    NEGATIVE_FRAMES,
+    NEUTRAL,
+    NUMBERS,
+    PATTERN_NAMES,
+    PLACES,
+    PLURALS,
+    QUESTIONS,
+    RELATION_WORDS,
+    SEEN_COLOURS,
+    SEEN_GLYPHS,
+    SEEN_PATTERNS,
+    SEEN_SHAPES,
+    SHAPE_NAMES,
+    SIZE_WORDS,
+    SKETCH_FRAMES,
+    STATEMENTS,
+    TEXTURE_WORDS,
+    VOICES,
+    facts_of,
+    fix_articles,
+    token_ids,
+    vocabulary,
+    words,
+)
 
 # %% ../../nbs/00_mini/01_language.ipynb #25cf7712
-def _fill(frame, *args, **slots): return fix_articles(" ".join(frame.format(*args, **slots).split()))
+def _fill(frame, *args, **slots):
+    return fix_articles(" ".join(frame.format(*args, **slots).split()))
 
-def _names(s): return [SHAPE_NAMES[k] for k in s.shape if k >= 0], [COLOUR_NAMES[k] for k in s.colour if k >= 0]
 
-def thing(s:Scenes, j:int, rng:random.Random)->str:
+def _names(s):
+    return [SHAPE_NAMES[k] for k in s.shape if k >= 0], [
+        COLOUR_NAMES[k] for k in s.colour if k >= 0
+    ]
+
+
+def thing(s: Scenes, j: int, rng: random.Random) -> str:
     "Name of the object in slot `j` of `s`: colour, shape, and its texture if it has one."
     words = [COLOUR_NAMES[s.colour[j]], SHAPE_NAMES[s.shape[j]]]
-    if s.texture[j] > 0: words.insert(rng.randrange(2), rng.choice(TEXTURE_WORDS[TEXTURES[s.texture[j]]]))
+    if s.texture[j] > 0:
+        words.insert(rng.randrange(2), rng.choice(TEXTURE_WORDS[TEXTURES[s.texture[j]]]))
     return " ".join(words)
 
 # %% ../../nbs/00_mini/01_language.ipynb #5cfb2561
-def ground(s:Scenes, rng:random.Random)->str:
+def ground(s: Scenes, rng: random.Random) -> str:
     "A phrase for the background of `s`, sometimes with its tone."
     phrase = rng.choice(GROUNDS[BACKGROUNDS[s.background]])
-    tone = "dark" if s.paper.mean() < .3 else "light" if s.paper.mean() > .7 else None
-    return phrase.replace("a ", f"a {tone} ", 1) if tone and rng.random() < .5 else phrase
+    tone = "dark" if s.paper.mean() < 0.3 else "light" if s.paper.mean() > 0.7 else None
+    return phrase.replace("a ", f"a {tone} ", 1) if tone and rng.random() < 0.5 else phrase
 
 # %% ../../nbs/00_mini/01_language.ipynb #5b2a4507
-def symbol(s:Scenes, rng:random.Random)->str:
+def symbol(s: Scenes, rng: random.Random) -> str:
     "'letter b', 'number three' or 'digit 3' for the glyph of `s`."
     g = GLYPHS[s.glyph]
-    return "letter " + g if g.isalpha() else rng.choice(("number ", "digit ")) + rng.choice((g, NUMBERS[int(g)]))
+    return (
+        "letter " + g
+        if g.isalpha()
+        else rng.choice(("number ", "digit ")) + rng.choice((g, NUMBERS[int(g)]))
+    )
 
 # %% ../../nbs/00_mini/01_language.ipynb #18e1cfd5
 def _class_prompt(name, s, rng):
-    frames = CLASS_FRAMES if rng.random() < .82 else IMAGENET_FRAMES
+    frames = CLASS_FRAMES if rng.random() < 0.82 else IMAGENET_FRAMES
     frame = rng.choice(frames)
-    if ("large" in frame and s.size == 0) or ("small" in frame and s.size == 1): frame = "a photo of a {}."
+    if ("large" in frame and s.size == 0) or ("small" in frame and s.size == 1):
+        frame = "a photo of a {}."
     text = frame.format(name)
-    return text if rng.random() < .25 else fix_articles(text)
+    return text if rng.random() < 0.25 else fix_articles(text)
 
 # %% ../../nbs/00_mini/01_language.ipynb #ab688de0
 def _caption_single(s, rng):
     shape, colour = (names[0] for names in _names(s))
-    if STYLES[s.style] == "sketch": return _fill(rng.choice(SKETCH_FRAMES), shape)
+    if STYLES[s.style] == "sketch":
+        return _fill(rng.choice(SKETCH_FRAMES), shape)
     r = rng.random()
-    slots = dict(shape=shape, colour=colour, place=rng.choice(PLACES[POSITIONS[s.position]]), ground=ground(s, rng),
-                 size=rng.choice(SIZE_WORDS[SIZES[s.size]]) if s.size >= 0 else "")
-    if r < .26: return _class_prompt(thing(s, 0, rng), s, rng)
-    if r < .42: return _class_prompt(shape, s, rng)
-    if r < .70: return _fill(rng.choice(CAPTIONS["single"]), thing=thing(s, 0, rng), **slots)
-    if r < .76: return _fill(rng.choice(CAPTIONS["colour"]), **slots)
-    if r < .82: return _fill(rng.choice(CAPTIONS["shape"]), **slots)
-    if r < .93 and s.texture[0] > 0:
+    slots = dict(
+        shape=shape,
+        colour=colour,
+        place=rng.choice(PLACES[POSITIONS[s.position]]),
+        ground=ground(s, rng),
+        size=rng.choice(SIZE_WORDS[SIZES[s.size]]) if s.size >= 0 else "",
+    )
+    if r < 0.26:
+        return _class_prompt(thing(s, 0, rng), s, rng)
+    if r < 0.42:
+        return _class_prompt(shape, s, rng)
+    if r < 0.70:
+        return _fill(rng.choice(CAPTIONS["single"]), thing=thing(s, 0, rng), **slots)
+    if r < 0.76:
+        return _fill(rng.choice(CAPTIONS["colour"]), **slots)
+    if r < 0.82:
+        return _fill(rng.choice(CAPTIONS["shape"]), **slots)
+    if r < 0.93 and s.texture[0] > 0:
         texture = rng.choice(TEXTURE_WORDS[TEXTURES[s.texture[0]]])
-        if rng.random() < .4: return _fill(rng.choice(CAPTIONS["texture"]), texture=texture, **slots)
+        if rng.random() < 0.4:
+            return _fill(rng.choice(CAPTIONS["texture"]), texture=texture, **slots)
         return _class_prompt(f"{texture} {shape}", s, rng)
     return _fill(rng.choice(DESCRIBE), shape, rng.choice(facts_of("shape", s.shape[0])))
 
 # %% ../../nbs/00_mini/01_language.ipynb #c3022d12
 def _caption_pair(s, rng, bound):
-    first = int(rng.random() < .4)
+    first = int(rng.random() < 0.4)
     a, b = thing(s, first, rng), thing(s, 1 - first, rng)
-    rel = rng.choice(RELATION_WORDS[RELATIONS[s.relation], first]); r = rng.random()
-    slots = dict(a=a, b=b, rel=rel, a_shape=SHAPE_NAMES[s.shape[first]], b_shape=SHAPE_NAMES[s.shape[1 - first]])
-    if not bound and r < .12: return _fill(rng.choice(CAPTIONS["both"]), **slots)
-    if not bound and r < .2: slots.update(a=slots["a_shape"], b=slots["b_shape"])
-    if r > .92: return _fill(CAPTIONS["ends"][s.relation], a=thing(s, 0, rng), b=thing(s, 1, rng))
+    rel = rng.choice(RELATION_WORDS[RELATIONS[s.relation], first])
+    r = rng.random()
+    slots = dict(
+        a=a,
+        b=b,
+        rel=rel,
+        a_shape=SHAPE_NAMES[s.shape[first]],
+        b_shape=SHAPE_NAMES[s.shape[1 - first]],
+    )
+    if not bound and r < 0.12:
+        return _fill(rng.choice(CAPTIONS["both"]), **slots)
+    if not bound and r < 0.2:
+        slots.update(a=slots["a_shape"], b=slots["b_shape"])
+    if r > 0.92:
+        return _fill(CAPTIONS["ends"][s.relation], a=thing(s, 0, rng), b=thing(s, 1, rng))
     frame = rng.choice(CAPTIONS["pair"])
-    if s.shape[0] == s.shape[1] and "{a_shape}" in frame: frame = CAPTIONS["pair"][0]
+    if s.shape[0] == s.shape[1] and "{a_shape}" in frame:
+        frame = CAPTIONS["pair"][0]
     return _fill(frame, **slots)
 
 # %% ../../nbs/00_mini/01_language.ipynb #16e91d86
 def _caption_count(s, rng):
     n, shape, colour = int(s.count), SHAPE_NAMES[s.shape[0]], COLOUR_NAMES[s.colour[0]]
     noun = shape if n == 1 else PLURALS[shape]
-    noun = f"{colour} {noun}" if rng.random() < .5 else noun
-    number = str(n) if rng.random() < .2 else NUMBERS[n]
+    noun = f"{colour} {noun}" if rng.random() < 0.5 else noun
+    number = str(n) if rng.random() < 0.2 else NUMBERS[n]
     slots = dict(number=number, things=noun, are="is" if n == 1 else "are")
     return _fill(rng.choice(CAPTIONS["count"]), **slots, ground=ground(s, rng))
 
 # %% ../../nbs/00_mini/01_language.ipynb #2c616187
 def _caption_glyph(s, rng):
     g, r = GLYPHS[s.glyph], rng.random()
-    if r < .07: return _fill(rng.choice(DESCRIBE_GLYPH), symbol(s, rng), rng.choice(facts_of("glyph", s.glyph)))
-    if r < .2 and s.colour[0] >= 0:
+    if r < 0.07:
+        return _fill(
+            rng.choice(DESCRIBE_GLYPH), symbol(s, rng), rng.choice(facts_of("glyph", s.glyph))
+        )
+    if r < 0.2 and s.colour[0] >= 0:
         frame, colour = rng.choice(CAPTIONS["symbol"]), COLOUR_NAMES[s.colour[0]]
         return _fill(frame, colour=colour, symbol=symbol(s, rng), ground=ground(s, rng))
     if g.isdigit():
-        word = NUMBERS[int(g)] if rng.random() < .6 else g
-        return _class_prompt(symbol(s, rng), s, rng) if r < .35 else _fill(rng.choice(CAPTIONS["digit"]), word)
-    if r < .3: return _fill(CAPTIONS["case"][1 - s.capital + 2 * rng.randrange(2)], g)
-    return _class_prompt("letter " + g, s, rng) if r < .42 else _fill(rng.choice(CAPTIONS["letter"]), g)
+        word = NUMBERS[int(g)] if rng.random() < 0.6 else g
+        return (
+            _class_prompt(symbol(s, rng), s, rng)
+            if r < 0.35
+            else _fill(rng.choice(CAPTIONS["digit"]), word)
+        )
+    if r < 0.3:
+        return _fill(CAPTIONS["case"][1 - s.capital + 2 * rng.randrange(2)], g)
+    return (
+        _class_prompt("letter " + g, s, rng)
+        if r < 0.42
+        else _fill(rng.choice(CAPTIONS["letter"]), g)
+    )
 
 # %% ../../nbs/00_mini/01_language.ipynb #6a96f77d
 def _caption_pattern(s, rng):
     name, r = PATTERN_NAMES[s.pattern], rng.random()
-    if r < .12: return _fill(rng.choice(DESCRIBE_PATTERN), name, rng.choice(facts_of("pattern", s.pattern)))
-    if r < .22: return _class_prompt(name + " texture", s, rng)
+    if r < 0.12:
+        return _fill(rng.choice(DESCRIBE_PATTERN), name, rng.choice(facts_of("pattern", s.pattern)))
+    if r < 0.22:
+        return _class_prompt(name + " texture", s, rng)
     return _fill(rng.choice(CAPTIONS["pattern"]), name)
 
 # %% ../../nbs/00_mini/01_language.ipynb #9c5fa45d
-def absent(s:Scenes, rng:random.Random)->str:
+def absent(s: Scenes, rng: random.Random) -> str:
     "Name of something that is not in `s`, of the same sort as what is."
     if KINDS[s.kind] == "pattern":
         return rng.choice([p for p in SEEN_PATTERNS if p != PATTERN_NAMES[s.pattern]]) + " texture"
     if KINDS[s.kind] == "glyph":
         g = rng.choice([g for g in SEEN_GLYPHS if g != GLYPHS[s.glyph]])
-        return "letter " + g if g.isalpha() else rng.choice(("number ", "digit ")) + rng.choice((g, NUMBERS[int(g)]))
+        return (
+            "letter " + g
+            if g.isalpha()
+            else rng.choice(("number ", "digit ")) + rng.choice((g, NUMBERS[int(g)]))
+        )
     present = _names(s)[0]
     return rng.choice([n for n in SEEN_SHAPES if not any(n in p or p in n for p in present)])
 
 # %% ../../nbs/00_mini/01_language.ipynb #1d5da88e
-def negation(name:str, rng:random.Random)->str:
+def negation(name: str, rng: random.Random) -> str:
     "A sentence that says there is no `name`."
     return rng.choice(NEGATIVE_FRAMES).replace("{a}", fix_articles("a " + name)).format(name)
 
 # %% ../../nbs/00_mini/01_language.ipynb #47cb5658
-def _ask(rng, sort, answer, *args): return fix_articles(rng.choice(QUESTIONS[sort]).format(*args)), str(answer), sort
+def _ask(rng, sort, answer, *args):
+    return fix_articles(rng.choice(QUESTIONS[sort]).format(*args)), str(answer), sort
 
-def _other(options, truth, rng): return rng.choice([o for o in options if o not in truth])
+
+def _other(options, truth, rng):
+    return rng.choice([o for o in options if o not in truth])
 
 # %% ../../nbs/00_mini/01_language.ipynb #9ba4bb60
 def _ask_single(s, rng, j):
-    (shape,), (colour,) = _names(s); ask = functools.partial(_ask, rng)
-    out = [ask("colour", colour, shape), ask("shape", shape, colour), ask("what", f"{colour} {shape}"),
-           ask("where", POSITIONS[s.position], shape), ask("is", "yes", shape, colour),
-           ask("is", "no", shape, _other(SEEN_COLOURS, [colour], rng))]
-    if s.size >= 0: out.append(ask("size", SIZES[s.size], shape))
+    (shape,), (colour,) = _names(s)
+    ask = functools.partial(_ask, rng)
+    out = [
+        ask("colour", colour, shape),
+        ask("shape", shape, colour),
+        ask("what", f"{colour} {shape}"),
+        ask("where", POSITIONS[s.position], shape),
+        ask("is", "yes", shape, colour),
+        ask("is", "no", shape, _other(SEEN_COLOURS, [colour], rng)),
+    ]
+    if s.size >= 0:
+        out.append(ask("size", SIZES[s.size], shape))
     return out + ([ask("texture", TEXTURES[s.texture[0]], shape)] if s.size != 0 else [])
 
 # %% ../../nbs/00_mini/01_language.ipynb #57f9db6b
@@ -144,8 +251,13 @@ def _ask_pair(s, rng, j):
     (shape, colour), ask = _names(s), functools.partial(_ask, rng)
     rel, wrong = (rng.choice(RELATION_WORDS[RELATIONS[s.relation], k]) for k in (j, 1 - j))
     a, b = (f"{colour[k]} {shape[k]}" for k in (j, 1 - j))
-    out = [ask("relation", "yes", a, rel, b), ask("relation", "no", a, wrong, b), ask("what is", a, rel, b)]
-    if shape[0] != shape[1]: out += [ask("colour", colour[j], shape[j]), ask("is", "yes", shape[j], colour[j])]
+    out = [
+        ask("relation", "yes", a, rel, b),
+        ask("relation", "no", a, wrong, b),
+        ask("what is", a, rel, b),
+    ]
+    if shape[0] != shape[1]:
+        out += [ask("colour", colour[j], shape[j]), ask("is", "yes", shape[j], colour[j])]
     if shape[0] != shape[1] and colour[0] != colour[1]:
         out += [ask("is", "no", shape[j], colour[1 - j]), ask("shape", shape[j], colour[j])]
     return out
@@ -158,105 +270,150 @@ def _ask_count(s, rng, j):
 
 # %% ../../nbs/00_mini/01_language.ipynb #ae7e623e
 def questions(
-    s:Scenes, # one row
-    rng:random.Random,
-)->list: # of (question, answer, sort)
+    s: Scenes,  # one row
+    rng: random.Random,
+) -> list:  # of (question, answer, sort)
     "All that can be asked about the scene `s`."
     kind = KINDS[s.kind]
-    if kind == "pattern": return [_ask(rng, "pattern", PATTERN_NAMES[s.pattern])]
+    if kind == "pattern":
+        return [_ask(rng, "pattern", PATTERN_NAMES[s.pattern])]
     if kind == "glyph":
-        g = GLYPHS[s.glyph]; sort, name = ("letter", "letter") if g.isalpha() else ("digit", "number")
+        g = GLYPHS[s.glyph]
+        sort, name = ("letter", "letter") if g.isalpha() else ("digit", "number")
         out = [_ask(rng, sort, g if g.isalpha() else NUMBERS[int(g)])]
-        return out + ([_ask(rng, "colour", COLOUR_NAMES[s.colour[0]], name)] if s.colour[0] >= 0 else [])
+        return out + (
+            [_ask(rng, "colour", COLOUR_NAMES[s.colour[0]], name)] if s.colour[0] >= 0 else []
+        )
     j = rng.randrange(2) if kind == "pair" else 0
-    out = [_ask(rng, "exists", "yes", SHAPE_NAMES[s.shape[j]]), _ask(rng, "exists", "no", absent(s, rng)),
-           _ask(rng, "background", BACKGROUNDS[s.background])]
+    out = [
+        _ask(rng, "exists", "yes", SHAPE_NAMES[s.shape[j]]),
+        _ask(rng, "exists", "no", absent(s, rng)),
+        _ask(rng, "background", BACKGROUNDS[s.background]),
+    ]
     return out + {"single": _ask_single, "pair": _ask_pair, "count": _ask_count}[kind](s, rng, j)
 
 # %% ../../nbs/00_mini/01_language.ipynb #1e554346
 def _state_count(s, rng, true):
-    shape = SHAPE_NAMES[s.shape[0]]; n = int(s.count) if true else _other(range(1, 7), [int(s.count)], rng)
-    return dict(are="is" if n == 1 else "are", number=NUMBERS[n], things=shape if n == 1 else PLURALS[shape])
+    shape = SHAPE_NAMES[s.shape[0]]
+    n = int(s.count) if true else _other(range(1, 7), [int(s.count)], rng)
+    return dict(
+        are="is" if n == 1 else "are", number=NUMBERS[n], things=shape if n == 1 else PLURALS[shape]
+    )
 
 # %% ../../nbs/00_mini/01_language.ipynb #e0401df0
 def _state_pair(s, rng, true):
-    shape, colour = _names(s); j = rng.randrange(2)
+    shape, colour = _names(s)
+    j = rng.randrange(2)
     rel = rng.choice(RELATION_WORDS[RELATIONS[s.relation], j if true else 1 - j])
     return dict(a=f"{colour[j]} {shape[j]}", b=f"{colour[1 - j]} {shape[1 - j]}", rel=rel)
 
 # %% ../../nbs/00_mini/01_language.ipynb #cf6dd839
 def _state_single(s, rng, true):
     (shape,), (colour,) = _names(s)
-    if rng.random() < .5: name = f"{colour if true else _other(SEEN_COLOURS, [colour], rng)} {shape}"
-    else: name = f"{colour} {shape if true else absent(s, rng)}"
+    if rng.random() < 0.5:
+        name = f"{colour if true else _other(SEEN_COLOURS, [colour], rng)} {shape}"
+    else:
+        name = f"{colour} {shape if true else absent(s, rng)}"
     return name
 
 # %% ../../nbs/00_mini/01_language.ipynb #b5f2e2f9
 def _statement(s, rng, true):
     "A statement about `s` that is `true` or not; the false one changes exactly one thing"
     kind = KINDS[s.kind]
-    if kind == "single": name = _state_single(s, rng, true); return _fill(rng.choice(ENTAIL), name)
-    if kind == "count": return STATEMENTS[kind].format(**_state_count(s, rng, true))
-    if kind == "pair": return STATEMENTS[kind].format(**_state_pair(s, rng, true))
-    if kind == "glyph": return STATEMENTS[kind].format(symbol(s, rng) if true else absent(s, rng))
+    if kind == "single":
+        name = _state_single(s, rng, true)
+        return _fill(rng.choice(ENTAIL), name)
+    if kind == "count":
+        return STATEMENTS[kind].format(**_state_count(s, rng, true))
+    if kind == "pair":
+        return STATEMENTS[kind].format(**_state_pair(s, rng, true))
+    if kind == "glyph":
+        return STATEMENTS[kind].format(symbol(s, rng) if true else absent(s, rng))
     name = PATTERN_NAMES[s.pattern]
     return STATEMENTS[kind].format(name if true else _other(SEEN_PATTERNS, [name], rng))
 
 # %% ../../nbs/00_mini/01_language.ipynb #0b882d36
 def _subject(s, rng):
     kind = KINDS[s.kind]
-    if kind == "glyph": return symbol(s, rng)
-    if kind == "pattern": return PATTERN_NAMES[s.pattern] + " texture"
+    if kind == "glyph":
+        return symbol(s, rng)
+    if kind == "pattern":
+        return PATTERN_NAMES[s.pattern] + " texture"
     shape = SHAPE_NAMES[s.shape[0]]
     return "group of " + PLURALS[shape] if kind == "count" and s.count > 1 else shape
 
 # %% ../../nbs/00_mini/01_language.ipynb #55a264b2
 def hypotheses(
-    s:Scenes, # one row
-    rng:random.Random,
-)->list: # of (sentence, label)
+    s: Scenes,  # one row
+    rng: random.Random,
+) -> list:  # of (sentence, label)
     "Three statements about the scene `s`, one for each of `LABELS`."
     name = _subject(s, rng)
-    return [(_statement(s, rng, True), "entail"), (rng.choice(NEUTRAL).format(name), "neutral"),
-            (_statement(s, rng, False), "contradict")]
+    return [
+        (_statement(s, rng, True), "entail"),
+        (rng.choice(NEUTRAL).format(name), "neutral"),
+        (_statement(s, rng, False), "contradict"),
+    ]
 
 # %% ../../nbs/00_mini/01_language.ipynb #703f55a1
 def voice(
-    s:Scenes, # one row
-    style:str, # "telegram" or "poem"
-    rng:random.Random,
-)->str:
+    s: Scenes,  # one row
+    style: str,  # "telegram" or "poem"
+    rng: random.Random,
+) -> str:
     "A caption of the scene `s` in another voice."
-    kind = KINDS[s.kind]; frame = VOICES[style][kind]
-    if kind in ("glyph", "pattern"): return _fill(frame, a=_subject(s, rng))
+    kind = KINDS[s.kind]
+    frame = VOICES[style][kind]
+    if kind in ("glyph", "pattern"):
+        return _fill(frame, a=_subject(s, rng))
     shape, n = SHAPE_NAMES[s.shape[0]], int(s.count)
-    slots = dict(a=thing(s, 0, rng), number=NUMBERS[n], dance=DANCE[n > 1],
-                 things=f"{COLOUR_NAMES[s.colour[0]]} {shape if n == 1 else PLURALS[shape]}")
-    if kind == "single": slots.update(place=PLACES[POSITIONS[s.position]][0])
-    if kind == "pair": slots.update(b=thing(s, 1, rng), rel=RELATION_WORDS[RELATIONS[s.relation], 0][0])
+    slots = dict(
+        a=thing(s, 0, rng),
+        number=NUMBERS[n],
+        dance=DANCE[n > 1],
+        things=f"{COLOUR_NAMES[s.colour[0]]} {shape if n == 1 else PLURALS[shape]}",
+    )
+    if kind == "single":
+        slots.update(place=PLACES[POSITIONS[s.position]][0])
+    if kind == "pair":
+        slots.update(b=thing(s, 1, rng), rel=RELATION_WORDS[RELATIONS[s.relation], 0][0])
     return _fill(frame, **slots)
 
 # %% ../../nbs/00_mini/01_language.ipynb #6caa5b64
-def other_sentence(s:Scenes, rng:random.Random)->str:
+def other_sentence(s: Scenes, rng: random.Random) -> str:
     "A question about `s` with its answer, a true or neutral statement, or a caption in another voice."
     r = rng.random()
-    if r < .5: q = rng.choice(questions(s, rng)); return f"{q[0]} {q[1]}."
-    if r < .75: return hypotheses(s, rng)[int(r > .7)][0]
+    if r < 0.5:
+        q = rng.choice(questions(s, rng))
+        return f"{q[0]} {q[1]}."
+    if r < 0.75:
+        return hypotheses(s, rng)[int(r > 0.7)][0]
     return voice(s, rng.choice(list(VOICES)), rng)
 
 # %% ../../nbs/00_mini/01_language.ipynb #5e3f8a89
-_CAPTION = {"single": _caption_single, "count": _caption_count, "glyph": _caption_glyph, "pattern": _caption_pattern}
+_CAPTION = {
+    "single": _caption_single,
+    "count": _caption_count,
+    "glyph": _caption_glyph,
+    "pattern": _caption_pattern,
+}
+
 
 def caption(
-    s:Scenes, # one row
-    rng:random.Random,
-    bound:bool=False, # of a pair, say the relation and both colours
-    negative:float=.03, # share of negations
-    other:float=.08, # share of sentences of later tasks
-)->str:
+    s: Scenes,  # one row
+    rng: random.Random,
+    bound: bool = False,  # of a pair, say the relation and both colours
+    negative: float = 0.03,  # share of negations
+    other: float = 0.08,  # share of sentences of later tasks
+) -> str:
     "One English caption of the scene `s`."
     r = rng.random()
-    if STYLES[s.style] == "sketch": other = 0
-    if not bound and r < negative: return negation(absent(s, rng), rng)
-    if not bound and r < negative + other: return other_sentence(s, rng)
-    return _caption_pair(s, rng, bound) if KINDS[s.kind] == "pair" else _CAPTION[KINDS[s.kind]](s, rng)
+    if STYLES[s.style] == "sketch":
+        other = 0
+    if not bound and r < negative:
+        return negation(absent(s, rng), rng)
+    if not bound and r < negative + other:
+        return other_sentence(s, rng)
+    return (
+        _caption_pair(s, rng, bound) if KINDS[s.kind] == "pair" else _CAPTION[KINDS[s.kind]](s, rng)
+    )

@@ -7,139 +7,191 @@ __all__ = ['HERE', 'CONFIGS', 'PREPROCESS', 'ROWS', 'registered', 'tokenizer', '
            'save_weights', 'load_weights', 'build']
 
 # %% ../../nbs/00_mini/03_models.ipynb #e9ecc4e8
-import json, logging
+import json
+import logging
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
+
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 from torch.nn import functional as F
-from numpy.typing import ArrayLike
+
 import vlmadapt
-from ..foundation import DamagedFile, choose, import_open_clip, load_arrays, save_arrays, shown_path
+from vlmadapt.foundation import (
+    DamagedFile,
+    choose,
+    import_open_clip,
+    load_arrays,
+    save_arrays,
+    shown_path,
+)
 
 # %% ../../nbs/00_mini/03_models.ipynb #595c8842
-HERE = Path(vlmadapt.__file__).parent/"mini"
-CONFIGS = {p.stem: json.loads(p.read_text()) for p in sorted((HERE/"configs").glob("*.json"))}
-PREPROCESS = dict(mean=(.5, .5, .5), std=(.25, .25, .25), interpolation="bilinear", resize_mode="shortest")
-ROWS = 49408 # the size of CLIP's vocabulary
+HERE = Path(vlmadapt.__file__).parent / "mini"
+CONFIGS = {p.stem: json.loads(p.read_text()) for p in sorted((HERE / "configs").glob("*.json"))}
+PREPROCESS = dict(
+    mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), interpolation="bilinear", resize_mode="shortest"
+)
+ROWS = 49408  # the size of CLIP's vocabulary
 
 # %% ../../nbs/00_mini/03_models.ipynb #fb240bed
 @lru_cache
-def registered()->ModuleType:
+def registered() -> ModuleType:
     "open_clip, knowing the configurations of this package."
     open_clip = import_open_clip()
-    open_clip.add_model_config(HERE/"configs")
+    open_clip.add_model_config(HERE / "configs")
     return open_clip
 
+
 @lru_cache
-def tokenizer(name:str)->Callable:
+def tokenizer(name: str) -> Callable:
     "open_clip's own BPE tokenizer with the context length of `name`."
     return registered().get_tokenizer(name)
 
 # %% ../../nbs/00_mini/03_models.ipynb #eb40c908
 def _create(name, rows):
     cfg, level = CONFIGS[name], logging.root.manager.disable
-    logging.disable(logging.WARNING) # open_clip warns that no weights were loaded; they are loaded by us
-    try: return registered().create_model(name, text_cfg={**cfg["text_cfg"], "vocab_size": rows}, force_preprocess_cfg=PREPROCESS)
-    finally: logging.disable(level)
+    logging.disable(
+        logging.WARNING
+    )  # open_clip warns that no weights were loaded; they are loaded by us
+    try:
+        return registered().create_model(
+            name, text_cfg={**cfg["text_cfg"], "vocab_size": rows}, force_preprocess_cfg=PREPROCESS
+        )
+    finally:
+        logging.disable(level)
+
 
 def _initialise_block(block, width, layers):
     if isinstance(block.attn, nn.MultiheadAttention):
-        nn.init.normal_(block.attn.in_proj_weight, std=width**-.5)
-        nn.init.normal_(block.attn.out_proj.weight, std=(2*width*layers)**-.5)
-    nn.init.normal_(block.mlp.c_fc.weight, std=(2*width)**-.5)
-    nn.init.normal_(block.mlp.c_proj.weight, std=(2*width*layers)**-.5)
+        nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+        nn.init.normal_(block.attn.out_proj.weight, std=(2 * width * layers) ** -0.5)
+    nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+    nn.init.normal_(block.mlp.c_proj.weight, std=(2 * width * layers) ** -0.5)
 
-def _initialise_positions(visual, amplitude=.5):
-    grid = registered().pos_embed.get_2d_sincos_pos_embed(visual.positional_embedding.shape[1], visual.grid_size[0], cls_token=True)
-    with torch.no_grad(): visual.positional_embedding.copy_(amplitude*torch.from_numpy(grid))
+
+def _initialise_positions(visual, amplitude=0.5):
+    grid = registered().pos_embed.get_2d_sincos_pos_embed(
+        visual.positional_embedding.shape[1], visual.grid_size[0], cls_token=True
+    )
+    with torch.no_grad():
+        visual.positional_embedding.copy_(amplitude * torch.from_numpy(grid))
+
 
 def untrained(
-    name:str, # "mini" or "mini-rn"
-    rows:int=ROWS, # size of the vocabulary
-    seed:int=1, # fixes the starting values
-)->nn.Module: # an open_clip model
+    name: str,  # "mini" or "mini-rn"
+    rows: int = ROWS,  # size of the vocabulary
+    seed: int = 1,  # fixes the starting values
+) -> nn.Module:  # an open_clip model
     "The architecture of `name` with starting values fixed by `seed`."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _create(name, rows)
-        if hasattr(model.visual, "positional_embedding"): _initialise_positions(model.visual)
-        for part in (getattr(model.visual, "transformer", None), getattr(model, "text_decoder", None)):
-            if part is None: continue
-            for block in [*part.resblocks, *getattr(part, "cross_attn", [])]: _initialise_block(block, part.width, part.layers)
-        if hasattr(model, "text_decoder"): nn.init.normal_(model.text_decoder.text_projection, std=.5*model.text_decoder.width**-.5)
+        if hasattr(model.visual, "positional_embedding"):
+            _initialise_positions(model.visual)
+        for part in (
+            getattr(model.visual, "transformer", None),
+            getattr(model, "text_decoder", None),
+        ):
+            if part is None:
+                continue
+            for block in [*part.resblocks, *getattr(part, "cross_attn", [])]:
+                _initialise_block(block, part.width, part.layers)
+        if hasattr(model, "text_decoder"):
+            nn.init.normal_(
+                model.text_decoder.text_projection, std=0.5 * model.text_decoder.width**-0.5
+            )
     return model
 
 # %% ../../nbs/00_mini/03_models.ipynb #edac31e8
 def pixels(
-    images:ArrayLike, # bytes, (B, 32, 32, 3), array or tensor
-    model:nn.Module, # the model that will read them
-)->torch.Tensor: # floats (B, 3, H, W), normalised and resized
+    images: ArrayLike,  # bytes, (B, 32, 32, 3), array or tensor
+    model: nn.Module,  # the model that will read them
+) -> torch.Tensor:  # floats (B, 3, H, W), normalised and resized
     "Turn stored `images` into the input of `model`."
     cfg = model.visual.preprocess_cfg
-    x = torch.as_tensor(images).to(next(model.parameters()).device).permute(0, 3, 1, 2).float().div(255)
-    size = torch.Size(2*[cfg["size"]]) if isinstance(cfg["size"], int) else torch.Size(cfg["size"])
-    if x.shape[-2:] != size: x = F.interpolate(x, size, mode=cfg["interpolation"], align_corners=False)
+    x = (
+        torch.as_tensor(images)
+        .to(next(model.parameters()).device)
+        .permute(0, 3, 1, 2)
+        .float()
+        .div(255)
+    )
+    size = (
+        torch.Size(2 * [cfg["size"]]) if isinstance(cfg["size"], int) else torch.Size(cfg["size"])
+    )
+    if x.shape[-2:] != size:
+        x = F.interpolate(x, size, mode=cfg["interpolation"], align_corners=False)
     mean, std = (x.new_tensor(cfg[k])[:, None, None] for k in ("mean", "std"))
-    return (x - mean)/std
+    return (x - mean) / std
 
 # %% ../../nbs/00_mini/03_models.ipynb #089041c3
 def compact_index(
-    token_ids:torch.Tensor|list[int], # ascending ids of the compact vocabulary, -1 (unk) first
-    rows:int=ROWS, # size of the full vocabulary
-)->torch.Tensor: # (rows,) compact index of every full id
+    token_ids: torch.Tensor | list[int],  # ascending ids of the compact vocabulary, -1 (unk) first
+    rows: int = ROWS,  # size of the full vocabulary
+) -> torch.Tensor:  # (rows,) compact index of every full id
     "Where each id of the full vocabulary stands in the compact one."
     ids = torch.as_tensor(token_ids)
-    if ids[0] != -1 or not (ids.diff() > 0).all(): raise ValueError("token ids must ascend from -1")
+    if ids[0] != -1 or not (ids.diff() > 0).all():
+        raise ValueError("token ids must ascend from -1")
     index = torch.zeros(rows, dtype=torch.long)
     index[ids[1:]] = torch.arange(1, len(ids))
     return index
 
 # %% ../../nbs/00_mini/03_models.ipynb #58911512
 def expand(
-    state:dict, # state dict over the compact vocabulary
-    index:torch.Tensor, # (rows,) from `compact_index`
-)->dict: # state dict over the full vocabulary
+    state: dict,  # state dict over the compact vocabulary
+    index: torch.Tensor,  # (rows,) from `compact_index`
+) -> dict:  # state dict over the full vocabulary
     "Repeat the rows and columns of the vocabulary matrices in `state` as `index` says."
     state = dict(state)
     for k in state:
-        if k.endswith("token_embedding.weight"): state[k] = state[k][index]
-        if k == "text_decoder.text_projection": state[k] = state[k][:, index]
+        if k.endswith("token_embedding.weight"):
+            state[k] = state[k][index]
+        if k == "text_decoder.text_projection":
+            state[k] = state[k][:, index]
     return state
 
 # %% ../../nbs/00_mini/03_models.ipynb #4498d962
 def save_weights(
-    path:str|Path, # file to write
-    model:nn.Module, # a model over the compact vocabulary
-    token_ids:torch.Tensor|list[int], # its vocabulary, -1 first
-    meta:dict, # facts kept in the header
+    path: str | Path,  # file to write
+    model: nn.Module,  # a model over the compact vocabulary
+    token_ids: torch.Tensor | list[int],  # its vocabulary, -1 first
+    meta: dict,  # facts kept in the header
 ):
     "Store `model` with its vocabulary, matrices in half precision."
-    half = {k: v.half() if v.is_floating_point() and v.ndim > 1 else v for k, v in model.state_dict().items()}
+    half = {
+        k: v.half() if v.is_floating_point() and v.ndim > 1 else v
+        for k, v in model.state_dict().items()
+    }
     save_arrays(path, half | dict(token_ids=torch.as_tensor(token_ids)), meta)
 
+
 def load_weights(
-    path:str|Path, # a file of `save_weights`
-)->tuple[dict, torch.Tensor]: # state dict in single precision, token ids
+    path: str | Path,  # a file of `save_weights`
+) -> tuple[dict, torch.Tensor]:  # state dict in single precision, token ids
     "Read a weight file."
     arrays, _ = load_arrays(path)
     if "token_ids" not in arrays:
-        raise DamagedFile(f"{shown_path(path)}: no weights of a mini model, it holds no 'token_ids'")
+        raise DamagedFile(
+            f"{shown_path(path)}: no weights of a mini model, it holds no 'token_ids'"
+        )
     ids = arrays.pop("token_ids")
     return {k: v.float() if v.is_floating_point() else v for k, v in arrays.items()}, ids
 
 # %% ../../nbs/00_mini/03_models.ipynb #8304c6cb
 def build(
-    name:str, # "mini" or "mini-rn"
-    vocabulary:str="full", # "full" takes open_clip's token ids, "compact" those of `compact_index`
-    weights:str|Path|None=None, # another weight file than the one shipped
-)->nn.Module: # an open_clip model in eval mode
+    name: str,  # "mini" or "mini-rn"
+    vocabulary: str = "full",  # "full" takes open_clip's token ids, "compact" those of `compact_index`
+    weights: str | Path | None = None,  # another weight file than the one shipped
+) -> nn.Module:  # an open_clip model in eval mode
     "The pretrained model `name`."
     choose(name, CONFIGS, "mini model")
     full = choose(vocabulary, dict(full=True, compact=False), "vocabulary")
-    path = weights or HERE/"weights"/f"{name}.safetensors"
+    path = weights or HERE / "weights" / f"{name}.safetensors"
     state, ids = load_weights(path)
     model = _create(name, ROWS if full else len(ids))
     try:

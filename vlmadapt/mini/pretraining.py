@@ -9,17 +9,24 @@ __all__ = ['PAD', 'Recipe', 'vocabulary', 'tokens_of', 'make_batch', 'batches', 
            'caption_accuracy', 'accuracies']
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #605a875d
-import itertools, math, multiprocessing, random, time
+import itertools
+import math
+import multiprocessing
+import random
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-import numpy as np, torch
+
+import numpy as np
+import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
+
 from ..foundation import DamagedFile, load_arrays, np_stream, save_arrays, shown_path, stream
 from .data import TARGETS, load, pretraining_batch
 from .language import caption, token_ids
@@ -30,62 +37,83 @@ from .scenes import COLOURS, SHAPES, pairs, render, singles, twins
 @dataclass
 class Recipe:
     "Everything that decides the result of a pretraining."
-    model:str = "mini" # an entry of `CONFIGS`
-    vision_steps:int = 4000 # steps of stage 1
-    joint_steps:int = 4000 # steps of stage 2
-    vision_batch:int = 128 # images per step in stage 1
-    joint_batch:int = 256 # images per step in stage 2
-    muon_lr:float = .006 # peak rate for the matrices of the blocks
-    adam_lr:float = 1.5e-3 # peak rate for everything else
-    warmup:float = .03 # share of a stage in which the rates rise
-    captioned:float = .5 # share of the joint batch that the decoder captions
-    caption_weight:float = 1. # weight of the caption loss
-    attribute_weight:float = 1. # weight of the attribute loss in stage 2
-    unknown:float = .015 # share of words replaced by `unk`
-    seed:int = 1 # starting values and data
+
+    model: str = "mini"  # an entry of `CONFIGS`
+    vision_steps: int = 4000  # steps of stage 1
+    joint_steps: int = 4000  # steps of stage 2
+    vision_batch: int = 128  # images per step in stage 1
+    joint_batch: int = 256  # images per step in stage 2
+    muon_lr: float = 0.006  # peak rate for the matrices of the blocks
+    adam_lr: float = 1.5e-3  # peak rate for everything else
+    warmup: float = 0.03  # share of a stage in which the rates rise
+    captioned: float = 0.5  # share of the joint batch that the decoder captions
+    caption_weight: float = 1.0  # weight of the caption loss
+    attribute_weight: float = 1.0  # weight of the attribute loss in stage 2
+    unknown: float = 0.015  # share of words replaced by `unk`
+    seed: int = 1  # starting values and data
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #982ca78f
 @lru_cache(maxsize=1 << 17)
-def _caption_ids(name, caption): return tuple(tokenizer(name).encode(caption))
+def _caption_ids(name, caption):
+    return tuple(tokenizer(name).encode(caption))
+
 
 @lru_cache
-def vocabulary()->torch.Tensor: # ascending ids, -1 first
+def vocabulary() -> torch.Tensor:  # ascending ids, -1 first
     "The compact vocabulary of the embedded world."
     return torch.tensor([-1, *token_ids()])
 
-def tokens_of(captions:list[str], name:str="mini")->torch.Tensor:
+
+def tokens_of(captions: list[str], name: str = "mini") -> torch.Tensor:
     "Compact token ids of `captions`, (B, T) with T the longest of them."
     start, end = tokenizer(name).sot_token_id, tokenizer(name).eot_token_id
-    ids = [(start, *_caption_ids(name, c)[:tokenizer(name).context_length - 2], end) for c in captions]
+    ids = [
+        (start, *_caption_ids(name, c)[: tokenizer(name).context_length - 2], end) for c in captions
+    ]
     padded = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.long)
-    for row, i in zip(padded, ids): row[:len(i)] = torch.tensor(i)
+    for row, i in zip(padded, ids):
+        row[: len(i)] = torch.tensor(i)
     return compact_index(vocabulary())[padded]
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #ee0c328d
 def make_batch(
-    seed:int, # fixes the batch
-    n:int, # number of images
-)->dict: # tensors: images (B, 32, 32, 3), tokens (B, T), same (B,), and the targets
+    seed: int,  # fixes the batch
+    n: int,  # number of images
+) -> dict:  # tensors: images (B, 32, 32, 3), tokens (B, T), same (B,), and the targets
     "Draw one pretraining batch."
     images, captions, targets = pretraining_batch(seed, n)
     same = torch.tensor(np.unique(captions, return_inverse=True)[1].reshape(-1))
-    return dict(images=torch.tensor(images), tokens=tokens_of(captions), same=same, **{k: torch.tensor(v) for k, v in targets.items()})
+    return dict(
+        images=torch.tensor(images),
+        tokens=tokens_of(captions),
+        same=same,
+        **{k: torch.tensor(v) for k, v in targets.items()},
+    )
+
 
 def batches(
-    seeds:list[int], # one per batch
-    n:int, # images per batch
-    workers:int=0, # processes that draw ahead; 0 draws in this one
-)->Iterator[dict]:
+    seeds: list[int],  # one per batch
+    n: int,  # images per batch
+    workers: int = 0,  # processes that draw ahead; 0 draws in this one
+) -> Iterator[dict]:
     "Yield `make_batch` of every seed in order."
-    if not workers: yield from (make_batch(s, n) for s in seeds); return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        ahead = [pool.submit(make_batch, s, n) for s in seeds[:2*workers]]
+    if not workers:
+        yield from (make_batch(s, n) for s in seeds)
+        return
+    with ProcessPoolExecutor(
+        workers,
+        multiprocessing.get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    ) as pool:
+        ahead = [pool.submit(make_batch, s, n) for s in seeds[: 2 * workers]]
         for i in range(len(seeds)):
             yield ahead.pop(0).result()
-            if i + 2*workers < len(seeds): ahead.append(pool.submit(make_batch, seeds[i + 2*workers], n))
+            if i + 2 * workers < len(seeds):
+                ahead.append(pool.submit(make_batch, seeds[i + 2 * workers], n))
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #7b26dcdb
-def encode_text(model:nn.Module, tokens:torch.Tensor)->tuple:
+def encode_text(model: nn.Module, tokens: torch.Tensor) -> tuple:
     "Text feature (B, D) and word states (B, T, D) of `tokens`, which may be shorter than the context."
     text, T = getattr(model, "text", model), tokens.shape[1]
     x = text.token_embedding(tokens) + text.positional_embedding[:T]
@@ -94,183 +122,270 @@ def encode_text(model:nn.Module, tokens:torch.Tensor)->tuple:
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #602e3274
 def attribute_loss(
-    heads:nn.ModuleDict, # a linear head per attribute
-    features:torch.Tensor, # (B, D)
-    batch:dict, # holds the targets (B,), -1 = not applicable
-)->dict: # loss per attribute
+    heads: nn.ModuleDict,  # a linear head per attribute
+    features: torch.Tensor,  # (B, D)
+    batch: dict,  # holds the targets (B,), -1 = not applicable
+) -> dict:  # loss per attribute
     "Cross entropy of each of `heads`, where it applies."
     losses = {}
     for k, head in heads.items():
         total = F.cross_entropy(head(features), batch[k], ignore_index=-1, reduction="sum")
-        losses[k] = total/(batch[k] >= 0).sum().clamp(min=1)
+        losses[k] = total / (batch[k] >= 0).sum().clamp(min=1)
     return losses
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #ee414332
 def contrastive_loss(
-    image:torch.Tensor, # (B, D)
-    text:torch.Tensor, # (B, D)
-    scale:torch.Tensor, # logit scale
-    same:torch.Tensor, # (B,) equal numbers for equal captions
-)->torch.Tensor: # scalar
+    image: torch.Tensor,  # (B, D)
+    text: torch.Tensor,  # (B, D)
+    scale: torch.Tensor,  # logit scale
+    same: torch.Tensor,  # (B,) equal numbers for equal captions
+) -> torch.Tensor:  # scalar
     "Symmetric cross entropy between `image` and `text`, equal captions sharing the target."
-    logits = scale*F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
+    logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
     target = (same[:, None] == same[None]).float()
-    target = target/target.sum(1, keepdim=True)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))/2
+    target = target / target.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #1f668c99
 def caption_loss(
-    logits:torch.Tensor, # (B, T-1, V) over the compact vocabulary
-    tokens:torch.Tensor, # (B, T), the caption with start, end and padding
-)->torch.Tensor: # scalar, summed over words
+    logits: torch.Tensor,  # (B, T-1, V) over the compact vocabulary
+    tokens: torch.Tensor,  # (B, T), the caption with start, end and padding
+) -> torch.Tensor:  # scalar, summed over words
     "Cross entropy of every next word, padding left out and `unk` counted for all the words it stands for."
     V = logits.shape[-1]
     logits = logits + F.pad(logits.new_tensor([math.log(ROWS - V + 1)]), (0, V - 1))
-    return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=PAD, reduction="sum")
+    return F.cross_entropy(
+        logits.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=PAD, reduction="sum"
+    )
 
-PAD = 1 # compact index of token 0
+
+PAD = 1  # compact index of token 0
+
 
 def drop_words(
-    tokens:torch.Tensor, # (B, T)
-    p:float, # share replaced
-    generator:torch.Generator, # fixes which
-)->torch.Tensor: # (B, T)
+    tokens: torch.Tensor,  # (B, T)
+    p: float,  # share replaced
+    generator: torch.Generator,  # fixes which
+) -> torch.Tensor:  # (B, T)
     "Replace words, never start, end or padding, by `unk`."
     word = (tokens > PAD) & (tokens < tokens.amax() - 1)
-    return tokens.masked_fill(word & (torch.rand(tokens.shape, generator=generator).to(tokens.device) < p), 0)
+    return tokens.masked_fill(
+        word & (torch.rand(tokens.shape, generator=generator).to(tokens.device) < p), 0
+    )
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #a56b9ebb
 def as_matrices(
-    modules:list[nn.Module], # what is trained
-)->tuple[list, list]: # pairs (parameter, the same memory as a matrix), the other parameters
+    modules: list[nn.Module],  # what is trained
+) -> tuple[list, list]:  # pairs (parameter, the same memory as a matrix), the other parameters
     "Divide the parameters of `modules` into those that Muon can drive and the rest."
     matrices, rest = [], []
     for n, p in ((n, p) for m in modules for n, p in m.named_parameters()):
-        block = any(k in n for k in ("resblocks", "cross_attn", "attnpool")) and p.ndim == 2 and "positional" not in n
-        inner = p.ndim == 4 and p.shape[1] > 3 # a convolution, but not the one that reads the pixels
-        if hasattr(torch.optim, "Muon") and (block or inner): matrices.append((p, nn.Parameter(p.detach().view(len(p), -1))))
-        else: rest.append(p)
+        block = (
+            any(k in n for k in ("resblocks", "cross_attn", "attnpool"))
+            and p.ndim == 2
+            and "positional" not in n
+        )
+        inner = (
+            p.ndim == 4 and p.shape[1] > 3
+        )  # a convolution, but not the one that reads the pixels
+        if hasattr(torch.optim, "Muon") and (block or inner):
+            matrices.append((p, nn.Parameter(p.detach().view(len(p), -1))))
+        else:
+            rest.append(p)
     return matrices, rest
 
+
 def optimisers(
-    matrices:list, # from `as_matrices`
-    rest:list, # from `as_matrices`
-    recipe:Recipe, # holds the peak rates
-)->list[torch.optim.Optimizer]: # AdamW, and Muon if there are matrices
+    matrices: list,  # from `as_matrices`
+    rest: list,  # from `as_matrices`
+    recipe: Recipe,  # holds the peak rates
+) -> list[torch.optim.Optimizer]:  # AdamW, and Muon if there are matrices
     "The optimisers for `matrices` and `rest`."
-    out = [torch.optim.AdamW([dict(params=[p for p in rest if p.ndim > 1], weight_decay=.02),
-                              dict(params=[p for p in rest if p.ndim <= 1], weight_decay=0.)], lr=recipe.adam_lr, betas=(.9, .98))]
-    if matrices: out.append(torch.optim.Muon([m for _, m in matrices], lr=recipe.muon_lr, weight_decay=.02))
+    out = [
+        torch.optim.AdamW(
+            [
+                dict(params=[p for p in rest if p.ndim > 1], weight_decay=0.02),
+                dict(params=[p for p in rest if p.ndim <= 1], weight_decay=0.0),
+            ],
+            lr=recipe.adam_lr,
+            betas=(0.9, 0.98),
+        )
+    ]
+    if matrices:
+        out.append(torch.optim.Muon([m for _, m in matrices], lr=recipe.muon_lr, weight_decay=0.02))
     for o in out:
-        for g in o.param_groups: g["peak"] = g["lr"]
+        for g in o.param_groups:
+            g["peak"] = g["lr"]
     return out
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #1ad3299c
 def rate(
-    step:int, # from 0
-    steps:int, # of the stage
-    warmup:float, # share of steps
-)->float: # factor on the peak rate
+    step: int,  # from 0
+    steps: int,  # of the stage
+    warmup: float,  # share of steps
+) -> float:  # factor on the peak rate
     "Linear warm-up, then half a cosine to zero."
-    rise = max(1, round(warmup*steps))
-    return (step + 1)/rise if step < rise else .5*(1 + math.cos(math.pi*(step - rise)/max(1, steps - rise)))
+    rise = max(1, round(warmup * steps))
+    return (
+        (step + 1) / rise
+        if step < rise
+        else 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+    )
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #f2a1a2f8
 class Pretraining:
     "A pretraining in progress."
-    def __init__(self,
-        recipe:Recipe, # what to do
-        device:str|None=None, # a GPU is used when there is one
+
+    def __init__(
+        self,
+        recipe: Recipe,  # what to do
+        device: str | None = None,  # a GPU is used when there is one
     ):
-        self.recipe, self.device = recipe, device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.recipe, self.device = (
+            recipe,
+            device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        )
         self.model = untrained(recipe.model, len(vocabulary()), recipe.seed).to(self.device)
-        self.heads = nn.ModuleDict({k: nn.Linear(self.model.visual.output_dim, n) for k, n in TARGETS.items()}).to(self.device)
-        for head in self.heads.values(): nn.init.zeros_(head.weight); nn.init.zeros_(head.bias)
-        self.stage, self.step, self.log, self.seconds = "vision", 0, [], 0.
+        self.heads = nn.ModuleDict(
+            {k: nn.Linear(self.model.visual.output_dim, n) for k, n in TARGETS.items()}
+        ).to(self.device)
+        for head in self.heads.values():
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        self.stage, self.step, self.log, self.seconds = "vision", 0, [], 0.0
         self.new_optimisers()
 
     def new_optimisers(self):
         "Set up the optimisers of the present stage."
-        self.matrices, rest = as_matrices([self.model.visual if self.stage == "vision" else self.model, self.heads])
+        self.matrices, rest = as_matrices(
+            [self.model.visual if self.stage == "vision" else self.model, self.heads]
+        )
         self.optimisers = optimisers(self.matrices, rest, self.recipe)
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #94c41204
 @patch
-def vision_losses(self:Pretraining, batch:dict)->tuple:
+def vision_losses(self: Pretraining, batch: dict) -> tuple:
     "Losses of stage 1."
     features = self.model.visual(pixels(batch["images"], self.model))
-    losses = attribute_loss(self.heads, features[0] if isinstance(features, tuple) else features, batch)
-    return sum(losses.values())/len(losses), losses
+    losses = attribute_loss(
+        self.heads, features[0] if isinstance(features, tuple) else features, batch
+    )
+    return sum(losses.values()) / len(losses), losses
+
 
 @patch
-def read_captions(self:Pretraining, tokens:torch.Tensor, patches:torch.Tensor|None=None, groups:int=4)->tuple:
+def read_captions(
+    self: Pretraining, tokens: torch.Tensor, patches: torch.Tensor | None = None, groups: int = 4
+) -> tuple:
     "Text features (B, D) of `tokens` and, given `patches` (B, P, D), the caption loss of a share of them. Works through groups of similar length."
-    model, shown = self.model, drop_words(tokens, self.recipe.unknown, stream(self.recipe.seed, "unknown", self.step))
+    model, shown = (
+        self.model,
+        drop_words(tokens, self.recipe.unknown, stream(self.recipe.seed, "unknown", self.step)),
+    )
     order = tokens.argmax(-1).argsort(stable=True)
-    features, loss, words = [], 0., 0
+    features, loss, words = [], 0.0, 0
     for g in order.chunk(groups):
         T = int(tokens[g[-1]].argmax()) + 1
         text, states = encode_text(model, shown[g, :T])
         features.append(text)
-        if patches is None: continue
-        c = slice(0, None, round(1/self.recipe.captioned)); target = tokens[g[c], :T]
-        loss = loss + caption_loss(model.text_decoder(patches[g[c]], states[c, :-1]), target); words += (target[:, 1:] > PAD).sum()
-    return torch.cat(features)[order.argsort()], loss/words if patches is not None else None
+        if patches is None:
+            continue
+        c = slice(0, None, round(1 / self.recipe.captioned))
+        target = tokens[g[c], :T]
+        loss = loss + caption_loss(model.text_decoder(patches[g[c]], states[c, :-1]), target)
+        words += (target[:, 1:] > PAD).sum()
+    return torch.cat(features)[order.argsort()], loss / words if patches is not None else None
+
 
 @patch
-def joint_losses(self:Pretraining, batch:dict)->tuple:
+def joint_losses(self: Pretraining, batch: dict) -> tuple:
     "Losses of stage 2."
     r, image = self.recipe, self.model.visual(pixels(batch["images"], self.model))
     image, patches = image if isinstance(image, tuple) else (image, None)
     text, caption = self.read_captions(batch["tokens"], patches)
     attributes = attribute_loss(self.heads, image, batch)
-    losses = dict(contrastive=contrastive_loss(image, text, self.model.logit_scale.exp(), batch["same"]), attributes=sum(attributes.values())/len(attributes))
-    if caption is not None: losses["caption"] = caption
-    return losses["contrastive"] + r.caption_weight*losses.get("caption", 0) + r.attribute_weight*losses["attributes"], losses
+    losses = dict(
+        contrastive=contrastive_loss(image, text, self.model.logit_scale.exp(), batch["same"]),
+        attributes=sum(attributes.values()) / len(attributes),
+    )
+    if caption is not None:
+        losses["caption"] = caption
+    return losses["contrastive"] + r.caption_weight * losses.get(
+        "caption", 0
+    ) + r.attribute_weight * losses["attributes"], losses
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #1485bce3
 @patch
-def update(self:Pretraining, batch:dict, factor:float)->dict:
+def update(self: Pretraining, batch: dict, factor: float) -> dict:
     "One optimisation step at `factor` of the peak rates; returns the losses."
     batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
     device_type = torch.device(self.device).type
     with torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda"):
-        loss, parts = self.vision_losses(batch) if self.stage == "vision" else self.joint_losses(batch)
-    self.model.zero_grad(); self.heads.zero_grad()
+        loss, parts = (
+            self.vision_losses(batch) if self.stage == "vision" else self.joint_losses(batch)
+        )
+    self.model.zero_grad()
+    self.heads.zero_grad()
     loss.backward()
-    for p, m in self.matrices: m.grad = p.grad.view_as(m) if p.grad is not None else None
+    for p, m in self.matrices:
+        m.grad = p.grad.view_as(m) if p.grad is not None else None
     for o in self.optimisers:
-        for g in o.param_groups: g["lr"] = factor*g["peak"]
+        for g in o.param_groups:
+            g["lr"] = factor * g["peak"]
         o.step()
-    with torch.no_grad(): self.model.logit_scale.clamp_(max=math.log(100))
+    with torch.no_grad():
+        self.model.logit_scale.clamp_(max=math.log(100))
     return {"loss": loss.detach(), **{k: v.detach() for k, v in parts.items()}}
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #af1b9d22
 @patch
-def run_stage(self:Pretraining, workers:int=0, log_every:int=50, save_every:int|None=None, path:str|Path|None=None):
+def run_stage(
+    self: Pretraining,
+    workers: int = 0,
+    log_every: int = 50,
+    save_every: int | None = None,
+    path: str | Path | None = None,
+):
     "Finish the present stage, saving a checkpoint to `path` every `save_every` steps."
     r, joint = self.recipe, self.stage == "joint"
     steps, n = (r.joint_steps, r.joint_batch) if joint else (r.vision_steps, r.vision_batch)
-    seeds = [int(s) for s in torch.randint(1 << 48, (steps,), generator=stream(r.seed, "batches", self.stage))][self.step:]
-    self.model.train(); start, sums, done = time.perf_counter() - self.seconds, {}, 0
-    bar = tqdm(batches(seeds, n, workers), total=steps, initial=self.step, desc=self.stage, mininterval=2)
+    seeds = [
+        int(s)
+        for s in torch.randint(1 << 48, (steps,), generator=stream(r.seed, "batches", self.stage))
+    ][self.step :]
+    self.model.train()
+    start, sums, done = time.perf_counter() - self.seconds, {}, 0
+    bar = tqdm(
+        batches(seeds, n, workers), total=steps, initial=self.step, desc=self.stage, mininterval=2
+    )
     for batch in bar:
         losses = self.update(batch, rate(self.step, steps, r.warmup))
-        self.step += 1; done += 1; self.seconds = time.perf_counter() - start
-        for k, v in losses.items(): sums[k] = sums.get(k, 0) + v
+        self.step += 1
+        done += 1
+        self.seconds = time.perf_counter() - start
+        for k, v in losses.items():
+            sums[k] = sums.get(k, 0) + v
         if self.step % log_every == 0 or self.step == steps:
-            row = {k: float(v)/done for k, v in sums.items()}
-            if not math.isfinite(row["loss"]): raise FloatingPointError(f"{r.model}: loss is {row['loss']} at step {self.step} of stage {self.stage}")
-            self.log.append(dict(stage=self.stage, step=self.step, seconds=round(self.seconds, 1), **row)); sums, done = {}, 0
+            row = {k: float(v) / done for k, v in sums.items()}
+            if not math.isfinite(row["loss"]):
+                raise FloatingPointError(
+                    f"{r.model}: loss is {row['loss']} at step {self.step} of stage {self.stage}"
+                )
+            self.log.append(
+                dict(stage=self.stage, step=self.step, seconds=round(self.seconds, 1), **row)
+            )
+            sums, done = {}, 0
             bar.set_postfix(loss=f"{row['loss']:.3f}")
-        if path and save_every and self.step % save_every == 0: self.save(path)
+        if path and save_every and self.step % save_every == 0:
+            self.save(path)
+
 
 @patch
-def run(self:Pretraining, **kwargs)->Pretraining:
+def run(self: Pretraining, **kwargs) -> Pretraining:
     "Run what is left of both stages; arguments as in `run_stage`."
     if self.stage == "vision":
         self.run_stage(**kwargs)
-        self.stage, self.step, self.seconds = "joint", 0, 0.
+        self.stage, self.step, self.seconds = "joint", 0, 0.0
         self.new_optimisers()
     self.run_stage(**kwargs)
     self.model.eval()
@@ -278,103 +393,156 @@ def run(self:Pretraining, **kwargs)->Pretraining:
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #c7889daf
 @patch
-def save(self:Pretraining, path:str|Path):
+def save(self: Pretraining, path: str | Path):
     "Store everything needed to go on."
-    arrays = {f"model.{k}": v for k, v in self.model.state_dict().items()} | {f"heads.{k}": v for k, v in self.heads.state_dict().items()}
+    arrays = {f"model.{k}": v for k, v in self.model.state_dict().items()} | {
+        f"heads.{k}": v for k, v in self.heads.state_dict().items()
+    }
     for i, o in enumerate(self.optimisers):
-        for j, state in o.state_dict()["state"].items(): arrays |= {f"optimiser.{i}.{j}.{k}": v for k, v in state.items()}
-    save_arrays(path, arrays, dict(recipe=asdict(self.recipe), stage=self.stage, step=self.step, log=self.log, seconds=self.seconds))
+        for j, state in o.state_dict()["state"].items():
+            arrays |= {f"optimiser.{i}.{j}.{k}": v for k, v in state.items()}
+    save_arrays(
+        path,
+        arrays,
+        dict(
+            recipe=asdict(self.recipe),
+            stage=self.stage,
+            step=self.step,
+            log=self.log,
+            seconds=self.seconds,
+        ),
+    )
+
 
 @patch(cls_method=True)
-def resume(cls:Pretraining, path:str|Path, device:str|None=None)->Pretraining:
+def resume(cls: Pretraining, path: str | Path, device: str | None = None) -> Pretraining:
     "The run stored at `path`."
     arrays, meta = load_arrays(path)
     absent = {"recipe", "stage", "step", "log", "seconds"} - meta.keys()
     if absent:
         raise DamagedFile(f"{shown_path(path)}: no pretraining run, it holds no {min(absent)!r}")
     run = cls(Recipe(**meta["recipe"]), device)
-    run.stage, run.step, run.log, run.seconds = (meta[k] for k in ("stage", "step", "log", "seconds"))
-    part = lambda prefix: {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-    run.model.load_state_dict(part("model.")); run.heads.load_state_dict(part("heads."))
+    run.stage, run.step, run.log, run.seconds = (
+        meta[k] for k in ("stage", "step", "log", "seconds")
+    )
+    part = lambda prefix: {
+        k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)
+    }
+    run.model.load_state_dict(part("model."))
+    run.heads.load_state_dict(part("heads."))
     run.new_optimisers()
     for i, o in enumerate(run.optimisers):
         state = {}
-        for k, v in part(f"optimiser.{i}.").items(): state.setdefault(int(k.split(".")[0]), {})[k.split(".")[1]] = v
+        for k, v in part(f"optimiser.{i}.").items():
+            state.setdefault(int(k.split(".")[0]), {})[k.split(".")[1]] = v
         o.load_state_dict(dict(state=state, param_groups=o.state_dict()["param_groups"]))
     return run
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #890c0a9a
 @torch.inference_mode()
-def image_features(model:nn.Module, images:np.ndarray, size:int=256)->torch.Tensor:
+def image_features(model: nn.Module, images: np.ndarray, size: int = 256) -> torch.Tensor:
     "Unit features (N, D) of stored `images`, `size` at a time."
     features = [model.visual(pixels(part, model)) for part in torch.as_tensor(images).split(size)]
     return F.normalize(torch.cat([f[0] if isinstance(f, tuple) else f for f in features]), dim=-1)
 
+
 @torch.inference_mode()
-def text_features(model:nn.Module, captions:list[str])->torch.Tensor:
+def text_features(model: nn.Module, captions: list[str]) -> torch.Tensor:
     "Unit features (N, D) of `captions`."
     tokens = tokens_of(captions).to(model.logit_scale.device)
     return F.normalize(encode_text(model, tokens)[0], dim=-1)
 
+
 def zero_shot(
-    model:nn.Module, # over the compact vocabulary
-    name:str, # a dataset of the embedded world
-)->float: # percent of test images
+    model: nn.Module,  # over the compact vocabulary
+    name: str,  # a dataset of the embedded world
+) -> float:  # percent of test images
     "Zero-shot accuracy of `model` on the test images of `name`, averaging the text features of all templates."
-    data = load(name); (images, labels), k = data["test"], len(data["classnames"])
-    text = text_features(model, [t.format(c) for c in data["classnames"] for t in data["templates"]]).view(k, -1, model.visual.output_dim)
+    data = load(name)
+    (images, labels), k = data["test"], len(data["classnames"])
+    text = text_features(
+        model, [t.format(c) for c in data["classnames"] for t in data["templates"]]
+    ).view(k, -1, model.visual.output_dim)
     guess = (image_features(model, images) @ F.normalize(text.mean(1), dim=-1).T).argmax(1).cpu()
-    return 100*(guess == torch.as_tensor(labels)).float().mean().item()
+    return 100 * (guess == torch.as_tensor(labels)).float().mean().item()
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #d4b7a1b9
 def binding_accuracy(
-    model:nn.Module, # over the compact vocabulary
-    how:int, # 0 exchanges the places, 1 the colours
-    n:int=1000, # number of pairs
-    seed:int=1, # fixes the scenes
-)->float: # percent
+    model: nn.Module,  # over the compact vocabulary
+    how: int,  # 0 exchanges the places, 1 the colours
+    n: int = 1000,  # number of pairs
+    seed: int = 1,  # fixes the scenes
+) -> float:  # percent
     "How often an image of two objects is nearer to its own caption than to that of its twin."
-    rng = np_stream(seed, "binding"); scenes = pairs(rng, n); other = twins(rng, scenes, how)
-    true, swapped = (text_features(model, [caption(s[i], random.Random(i), bound=True) for i in range(n)]) for s in (scenes, other))
-    return 100*((image_features(model, render(rng, scenes))*(true - swapped)).sum(-1) > 0).float().mean().item()
+    rng = np_stream(seed, "binding")
+    scenes = pairs(rng, n)
+    other = twins(rng, scenes, how)
+    true, swapped = (
+        text_features(model, [caption(s[i], random.Random(i), bound=True) for i in range(n)])
+        for s in (scenes, other)
+    )
+    return (
+        100
+        * ((image_features(model, render(rng, scenes)) * (true - swapped)).sum(-1) > 0)
+        .float()
+        .mean()
+        .item()
+    )
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #409b1bcb
 @torch.inference_mode()
 def greedy_captions(
-    model:nn.Module, # a CoCa over the compact vocabulary
-    images:np.ndarray, # bytes (B, 32, 32, 3)
-    prompt:str="a photo of a", # how each caption starts
-)->list[str]: # B captions
+    model: nn.Module,  # a CoCa over the compact vocabulary
+    images: np.ndarray,  # bytes (B, 32, 32, 3)
+    prompt: str = "a photo of a",  # how each caption starts
+) -> list[str]:  # B captions
     "Let `model` caption `images` word by word."
     index, start = vocabulary(), tokens_of([prompt])[:, :-1]
     patches, end = model.visual(pixels(images, model))[1], len(index) - 1
     ids = start.repeat(len(images), 1).to(patches.device)
     while ids.shape[1] < model.context_length and not (ids == end).any(1).all():
-        logits = model.text_decoder(patches, encode_text(model, ids)[1])[:, -1, PAD + 1:]
+        logits = model.text_decoder(patches, encode_text(model, ids)[1])[:, -1, PAD + 1 :]
         ids = torch.cat([ids, logits.argmax(-1, keepdim=True) + PAD + 1], 1)
-    words = [index[row[1:row.index(end)] if end in row else row[1:]].tolist() for row in ids.tolist()]
+    words = [
+        index[row[1 : row.index(end)] if end in row else row[1:]].tolist() for row in ids.tolist()
+    ]
     return [tokenizer("mini").decode(w).strip() for w in words]
 
-def said(text:str, names:list[str])->str:
-    "The longest of `names` that stands in `text`, None if there is none."
-    return max((n for n in names if f" {n} " in f" {text.replace('.', ' ')} "), key=len, default=None)
 
-def caption_accuracy(model:nn.Module, n:int=500, seed:int=1)->dict: # percent
+def said(text: str, names: list[str]) -> str:
+    "The longest of `names` that stands in `text`, None if there is none."
+    return max(
+        (n for n in names if f" {n} " in f" {text.replace('.', ' ')} "), key=len, default=None
+    )
+
+
+def caption_accuracy(model: nn.Module, n: int = 500, seed: int = 1) -> dict:  # percent
     "Of the captions of `n` single objects, how many name the right shape, and the right colour where they name one."
-    rng = np_stream(seed, "captions"); scenes = singles(rng, n)
+    rng = np_stream(seed, "captions")
+    scenes = singles(rng, n)
     written, out = greedy_captions(model, render(rng, scenes)), {}
-    for k, names, truth in (("shape", tuple(SHAPES), scenes.shape[:, 0]), ("colour", tuple(COLOURS), scenes.colour[:, 0])):
-        right = [said(w, names) == names[t] for w, t in zip(written, truth) if k == "shape" or said(w, names)]
-        out[k] = 100*sum(right)/max(1, len(right))
+    for k, names, truth in (
+        ("shape", tuple(SHAPES), scenes.shape[:, 0]),
+        ("colour", tuple(COLOURS), scenes.colour[:, 0]),
+    ):
+        right = [
+            said(w, names) == names[t]
+            for w, t in zip(written, truth)
+            if k == "shape" or said(w, names)
+        ]
+        out[k] = 100 * sum(right) / max(1, len(right))
     return out
 
 # %% ../../nbs/00_mini/04_pretraining.ipynb #fabc8fa3
 def accuracies(
-    model:nn.Module, # over the compact vocabulary, in eval mode
-    datasets:list[str], # names for the zero-shot rows
-)->dict: # percent
+    model: nn.Module,  # over the compact vocabulary, in eval mode
+    datasets: list[str],  # names for the zero-shot rows
+) -> dict:  # percent
     "Zero-shot, binding and caption accuracies of `model`."
     out = {f"zero-shot {d}": zero_shot(model, d) for d in datasets}
-    out |= {f"binding {k}": binding_accuracy(model, how) for how, k in enumerate(("relation", "colour"))}
-    if hasattr(model, "text_decoder"): out |= {f"caption {k}": v for k, v in caption_accuracy(model).items()}
+    out |= {
+        f"binding {k}": binding_accuracy(model, how) for how, k in enumerate(("relation", "colour"))
+    }
+    if hasattr(model, "text_decoder"):
+        out |= {f"caption {k}": v for k, v in caption_accuracy(model).items()}
     return {k: round(v, 1) for k, v in out.items()}

@@ -8,115 +8,189 @@ __all__ = ['SEEN_SHAPES', 'SEEN_COLOURS', 'ALL_TEXTURES', 'EASY_SHAPES', 'SEEN_G
 
 # %% ../../nbs/00_mini/00_scenes.ipynb #09982b43
 from collections.abc import Sequence
+
 import numpy as np
-from .atlas import (BACKGROUNDS, COLOURS, FONTS, GLYPHS, HELD_COLOURS, HELD_FONTS, HELD_GLYPHS, HELD_PATTERNS,
-                                 HELD_SHAPES, KINDS, PATTERNS, POSITIONS, RELATIONS, SHAPES, SIZES, STYLES, TEXTURES,
-                                 contact_sheet)
+
+from vlmadapt.mini.atlas import (
+    BACKGROUNDS,
+    COLOURS,
+    FONTS,
+    GLYPHS,
+    HELD_COLOURS,
+    HELD_FONTS,
+    HELD_GLYPHS,
+    HELD_PATTERNS,
+    HELD_SHAPES,
+    KINDS,
+    PATTERNS,
+    POSITIONS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    STYLES,
+    TEXTURES,
+    contact_sheet,
+)
 from .drawing import Scenes, blank, concat, enlarge, render
 
 # %% ../../nbs/00_mini/00_scenes.ipynb #310c69bc
-def _colour(rng, index, by=.05):
+def _colour(rng, index, by=0.05):
     rgb = np.array(list(COLOURS.values()), np.float32)[index]
     return np.clip(rgb + rng.uniform(-by, by, rgb.shape), 0, 1).astype(np.float32)
 
 # %% ../../nbs/00_mini/00_scenes.ipynb #6cf2ff79
-def _set_paper(rng, s, contrast=.5, tries=6):
+def _set_paper(rng, s, contrast=0.5, tries=6):
     "Choose kinds and colours (greys with a tint) of the backgrounds of `s`"
-    n, rows = len(s), np.arange(len(s)); used = s.colour[:, None, :2] >= 0
-    papers = np.clip(rng.random((n, tries, 1)) + rng.uniform(-.14, .14, (n, tries, 3)), 0, 1).astype(np.float32)
-    gap = np.where(used, np.linalg.norm(papers[:, :, None] - s.ink[:, None, :2], axis=-1), 9.).min(-1)
+    n, rows = len(s), np.arange(len(s))
+    used = s.colour[:, None, :2] >= 0
+    papers = np.clip(
+        rng.random((n, tries, 1)) + rng.uniform(-0.14, 0.14, (n, tries, 3)), 0, 1
+    ).astype(np.float32)
+    gap = np.where(used, np.linalg.norm(papers[:, :, None] - s.ink[:, None, :2], axis=-1), 9.0).min(
+        -1
+    )
     order = np.argsort(-np.minimum(gap, contrast) - 1e-4 * rng.random(gap.shape), axis=1)[:, :2].T
     first, second = papers[rows, order[0]], papers[rows, order[1]]
-    s.background[:] = rng.choice(4, n, p=[.4, .2, .2, .2])
-    near = np.clip(first + rng.uniform(-.15, .15, (n, 1)), 0, 1).astype(np.float32)
-    second = np.where((gap[rows, order[1]] >= .8 * contrast)[:, None], second, near)
+    s.background[:] = rng.choice(4, n, p=[0.4, 0.2, 0.2, 0.2])
+    near = np.clip(first + rng.uniform(-0.15, 0.15, (n, 1)), 0, 1).astype(np.float32)
+    second = np.where((gap[rows, order[1]] >= 0.8 * contrast)[:, None], second, near)
     s.paper[:, 0], s.paper[:, 1] = first, np.where((s.background == 0)[:, None], first, second)
 
 # %% ../../nbs/00_mini/00_scenes.ipynb #1c21ae1b
-def held_triples(share:float=.1)->np.ndarray:
+def held_triples(share: float = 0.1) -> np.ndarray:
     "Boolean table (colours, shapes, textures): the `share` of combinations kept out of pretraining."
     return np.random.default_rng(20240).random((len(COLOURS), len(SHAPES), len(TEXTURES))) < share
 
 # %% ../../nbs/00_mini/00_scenes.ipynb #5ae6f98f
-SEEN_SHAPES, SEEN_COLOURS, ALL_TEXTURES = range(len(SHAPES) - len(HELD_SHAPES)), range(12), range(len(TEXTURES))
+SEEN_SHAPES, SEEN_COLOURS, ALL_TEXTURES = (
+    range(len(SHAPES) - len(HELD_SHAPES)),
+    range(12),
+    range(len(TEXTURES)),
+)
+
 
 def _attributes(rng, n, shapes, colours, textures, allowed=None, plain=None):
     "Random columns (shape, colour, texture) within `allowed` (a table like `held_triples`); no texture where `plain`"
     tables = [np.array(options, np.int64) for options in (shapes, colours, textures)]
     pick = lambda m: [table[rng.integers(len(table), size=m)] for table in tables]
-    plain = np.zeros(n, bool) if plain is None else plain; columns, bad = np.zeros((3, n), np.int64), np.ones(n, bool)
+    plain = np.zeros(n, bool) if plain is None else plain
+    columns, bad = np.zeros((3, n), np.int64), np.ones(n, bool)
     while bad.any():
-        columns[:, bad] = pick(bad.sum()); columns[2, plain] = 0; shape, colour, texture = columns
+        columns[:, bad] = pick(bad.sum())
+        columns[2, plain] = 0
+        shape, colour, texture = columns
         bad = ~allowed[colour, shape, texture] if allowed is not None else np.zeros(n, bool)
     return columns
 
 # %% ../../nbs/00_mini/00_scenes.ipynb #6962cb20
-_ANCHORS = np.array([(16, 16), (9, 16), (23, 16), (16, 9), (16, 23), (9, 9), (23, 9), (9, 23), (23, 23)], np.float32)
+_ANCHORS = np.array(
+    [(16, 16), (9, 16), (23, 16), (16, 9), (16, 23), (9, 9), (23, 9), (9, 23), (23, 23)], np.float32
+)
+
 
 def singles(
-    rng:np.random.Generator, # numpy Generator
-    n:int, # number of scenes
-    shapes:Sequence=SEEN_SHAPES, colours:Sequence=SEEN_COLOURS, textures:Sequence=ALL_TEXTURES, # indices to choose from
-    allowed:np.ndarray|None=None, # table (colours, shapes, textures) of the combinations to use; None = all
-    share:tuple=(.35, .25, .4), # of small, middle and large objects
-    radii:tuple=((5.5, 7.5), (8., 10.), (10.5, 13.)), # in pixels, of the three sizes
-    turn:float=12., # greatest angle in degrees
-    contrast:float=.5, # least distance of object and background colour
-    given:tuple|np.ndarray|None=None, # (shape, colour, texture) columns that are fixed, None for those that are not
-    **level, # noise, fade, clutter
-)->Scenes:
+    rng: np.random.Generator,  # numpy Generator
+    n: int,  # number of scenes
+    shapes: Sequence = SEEN_SHAPES,
+    colours: Sequence = SEEN_COLOURS,
+    textures: Sequence = ALL_TEXTURES,  # indices to choose from
+    allowed: np.ndarray
+    | None = None,  # table (colours, shapes, textures) of the combinations to use; None = all
+    share: tuple = (0.35, 0.25, 0.4),  # of small, middle and large objects
+    radii: tuple = ((5.5, 7.5), (8.0, 10.0), (10.5, 13.0)),  # in pixels, of the three sizes
+    turn: float = 12.0,  # greatest angle in degrees
+    contrast: float = 0.5,  # least distance of object and background colour
+    given: tuple
+    | np.ndarray
+    | None = None,  # (shape, colour, texture) columns that are fixed, None for those that are not
+    **level,  # noise, fade, clutter
+) -> Scenes:
     "One object a scene: small, plain and anywhere, or larger, textured and central."
     s, step = blank(rng, n, "single", **level), rng.choice(3, n, p=share)
     random = _attributes(rng, n, shapes, colours, textures, allowed, plain=step == 0)
     shape, colour, texture = (r if g is None else g for r, g in zip(random, given or (None,) * 3))
     s.shape[:, 0], s.colour[:, 0], s.texture[:, 0] = shape, colour, texture
-    s.position[:] = np.where(step, 0, rng.integers(9, size=n)); s.size[:] = np.array([0, -1, 1])[step]
+    s.position[:] = np.where(step, 0, rng.integers(9, size=n))
+    s.size[:] = np.array([0, -1, 1])[step]
     xy = _ANCHORS[s.position] + rng.uniform(-1.5, 1.5, (n, 2))
-    s.place[:, 0] = np.column_stack([xy, rng.uniform(*np.array(radii)[step].T), np.radians(rng.uniform(-turn, turn, n))])
+    s.place[:, 0] = np.column_stack(
+        [xy, rng.uniform(*np.array(radii)[step].T), np.radians(rng.uniform(-turn, turn, n))]
+    )
     s.ink[:, 0] = _colour(rng, colour)
     _set_paper(rng, s, contrast)
     return s
 
 # %% ../../nbs/00_mini/00_scenes.ipynb #8956911c
-def _put_pair(rng, s, radius=(5.6, 7.2), turn=12.):
+def _put_pair(rng, s, radius=(5.6, 7.2), turn=12.0):
     n, beside = len(s), (s.relation == 0)[:, None]
-    along, across = np.array([8.2, 23.8]) + rng.uniform(-.9, .9, (n, 2)), 16 + rng.uniform(-3.5, 3.5, (n, 2))
-    s.place[:, :2, 0], s.place[:, :2, 1] = np.where(beside, along, across), np.where(beside, across, along)
-    s.place[:, :2, 2] = rng.uniform(*radius, (n, 2)); s.place[:, :2, 3] = np.radians(rng.uniform(-turn, turn, (n, 2)))
+    along, across = (
+        np.array([8.2, 23.8]) + rng.uniform(-0.9, 0.9, (n, 2)),
+        16 + rng.uniform(-3.5, 3.5, (n, 2)),
+    )
+    s.place[:, :2, 0], s.place[:, :2, 1] = (
+        np.where(beside, along, across),
+        np.where(beside, across, along),
+    )
+    s.place[:, :2, 2] = rng.uniform(*radius, (n, 2))
+    s.place[:, :2, 3] = np.radians(rng.uniform(-turn, turn, (n, 2)))
 
 # %% ../../nbs/00_mini/00_scenes.ipynb #8151718a
 def pairs(
-    rng:np.random.Generator, n:int, shapes:Sequence=SEEN_SHAPES, colours:Sequence=SEEN_COLOURS, allowed:np.ndarray|None=None, # as in `singles`
-    radius:tuple=(5.6, 7.2), turn:float=12., contrast:float=.45, # pixels, degrees, distance in colour
-    given:tuple|np.ndarray|None=None, # (first, second, relation): two triples of columns, and a column
-    **level, # noise, fade, clutter
-)->Scenes:
+    rng: np.random.Generator,
+    n: int,
+    shapes: Sequence = SEEN_SHAPES,
+    colours: Sequence = SEEN_COLOURS,
+    allowed: np.ndarray | None = None,  # as in `singles`
+    radius: tuple = (5.6, 7.2),
+    turn: float = 12.0,
+    contrast: float = 0.45,  # pixels, degrees, distance in colour
+    given: tuple
+    | np.ndarray
+    | None = None,  # (first, second, relation): two triples of columns, and a column
+    **level,  # noise, fade, clutter
+) -> Scenes:
     "Two objects a scene, the first left of or above the second; four in five pairs differ in both shape and colour."
-    s, draw = blank(rng, n, "pair", **level), lambda m: _attributes(rng, m, shapes, colours, [0], allowed)
-    a, b = draw(n), draw(n); strict = rng.random(n) < .8
-    while (again := np.where(strict, (a == b)[:2].any(0), (a == b)[:2].all(0))).any(): b[:, again] = draw(again.sum())
+    s, draw = (
+        blank(rng, n, "pair", **level),
+        lambda m: _attributes(rng, m, shapes, colours, [0], allowed),
+    )
+    a, b = draw(n), draw(n)
+    strict = rng.random(n) < 0.8
+    while (again := np.where(strict, (a == b)[:2].any(0), (a == b)[:2].all(0))).any():
+        b[:, again] = draw(again.sum())
     a, b, relation = given or (a, b, rng.integers(2, size=n))
     for j, (shape, colour, texture) in enumerate((a, b)):
         s.shape[:, j], s.colour[:, j], s.texture[:, j] = shape, colour, texture
         s.ink[:, j] = _colour(rng, colour)
     s.relation[:] = relation
-    _put_pair(rng, s, radius, turn); _set_paper(rng, s, contrast)
+    _put_pair(rng, s, radius, turn)
+    _set_paper(rng, s, contrast)
     return s
 
 # %% ../../nbs/00_mini/00_scenes.ipynb #ab2b3e7c
 def twins(
-    rng:np.random.Generator, s:Scenes, # pairs
-    how:int|None=None, # 0 exchanges places, 1 exchanges colours, 2 turns the relation; None = at random
-    allowed:np.ndarray|None=None, # where an exchange of colours would leave this table, places are exchanged instead
-)->Scenes:
+    rng: np.random.Generator,
+    s: Scenes,  # pairs
+    how: int
+    | None = None,  # 0 exchanges places, 1 exchanges colours, 2 turns the relation; None = at random
+    allowed: np.ndarray
+    | None = None,  # where an exchange of colours would leave this table, places are exchanged instead
+) -> Scenes:
     "A partner for each pair of `s`, newly placed."
     t, n = s[np.arange(len(s))], len(s)
     how = np.array(rng.integers(3, size=n) if how is None else np.broadcast_to(how, n))
     how[(how == 1) & (s.colour[:, 0] == s.colour[:, 1])] = 0
     if allowed is not None:
-        how[(how == 1) & ~(allowed[s.colour[:, 1], s.shape[:, 0], 0] & allowed[s.colour[:, 0], s.shape[:, 1], 0])] = 0
+        how[
+            (how == 1)
+            & ~(
+                allowed[s.colour[:, 1], s.shape[:, 0], 0]
+                & allowed[s.colour[:, 0], s.shape[:, 1], 0]
+            )
+        ] = 0
     for name in ("shape", "colour", "texture", "ink"):
-        v = getattr(t, name); swap = how == 0 if name in ("shape", "texture") else how < 2
+        v = getattr(t, name)
+        swap = how == 0 if name in ("shape", "texture") else how < 2
         v[swap, 0], v[swap, 1] = v[swap, 1].copy(), v[swap, 0].copy()
     t.relation[how == 2] = 1 - t.relation[how == 2]
     t.chance[:] = rng.random(t.chance.shape)
@@ -124,11 +198,31 @@ def twins(
     return t
 
 # %% ../../nbs/00_mini/00_scenes.ipynb #a3bc0d24
-_EASY = ("circle", "ring", "square", "triangle", "star", "cross", "heart", "diamond", "crescent", "arrow")
+_EASY = (
+    "circle",
+    "ring",
+    "square",
+    "triangle",
+    "star",
+    "cross",
+    "heart",
+    "diamond",
+    "crescent",
+    "arrow",
+)
 EASY_SHAPES = tuple(list(SHAPES).index(k) for k in _EASY)
 
 # %% ../../nbs/00_mini/00_scenes.ipynb #9272196d
-def counts(rng:np.random.Generator, n:int, shapes:Sequence=EASY_SHAPES, colours:Sequence=SEEN_COLOURS, allowed:np.ndarray|None=None, radius:tuple=(3.3, 4.2), contrast:float=.5, **level)->Scenes:
+def counts(
+    rng: np.random.Generator,
+    n: int,
+    shapes: Sequence = EASY_SHAPES,
+    colours: Sequence = SEEN_COLOURS,
+    allowed: np.ndarray | None = None,
+    radius: tuple = (3.3, 4.2),
+    contrast: float = 0.5,
+    **level,
+) -> Scenes:
     "`n` scenes of one to six equal objects; parameters as in `singles`."
     s = blank(rng, n, "count", **level)
     shape, colour, texture = _attributes(rng, n, shapes, colours, [0], allowed)
@@ -136,7 +230,9 @@ def counts(rng:np.random.Generator, n:int, shapes:Sequence=EASY_SHAPES, colours:
     for name, v in (("shape", shape), ("colour", colour), ("texture", texture)):
         getattr(s, name)[:] = np.where(slot, v[:, None], -1)
     cell = np.argsort(rng.random((n, 9)), 1)[:, :6]
-    s.place[..., :2] = np.stack([cell % 3, cell // 3], -1) * 10.2 + 5.8 + rng.uniform(-.8, .8, (n, 6, 2))
+    s.place[..., :2] = (
+        np.stack([cell % 3, cell // 3], -1) * 10.2 + 5.8 + rng.uniform(-0.8, 0.8, (n, 6, 2))
+    )
     s.place[..., 2] = rng.uniform(*radius, (n, 1, 1))[..., 0]
     s.place[..., 3] = np.radians(rng.uniform(-12, 12, (n, 6, 1)))[..., 0]
     s.ink[:] = _colour(rng, colour)[:, None]
@@ -146,24 +242,33 @@ def counts(rng:np.random.Generator, n:int, shapes:Sequence=EASY_SHAPES, colours:
 # %% ../../nbs/00_mini/00_scenes.ipynb #96f713b7
 SEEN_GLYPHS = tuple(i for i, g in enumerate(GLYPHS) if g not in HELD_GLYPHS)
 
+
 def glyphs(
-    rng:np.random.Generator, n:int, symbols:Sequence=SEEN_GLYPHS, fonts:Sequence=range(16), # indices to choose from
-    capital:float=.5, # share of capitals among the letters
-    coarse:float=.2, # share of the digits, and half that share of the letters, at 8 x 8 pixels
-    contrast:float=.7, angle:float=0., # distance in colour, degrees
-    given:tuple|np.ndarray|None=None, # symbols that are fixed
-    **level, # noise, fade, clutter
-)->Scenes:
+    rng: np.random.Generator,
+    n: int,
+    symbols: Sequence = SEEN_GLYPHS,
+    fonts: Sequence = range(16),  # indices to choose from
+    capital: float = 0.5,  # share of capitals among the letters
+    coarse: float = 0.2,  # share of the digits, and half that share of the letters, at 8 x 8 pixels
+    contrast: float = 0.7,
+    angle: float = 0.0,  # distance in colour, degrees
+    given: tuple | np.ndarray | None = None,  # symbols that are fixed
+    **level,  # noise, fade, clutter
+) -> Scenes:
     "`n` scenes of one letter or digit, turned by `angle` degrees; a share `coarse` is white on black at 8 x 8 pixels."
     s = blank(rng, n, "glyph", **level)
-    weight = np.array([1.6 if i < 10 else 1. for i in symbols])
+    weight = np.array([1.6 if i < 10 else 1.0 for i in symbols])
     s.glyph[:] = rng.choice(symbols, n, p=weight / weight.sum()) if given is None else given
     s.font[:] = np.array(fonts)[rng.integers(len(fonts), size=n)]
-    s.place[:, 0, 3] = np.radians(angle); letter = s.glyph >= 10
+    s.place[:, 0, 3] = np.radians(angle)
+    letter = s.glyph >= 10
     large = letter & (rng.random(n) < capital) & (s.glyph != GLYPHS.index("i"))
-    s.capital[:] = large | (s.glyph == GLYPHS.index("l"))          # a small l and a capital I look like a one
+    s.capital[:] = large | (
+        s.glyph == GLYPHS.index("l")
+    )  # a small l and a capital I look like a one
     s.coarse[:] = rng.random(n) < np.where(letter, coarse / 2, coarse)
-    s.colour[:, 0] = rng.integers(12, size=n); s.ink[:, 0] = _colour(rng, s.colour[:, 0])
+    s.colour[:, 0] = rng.integers(12, size=n)
+    s.ink[:, 0] = _colour(rng, s.colour[:, 0])
     _set_paper(rng, s, contrast)
     s.colour[s.coarse == 1] = -1
     return s
@@ -171,11 +276,21 @@ def glyphs(
 # %% ../../nbs/00_mini/00_scenes.ipynb #d3e34182
 SEEN_PATTERNS = range(len(PATTERNS) - len(HELD_PATTERNS))
 
-def patterns(rng:np.random.Generator, n:int, names:Sequence=SEEN_PATTERNS, period:tuple=(5., 9.), contrast:float=.55, given:tuple|np.ndarray|None=None, **level)->Scenes:
+
+def patterns(
+    rng: np.random.Generator,
+    n: int,
+    names: Sequence = SEEN_PATTERNS,
+    period: tuple = (5.0, 9.0),
+    contrast: float = 0.55,
+    given: tuple | np.ndarray | None = None,
+    **level,
+) -> Scenes:
     "`n` scenes of one full-picture pattern in two colours; `period` in pixels."
     s = blank(rng, n, "pattern", **level)
     s.pattern[:] = rng.choice(names, n) if given is None else given
-    c = rng.random((n, 4, 2, 3), np.float32); gap = np.linalg.norm(c[:, :, 0] - c[:, :, 1], axis=-1)
+    c = rng.random((n, 4, 2, 3), np.float32)
+    gap = np.linalg.norm(c[:, :, 0] - c[:, :, 1], axis=-1)
     s.paper[:] = c[np.arange(n), np.argmax(np.minimum(gap, contrast), 1)]
     s.place[:, 0, 2] = rng.uniform(*period, n)
     return s

@@ -6,8 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/tasks/99_tasks.ipynb #531dad15
+from .blip import load_blip
 from .mini_tasks import MINI_TASKS, Example
 from .readers import TASKS, answer_list, read_jsonl
 from .task_problem import TaskProblem, load_task
 from .tuners import PETL
-from .blip import load_blip

@@ -10,68 +10,110 @@ __all__ = ['ACTS', 'SKIPS', 'LEARN', 'TOWERS', 'ADAPTERS', 'WHERE', 'FFN', 'BOTT
            'parameter_groups', 'frozen_key', 'save_adapters', 'AdapterCard', 'load_adapters']
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #fab71eca
-import copy, inspect, math
+import copy
+import inspect
+import math
 from collections import OrderedDict
 from functools import singledispatch
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel
 from torch import nn
+
 from ..foundation import choose, content_key, load_arrays, save_arrays, shown_path, stream
 from ..records import RecordError, validate
-from .p_laplacian import DEGREES, at_least_single, attention_matrix, plap_attention, plap_released, query_nodes
-from ..values import Fraction, NonNegative, NonNegativeInteger, Positive, PositiveInteger, declared_types
+from vlmadapt.tasks.p_laplacian import (
+    DEGREES,
+    at_least_single,
+    attention_matrix,
+    plap_attention,
+    plap_released,
+    query_nodes,
+)
+from vlmadapt.values import (
+    Fraction,
+    NonNegative,
+    NonNegativeInteger,
+    Positive,
+    PositiveInteger,
+    declared_types,
+)
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #f3a7d549
 def project(
-    mha:nn.MultiheadAttention, # frozen attention with H heads
-    x:torch.Tensor, # (B, N, D)
-    role:int, # 0 query, 1 key, 2 value
-)->torch.Tensor: # (B, H, N, D/H)
+    mha: nn.MultiheadAttention,  # frozen attention with H heads
+    x: torch.Tensor,  # (B, N, D)
+    role: int,  # 0 query, 1 key, 2 value
+) -> torch.Tensor:  # (B, H, N, D/H)
     "What the heads make of `x` in that role, biases included."
-    weight = mha.in_proj_weight.chunk(3)[role] if mha._qkv_same_embed_dim else (mha.q_proj_weight, mha.k_proj_weight, mha.v_proj_weight)[role]
+    weight = (
+        mha.in_proj_weight.chunk(3)[role]
+        if mha._qkv_same_embed_dim
+        else (mha.q_proj_weight, mha.k_proj_weight, mha.v_proj_weight)[role]
+    )
     bias = None if mha.in_proj_bias is None else mha.in_proj_bias.chunk(3)[role]
     return F.linear(x, weight, bias).unflatten(-1, (mha.num_heads, -1)).transpose(1, 2)
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #b6ba029b
 def merged_mask(
-    attn_mask:torch.Tensor|None, # (N1, N2) or (B*H, N1, N2): bool, True where forbidden, or added
-    key_padding_mask:torch.Tensor|None, # (B, N2), the same
-    heads:int, # H
-)->torch.Tensor|None: # broadcasts to (B, H, N1, N2)
+    attn_mask: torch.Tensor
+    | None,  # (N1, N2) or (B*H, N1, N2): bool, True where forbidden, or added
+    key_padding_mask: torch.Tensor | None,  # (B, N2), the same
+    heads: int,  # H
+) -> torch.Tensor | None:  # broadcasts to (B, H, N1, N2)
     "The two masks of `nn.MultiheadAttention` as one."
-    masks = [m for m in (attn_mask if attn_mask is None or attn_mask.ndim == 2 else attn_mask.unflatten(0, (-1, heads)),
-                         None if key_padding_mask is None else key_padding_mask[:, None, None]) if m is not None]
-    if len(masks) < 2 or all(m.dtype == torch.bool for m in masks): return (masks[0] | masks[1]) if len(masks) == 2 else (masks or [None])[0]
-    return sum(torch.zeros(m.shape, device=m.device).masked_fill(m, -torch.inf) if m.dtype == torch.bool else m for m in masks)
+    masks = [
+        m
+        for m in (
+            attn_mask
+            if attn_mask is None or attn_mask.ndim == 2
+            else attn_mask.unflatten(0, (-1, heads)),
+            None if key_padding_mask is None else key_padding_mask[:, None, None],
+        )
+        if m is not None
+    ]
+    if len(masks) < 2 or all(m.dtype == torch.bool for m in masks):
+        return (masks[0] | masks[1]) if len(masks) == 2 else (masks or [None])[0]
+    return sum(
+        torch.zeros(m.shape, device=m.device).masked_fill(m, -torch.inf)
+        if m.dtype == torch.bool
+        else m
+        for m in masks
+    )
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #53658ed6
 class AttentionGraph(NamedTuple):
     "Attention `M` (B, H, N1, N2) between queries `q` and values `v` (B, H, N, D/H) of `mha`; `offset` is the position of the first query, `k` the keys."
+
     M: torch.Tensor
     q: torch.Tensor
     v: torch.Tensor
     mha: nn.MultiheadAttention
     offset: int = 0
-    k: torch.Tensor|None = None
+    k: torch.Tensor | None = None
 
     @property
-    def metric(self)->torch.Tensor: # (H, D/H, D/H)
+    def metric(self) -> torch.Tensor:  # (H, D/H, D/H)
         "W_o W_o^T of each head: inner products of features after the output projection."
         w = self.mha.out_proj.weight.unflatten(1, (self.mha.num_heads, -1))
         return torch.einsum("dhi,dhj->hij", w, w)
 
-    def out(self, heads:torch.Tensor)->torch.Tensor: # (B, H, N, D/H) -> (B, N, D)
+    def out(self, heads: torch.Tensor) -> torch.Tensor:  # (B, H, N, D/H) -> (B, N, D)
         "Heads side by side, through the output projection."
-        return self.mha.out_proj(heads.transpose(1, 2).flatten(2).to(self.mha.out_proj.weight.dtype))
+        return self.mha.out_proj(
+            heads.transpose(1, 2).flatten(2).to(self.mha.out_proj.weight.dtype)
+        )
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #95a3b55d
 ACTS = dict(relu=F.relu, gelu=F.gelu, silu=F.silu, tanh=torch.tanh)
 
+
 class Site(NamedTuple):
     "Where an adapter sits: `kind` is self, cross or ffn; `width` D, `heads` H, `layer` from 1."
+
     name: str = ""
     kind: str = "self"
     width: int = 16
@@ -81,155 +123,244 @@ class Site(NamedTuple):
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #c16c521d
 class Adapter(nn.Module):
     "The ordinary adapter: a bottleneck behind a frozen part, added to its output."
+
     wants = {"attended"}
 
-    def __init__(self,
-        site:Site, # where it sits
+    def __init__(
+        self,
+        site: Site,  # where it sits
         hidden: PositiveInteger | None = None,  # bottleneck width; default D/8 (paper: 96 of 768)
         act: Literal["relu", "gelu", "silu", "tanh"] = "relu",  # activation, a key of `ACTS`
         up_std: NonNegative = 0.0,  # standard deviation that `up` is initialised with; released code: 0.02
     ):
         super().__init__()
         self.site, self.act, self.up_std = site, choose(act, ACTS, "activation"), up_std
-        self.hidden = hidden or max(1, site.width//8)
+        self.hidden = hidden or max(1, site.width // 8)
         self.down, self.up = nn.Linear(site.width, self.hidden), nn.Linear(self.hidden, site.width)
 
-    def reset(self, generator:torch.Generator)->"Adapter":
+    def reset(self, generator: torch.Generator) -> "Adapter":
         "Starting values from `generator`: way down N(0, 0.02^2), biases 0."
         for name, layer in self.named_children():
-            std = self.up_std if name == "up" else .02
-            layer.weight.data.copy_(std*torch.randn(layer.weight.shape, generator=generator)); layer.bias.data.zero_()
+            std = self.up_std if name == "up" else 0.02
+            layer.weight.data.copy_(std * torch.randn(layer.weight.shape, generator=generator))
+            layer.bias.data.zero_()
         return self
 
-    def branch(self, h:torch.Tensor)->torch.Tensor: return self.up(self.act(self.down(h)))
-    def forward(self, attended:torch.Tensor, graph:AttentionGraph|None=None)->torch.Tensor: return attended + self.branch(attended)
+    def branch(self, h: torch.Tensor) -> torch.Tensor:
+        return self.up(self.act(self.down(h)))
+
+    def forward(self, attended: torch.Tensor, graph: AttentionGraph | None = None) -> torch.Tensor:
+        return attended + self.branch(attended)
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #5969daf7
 SKIPS = dict(aggregate={"graph"}, attention={"graph", "attended"})
 
+
 class GraphAdapter(Adapter):
     "An adapter on an aggregation over queries and values; this one's is a graph convolution, that is, attention."
-    def __init__(self, site:Site,
-        skip: Literal["aggregate", "attention"] = "aggregate",  # what the branch is added to: "aggregate" (paper) or "attention" (ours)
+
+    def __init__(
+        self,
+        site: Site,
+        skip: Literal[
+            "aggregate", "attention"
+        ] = "aggregate",  # what the branch is added to: "aggregate" (paper) or "attention" (ours)
         nodes: Literal["query", "zero", "noise"] = "query",  # query nodes (paper, table 3)
-        **bottleneck, # `hidden`, `act`, `up_std` of `Adapter`
+        **bottleneck,  # `hidden`, `act`, `up_std` of `Adapter`
     ):
         super().__init__(site, **bottleneck)
         self.skip, self.nodes, self.wants = skip, nodes, choose(skip, SKIPS, "skip")
         query_nodes(torch.zeros(1, 1), nodes)
-    def queries(self, graph:AttentionGraph)->torch.Tensor: return query_nodes(graph.q, self.nodes, graph.offset)
-    def aggregate(self, graph:AttentionGraph)->torch.Tensor: return graph.M.to(graph.v.dtype) @ graph.v
-    def forward(self, attended:torch.Tensor, graph:AttentionGraph)->torch.Tensor:
+
+    def queries(self, graph: AttentionGraph) -> torch.Tensor:
+        return query_nodes(graph.q, self.nodes, graph.offset)
+
+    def aggregate(self, graph: AttentionGraph) -> torch.Tensor:
+        return graph.M.to(graph.v.dtype) @ graph.v
+
+    def forward(self, attended: torch.Tensor, graph: AttentionGraph) -> torch.Tensor:
         u = graph.out(self.aggregate(graph))
         return (attended if self.skip == "attention" else u) + self.branch(u)
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #4b4b5f08
 class APPNPAdapter(GraphAdapter):
     "Attention mixed with the query nodes by `alpha`, then the bottleneck."
-    def __init__(self, site: Site, alpha: Fraction = 0.1, **rest): super().__init__(site, **rest); self.alpha = alpha
-    def aggregate(self, graph:AttentionGraph)->torch.Tensor: return (1 - self.alpha)*super().aggregate(graph) + self.alpha*self.queries(graph)
+
+    def __init__(self, site: Site, alpha: Fraction = 0.1, **rest):
+        super().__init__(site, **rest)
+        self.alpha = alpha
+
+    def aggregate(self, graph: AttentionGraph) -> torch.Tensor:
+        return (1 - self.alpha) * super().aggregate(graph) + self.alpha * self.queries(graph)
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #cb107603
 class GCNIIAdapter(APPNPAdapter):
     "As APPNP, with a bottleneck that counts less in later layers: `lamb` / layer."
-    def __init__(self, site: Site, lamb: NonNegative = 0.5, **rest): super().__init__(site, **rest); self.beta = math.log(lamb/site.layer + 1)
-    def forward(self, attended:torch.Tensor, graph:AttentionGraph)->torch.Tensor:
+
+    def __init__(self, site: Site, lamb: NonNegative = 0.5, **rest):
+        super().__init__(site, **rest)
+        self.beta = math.log(lamb / site.layer + 1)
+
+    def forward(self, attended: torch.Tensor, graph: AttentionGraph) -> torch.Tensor:
         u = graph.out(self.aggregate(graph))
-        return (attended if self.skip == "attention" else (1 - self.beta)*u) + self.beta*self.branch(u)
+        return (
+            attended if self.skip == "attention" else (1 - self.beta) * u
+        ) + self.beta * self.branch(u)
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #bb637538
 LEARN = dict(layer=True, shared=True, fixed=False)
 
+
 def bounded(
-    p:torch.Tensor, # exponent as trained
-    low:float=1., high:float=3., # where it is kept
-)->torch.Tensor:
+    p: torch.Tensor,  # exponent as trained
+    low: float = 1.0,
+    high: float = 3.0,  # where it is kept
+) -> torch.Tensor:
     "`p` within bounds, with the gradient of `p` itself."
     return p + (p.clamp(low, high) - p).detach()
 
+
 class PAdapter(GraphAdapter):
     "p-Laplacian message passing over queries and values, then the bottleneck; Wu et al., eq. 14 to 16."
-    def __init__(self, site:Site,
+
+    def __init__(
+        self,
+        site: Site,
         p: Positive = 1.5,  # exponent, or its initial value
-        learn: Literal["layer", "shared", "fixed"] = "layer",  # one exponent per layer, one for all, or none trained
+        learn: Literal[
+            "layer", "shared", "fixed"
+        ] = "layer",  # one exponent per layer, one for all, or none trained
         mu: NonNegative = 0.1,  # weight of the query node
         degree: Literal["none", "full"] = "none",  # "full" as in the paper
         K: PositiveInteger = 1,  # steps of message passing
-        **rest, # of `GraphAdapter`
+        **rest,  # of `GraphAdapter`
     ):
         super().__init__(site, **rest)
-        self.p = nn.Parameter(torch.tensor(float(p))) if choose(learn, LEARN, "way to learn p") else p
+        self.p = (
+            nn.Parameter(torch.tensor(float(p))) if choose(learn, LEARN, "way to learn p") else p
+        )
         self.start, self.learn, self.mu, self.degree, self.K = p, learn, mu, degree, K
         choose(degree, DEGREES, "degree")
-        if mu < 0 or K < 1: raise ValueError(f"mu={mu}, K={K}: mu must not be negative, and K is at least 1")
-    def reset(self, generator:torch.Generator)->Adapter:
-        if self.learn != "fixed": self.p.data.fill_(self.start)
+        if mu < 0 or K < 1:
+            raise ValueError(f"mu={mu}, K={K}: mu must not be negative, and K is at least 1")
+
+    def reset(self, generator: torch.Generator) -> Adapter:
+        if self.learn != "fixed":
+            self.p.data.fill_(self.start)
         return super().reset(generator)
-    def aggregate(self, graph:AttentionGraph)->torch.Tensor:
+
+    def aggregate(self, graph: AttentionGraph) -> torch.Tensor:
         p = self.p if self.learn == "fixed" else bounded(self.p)
-        return plap_attention(graph.M, self.queries(graph), graph.v, p, self.mu, self.degree, graph.metric, self.K)[0]
+        return plap_attention(
+            graph.M, self.queries(graph), graph.v, p, self.mu, self.degree, graph.metric, self.K
+        )[0]
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #bb53bd69
 def pooled(
-    x:torch.Tensor, # (..., N)
-    groups:int, # how many remain at most
-)->torch.Tensor: # (..., groups)
+    x: torch.Tensor,  # (..., N)
+    groups: int,  # how many remain at most
+) -> torch.Tensor:  # (..., groups)
     "Averages of neighbouring entries of the last dimension."
-    return F.adaptive_avg_pool1d(x.flatten(0, -2), min(groups, x.shape[-1])).unflatten(0, x.shape[:-1])
+    return F.adaptive_avg_pool1d(x.flatten(0, -2), min(groups, x.shape[-1])).unflatten(
+        0, x.shape[:-1]
+    )
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #8a6dbc0a
 class ReleasedAdapter(Adapter):
     "The p-adapter of the authors' released code: gated, aggregated inside the bottleneck."
+
     wants = {"attended", "graph"}
-    def __init__(self, site:Site,
+
+    def __init__(
+        self,
+        site: Site,
         p: Positive = 1.25,  # initial exponent: 1.25 VQA, 1.5 entailment, 1.75 captions
         mu: NonNegative = 0.1,  # mu is mu*(2 + tanh(theta)), theta learned from 0
         pool: PositiveInteger = 16,  # groups of keys in cross-attention
-        **bottleneck, # of `Adapter`; the hidden size must be a multiple of the heads
+        **bottleneck,  # of `Adapter`; the hidden size must be a multiple of the heads
     ):
         super().__init__(site, **bottleneck)
-        if self.hidden % site.heads: raise ValueError(f"hidden size {self.hidden} is not a multiple of {site.heads} heads")
+        if self.hidden % site.heads:
+            raise ValueError(f"hidden size {self.hidden} is not a multiple of {site.heads} heads")
         self.gate = nn.Linear(site.width, self.hidden)
-        self.p, self.theta, self.start, self.mu, self.pool = nn.Parameter(torch.tensor(float(p))), nn.Parameter(torch.tensor(0.)), p, mu, pool
+        self.p, self.theta, self.start, self.mu, self.pool = (
+            nn.Parameter(torch.tensor(float(p))),
+            nn.Parameter(torch.tensor(0.0)),
+            p,
+            mu,
+            pool,
+        )
 
-    def reset(self, generator:torch.Generator)->Adapter:
-        self.p.data.fill_(self.start); self.theta.data.zero_()
+    def reset(self, generator: torch.Generator) -> Adapter:
+        self.p.data.fill_(self.start)
+        self.theta.data.zero_()
         return super().reset(generator)
 
-    def forward(self, attended:torch.Tensor, graph:AttentionGraph)->torch.Tensor:
-        q, v = (self.down(graph.out(n)).unflatten(-1, (self.site.heads, -1)).transpose(1, 2) for n in (graph.q, graph.v))
-        mu, pool = self.mu*(2 + self.theta.tanh()), lambda x: pooled(x, self.pool)
-        if self.site.kind == "cross": u = plap_released(pool(graph.M), pool(v.mT).mT, self.p, mu, q=q)[0]
-        else: u = plap_released(graph.M, v, self.p, mu)[0]
-        return attended + self.up(F.gelu(self.gate(attended))*u.transpose(1, 2).flatten(2))
+    def forward(self, attended: torch.Tensor, graph: AttentionGraph) -> torch.Tensor:
+        q, v = (
+            self.down(graph.out(n)).unflatten(-1, (self.site.heads, -1)).transpose(1, 2)
+            for n in (graph.q, graph.v)
+        )
+        mu, pool = self.mu * (2 + self.theta.tanh()), lambda x: pooled(x, self.pool)
+        if self.site.kind == "cross":
+            u = plap_released(pool(graph.M), pool(v.mT).mT, self.p, mu, q=q)[0]
+        else:
+            u = plap_released(graph.M, v, self.p, mu)[0]
+        return attended + self.up(F.gelu(self.gate(attended)) * u.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #cdc301f2
 class AdaptedAttention(nn.MultiheadAttention):
     "The frozen attention `mha`, sharing its weights, with an `adapter` behind it."
-    def __init__(self, mha:nn.MultiheadAttention, adapter:Adapter):
+
+    def __init__(self, mha: nn.MultiheadAttention, adapter: Adapter):
         nn.Module.__init__(self)
-        for name, value in mha.__dict__.items(): self.__dict__[name] = value.copy() if isinstance(value, dict) else value
+        for name, value in mha.__dict__.items():
+            self.__dict__[name] = value.copy() if isinstance(value, dict) else value
         self.adapter = adapter
 
-    def forward(self, query:torch.Tensor, key:torch.Tensor, value:torch.Tensor, key_padding_mask:torch.Tensor|None=None, need_weights:bool=True,
-                attn_mask:torch.Tensor|None=None, average_attn_weights:bool=True, is_causal:bool=False)->tuple:
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        key_padding_mask: torch.Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: torch.Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple:
         wants, graph, attended, weights = self.adapter.wants, None, None, None
-        if "attended" in wants: attended = super().forward(query, key, value, key_padding_mask=key_padding_mask, need_weights=False, attn_mask=attn_mask)[0]
+        if "attended" in wants:
+            attended = super().forward(
+                query,
+                key,
+                value,
+                key_padding_mask=key_padding_mask,
+                need_weights=False,
+                attn_mask=attn_mask,
+            )[0]
         if "graph" in wants or need_weights:
             q, k, v = (project(self, x, role) for role, x in enumerate((query, key, value)))
-            graph = AttentionGraph(attention_matrix(q, k, merged_mask(attn_mask, key_padding_mask, self.num_heads)), q, v, self, k=k)
-        if need_weights: weights = graph.M.mean(1) if average_attn_weights else graph.M
+            graph = AttentionGraph(
+                attention_matrix(q, k, merged_mask(attn_mask, key_padding_mask, self.num_heads)),
+                q,
+                v,
+                self,
+                k=k,
+            )
+        if need_weights:
+            weights = graph.M.mean(1) if average_attn_weights else graph.M
         return self.adapter(attended, graph), weights
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #679af669
 def attend(
-    attn:nn.MultiheadAttention, # plain or adapted
-    q:torch.Tensor, # (B, H, N1, D/H), as all heads here projected already
-    k:torch.Tensor, # (B, H, N2, D/H)
-    v:torch.Tensor, # (B, H, N2, D/H)
-    mask:torch.Tensor|None=None, # as in `attention_matrix`
-    offset:int=0, # position of the first query
-)->torch.Tensor: # (B, N1, D)
+    attn: nn.MultiheadAttention,  # plain or adapted
+    q: torch.Tensor,  # (B, H, N1, D/H), as all heads here projected already
+    k: torch.Tensor,  # (B, H, N2, D/H)
+    v: torch.Tensor,  # (B, H, N2, D/H)
+    mask: torch.Tensor | None = None,  # as in `attention_matrix`
+    offset: int = 0,  # position of the first query
+) -> torch.Tensor:  # (B, N1, D)
     "Attention from projected heads, with the adapter where there is one; the form for step-by-step decoding."
     graph = AttentionGraph(attention_matrix(q, k, mask), q, v, attn, offset, k)
     attended = graph.out(graph.M.to(v.dtype) @ v)
@@ -238,52 +369,97 @@ def attend(
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #6bc9fca4
 class AdaptedMLP(nn.Sequential):
     "The frozen feed-forward part `mlp` with an `adapter` behind it, or beside it (`parallel`)."
-    def __init__(self, mlp:nn.Sequential, adapter:Adapter, parallel:bool=False):
+
+    def __init__(self, mlp: nn.Sequential, adapter: Adapter, parallel: bool = False):
         super().__init__(OrderedDict([*mlp.named_children(), ("adapter", adapter)]))
         self.parallel = parallel
 
-    def forward(self, x:torch.Tensor)->torch.Tensor:
-        *frozen, adapter = self; h = x
-        for layer in frozen: h = layer(h)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        *frozen, adapter = self
+        h = x
+        for layer in frozen:
+            h = layer(h)
         return h + adapter.branch(x) if self.parallel else adapter(h)
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #a0ee5d3a
 def thin_copy(
-    model:nn.Module, # any model
-)->nn.Module:
+    model: nn.Module,  # any model
+) -> nn.Module:
     "A copy of `model` with modules of its own, whose frozen parameters share memory with the original's."
-    return copy.deepcopy(model, {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()})
+    return copy.deepcopy(
+        model, {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    )
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #a4843249
-def _text(model): return getattr(model, "text", model)
-TOWERS = dict(decoder=lambda m: getattr(m, "text_decoder", None), vision=lambda m: getattr(m.visual, "transformer", None),
-              text=lambda m: getattr(_text(m), "transformer", None))
+def _text(model):
+    return getattr(model, "text", model)
+
+
+TOWERS = dict(
+    decoder=lambda m: getattr(m, "text_decoder", None),
+    vision=lambda m: getattr(m.visual, "transformer", None),
+    text=lambda m: getattr(_text(m), "transformer", None),
+)
+
 
 @singledispatch
 def tower_blocks(
-    model:nn.Module, # an open_clip model
-    tower:str, # "decoder", "text" or "vision"
-)->list[tuple[str, str, int, nn.Module]]: # name, self or cross, layer from 1, block
+    model: nn.Module,  # an open_clip model
+    tower: str,  # "decoder", "text" or "vision"
+) -> list[tuple[str, str, int, nn.Module]]:  # name, self or cross, layer from 1, block
     "The transformer blocks of a tower, refusing towers whose attention is not `nn.MultiheadAttention`."
     part = choose(tower, TOWERS, "tower")(model)
     if not hasattr(part, "resblocks"):
         holder = dict(vision=getattr(model, "visual", None), text=_text(model)).get(tower, model)
-        raise ValueError(f"no {tower} of transformer blocks in {type(holder).__name__}: adapters go into open_clip's own transformers")
+        raise ValueError(
+            f"no {tower} of transformer blocks in {type(holder).__name__}: adapters go into open_clip's own transformers"
+        )
     names = {id(m): n for n, m in model.named_modules()}
-    found = [(names[id(b)], kind, n, b) for kind, blocks in (("self", part.resblocks), ("cross", getattr(part, "cross_attn", []))) for n, b in enumerate(blocks, 1)]
-    for name, _, _, block in found: _check_attention(name, block.attn)
+    found = [
+        (names[id(b)], kind, n, b)
+        for kind, blocks in (("self", part.resblocks), ("cross", getattr(part, "cross_attn", [])))
+        for n, b in enumerate(blocks, 1)
+    ]
+    for name, _, _, block in found:
+        _check_attention(name, block.attn)
     return found
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #cd7dda90
 def _check_attention(name, attn):
     known = type(attn) is nn.MultiheadAttention
-    why = f"is of class {type(attn).__name__}, not nn.MultiheadAttention" if not known else next((w for w, bad in (("has dropout", attn.dropout > 0),
-        ("has a bias or a zero among its keys", attn.bias_k is not None or attn.add_zero_attn), ("is not batch-first", not attn.batch_first)) if bad), None)
-    if why: raise ValueError(f"{name}: attention {why}; adapters cannot go behind it")
+    why = (
+        f"is of class {type(attn).__name__}, not nn.MultiheadAttention"
+        if not known
+        else next(
+            (
+                w
+                for w, bad in (
+                    ("has dropout", attn.dropout > 0),
+                    (
+                        "has a bias or a zero among its keys",
+                        attn.bias_k is not None or attn.add_zero_attn,
+                    ),
+                    ("is not batch-first", not attn.batch_first),
+                )
+                if bad
+            ),
+            None,
+        )
+    )
+    if why:
+        raise ValueError(f"{name}: attention {why}; adapters cannot go behind it")
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #65adc002
-ADAPTERS = {"adapter": Adapter, "gcn": GraphAdapter, "appnp": APPNPAdapter, "gcnii": GCNIIAdapter, "p-adapter": PAdapter, "released": ReleasedAdapter}
+ADAPTERS = {
+    "adapter": Adapter,
+    "gcn": GraphAdapter,
+    "appnp": APPNPAdapter,
+    "gcnii": GCNIIAdapter,
+    "p-adapter": PAdapter,
+    "released": ReleasedAdapter,
+}
 WHERE, FFN = ("self", "cross", "ffn"), dict(sequential=False, parallel=True)
+
 
 def _constructors(kind):
     "The constructors that share the settings of a `kind` of adapter, the base class first."
@@ -314,85 +490,123 @@ def setting_types(
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #67d42fc7
 def add_adapters(
-    model:nn.Module, # an open_clip model; it is not changed
-    kind:str="p-adapter", # a key of `ADAPTERS`
-    where:tuple=WHERE, # any of "self", "cross", "ffn"; all is the paper's best
-    towers:tuple=("decoder",), # any of "decoder" (paper), "text", "vision"
-    ffn:str="sequential", # "sequential" (paper) or "parallel" (released code)
-    seed:int=1, # fixes the starting values
-    **settings, # of the adapter behind attention; `hidden`, `act`, `up_std` hold for the feed-forward ones too
-)->nn.Module: # a thin copy of `model`; only the adapters' parameters need gradients
+    model: nn.Module,  # an open_clip model; it is not changed
+    kind: str = "p-adapter",  # a key of `ADAPTERS`
+    where: tuple = WHERE,  # any of "self", "cross", "ffn"; all is the paper's best
+    towers: tuple = ("decoder",),  # any of "decoder" (paper), "text", "vision"
+    ffn: str = "sequential",  # "sequential" (paper) or "parallel" (released code)
+    seed: int = 1,  # fixes the starting values
+    **settings,  # of the adapter behind attention; `hidden`, `act`, `up_std` hold for the feed-forward ones too
+) -> nn.Module:  # a thin copy of `model`; only the adapters' parameters need gradients
     "Put adapters into a copy of `model`."
-    where, towers = ((x,) if isinstance(x, str) else x for x in (where, towers)); known = settings_of(kind)
-    for name in settings: choose(name, known, f"setting of {kind}")
-    for place in where: choose(place, dict.fromkeys(WHERE), "place")
+    where, towers = ((x,) if isinstance(x, str) else x for x in (where, towers))
+    known = settings_of(kind)
+    for name in settings:
+        choose(name, known, f"setting of {kind}")
+    for place in where:
+        choose(place, dict.fromkeys(WHERE), "place")
     choose(ffn, FFN, "feed-forward adapter")
-    adapted = thin_copy(model).eval(); adapted.adapter_card = dict(kind=kind, where=list(where), towers=list(towers), ffn=ffn, seed=seed, settings=settings)
-    placed = [_place(block, Site(name, place, block.attn.embed_dim, block.attn.num_heads, n), adapted.adapter_card)
-              for tower in towers for name, k, n, block in tower_blocks(adapted, tower) for place in getattr(block, "places", (k, "ffn")) if place in where]
+    adapted = thin_copy(model).eval()
+    adapted.adapter_card = dict(
+        kind=kind, where=list(where), towers=list(towers), ffn=ffn, seed=seed, settings=settings
+    )
+    placed = [
+        _place(
+            block,
+            Site(name, place, block.attn.embed_dim, block.attn.num_heads, n),
+            adapted.adapter_card,
+        )
+        for tower in towers
+        for name, k, n, block in tower_blocks(adapted, tower)
+        for place in getattr(block, "places", (k, "ffn"))
+        if place in where
+    ]
     missing = set(where) - {a.site.kind for a in placed}
-    if missing: raise ValueError(f"nothing to adapt: the {' and '.join(towers)} of {type(model).__name__} has no {missing.pop()} attention")
+    if missing:
+        raise ValueError(
+            f"nothing to adapt: the {' and '.join(towers)} of {type(model).__name__} has no {missing.pop()} attention"
+        )
     shared = next((a.p for a in placed if getattr(a, "learn", "") == "shared"), None)
     for a in placed:
-        if shared is not None and hasattr(a, "p"): a.p = shared
+        if shared is not None and hasattr(a, "p"):
+            a.p = shared
     return reset_adapters(adapted, seed)
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #bafa846a
 BOTTLENECK = ("hidden", "act", "up_std")
 
+
 def _place(block, site, card):
-    if site.kind == "ffn": adapter = Adapter(site, **{n: v for n, v in card["settings"].items() if n in BOTTLENECK})
-    else: adapter = ADAPTERS[card["kind"]](site, **card["settings"])
+    if site.kind == "ffn":
+        adapter = Adapter(site, **{n: v for n, v in card["settings"].items() if n in BOTTLENECK})
+    else:
+        adapter = ADAPTERS[card["kind"]](site, **card["settings"])
     adapter.to(block.attn.out_proj.weight)
-    for p in adapter.parameters(): p.data = p.data if p.ndim else at_least_single(p.data)  # an exponent in bf16 would not feel its steps
-    if hasattr(block, "put"): block.put(adapter, FFN[card["ffn"]])  # a block of another library
-    elif site.kind == "ffn": block.mlp = AdaptedMLP(block.mlp, adapter, FFN[card["ffn"]])
-    else: block.attn = AdaptedAttention(block.attn, adapter)
+    for p in adapter.parameters():
+        p.data = (
+            p.data if p.ndim else at_least_single(p.data)
+        )  # an exponent in bf16 would not feel its steps
+    if hasattr(block, "put"):
+        block.put(adapter, FFN[card["ffn"]])  # a block of another library
+    elif site.kind == "ffn":
+        block.mlp = AdaptedMLP(block.mlp, adapter, FFN[card["ffn"]])
+    else:
+        block.attn = AdaptedAttention(block.attn, adapter)
     return adapter
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #199277d8
 def reset_adapters(
-    adapted:nn.Module, # a model of `add_adapters`
-    seed:int=1, # fixes the starting values
-)->nn.Module:
+    adapted: nn.Module,  # a model of `add_adapters`
+    seed: int = 1,  # fixes the starting values
+) -> nn.Module:
     "Give every adapter its starting values, each from its own stream."
     for m in adapted.modules():
-        if isinstance(m, Adapter): m.reset(stream(seed, "adapter", m.site.name, m.site.kind))
+        if isinstance(m, Adapter):
+            m.reset(stream(seed, "adapter", m.site.name, m.site.kind))
     return adapted
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #01d15770
 def adapter_parameters(
-    adapted:nn.Module, # a model of `add_adapters`
-)->dict[str, nn.Parameter]: # by name; a shared exponent appears once
+    adapted: nn.Module,  # a model of `add_adapters`
+) -> dict[str, nn.Parameter]:  # by name; a shared exponent appears once
     "What is trained, and nothing else."
     return {n: p for n, p in adapted.named_parameters() if p.requires_grad}
 
-def trainable_count(adapted:nn.Module)->int:
+
+def trainable_count(adapted: nn.Module) -> int:
     "Number of trained values of an `adapted` model."
     return sum(p.numel() for p in adapter_parameters(adapted).values())
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #5f501143
 def parameter_groups(
-    adapted:nn.Module, # a model of `add_adapters`
-    weight_decay:float=.05, # of weights and biases (paper: 0.05); exponents have none [choice]
-)->list[dict]: # for an optimiser
+    adapted: nn.Module,  # a model of `add_adapters`
+    weight_decay: float = 0.05,  # of weights and biases (paper: 0.05); exponents have none [choice]
+) -> list[dict]:  # for an optimiser
     "Trained parameters in two groups, the numbers p and theta apart: decay would pull them to 0."
     parameters = adapter_parameters(adapted).values()
-    return [dict(params=[p for p in parameters if p.ndim], weight_decay=weight_decay), dict(params=[p for p in parameters if not p.ndim], weight_decay=0.)]
+    return [
+        dict(params=[p for p in parameters if p.ndim], weight_decay=weight_decay),
+        dict(params=[p for p in parameters if not p.ndim], weight_decay=0.0),
+    ]
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #f8ca7313
 def frozen_key(
-    model:nn.Module, # with or without adapters
-)->str:
+    model: nn.Module,  # with or without adapters
+) -> str:
     "Content key of a model's weights, adapters left out."
-    return content_key(weights={n: x for n, x in model.state_dict().items() if ".adapter." not in n})
+    return content_key(
+        weights={n: x for n, x in model.state_dict().items() if ".adapter." not in n}
+    )
+
 
 def save_adapters(
-    adapted:nn.Module, # a model of `add_adapters`
-    path:str|Path, # safetensors file to write
+    adapted: nn.Module,  # a model of `add_adapters`
+    path: str | Path,  # safetensors file to write
 ):
     "Store the adapters of `adapted`, and nothing else."
-    save_arrays(path, adapter_parameters(adapted), {**adapted.adapter_card, "frozen": frozen_key(adapted)})
+    save_arrays(
+        path, adapter_parameters(adapted), {**adapted.adapter_card, "frozen": frozen_key(adapted)}
+    )
 
 # %% ../../nbs/tasks/01_adapted_attention.ipynb #f4fa9000
 class AdapterCard(BaseModel, extra="forbid", strict=True):

@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from functools import lru_cache
 from types import ModuleType
 from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-import torch.nn.functional as F
+
 from ..backbones import PRECISIONS, Backbone, check_device, default_device, default_precision
 from ..foundation import choose, content_key, import_open_clip, stream
 from ..mini.frames import vocabulary
@@ -27,128 +29,233 @@ from .tuners import QKV, add_lora, add_prefix
 
 # %% ../../nbs/tasks/07_blip.ipynb #f9e16f2b
 def import_blip(
-    package:str="transformers", # or "peft"
-)->ModuleType:
+    package: str = "transformers",  # or "peft"
+) -> ModuleType:
     "Import a package of the extra `blip`, or say in one line how to get it."
     import_open_clip()  # it copes with a torchvision that does not match torch, which transformers does not
     try:
-        if package == "peft": import peft as module
-        else: import transformers as module
-    except ImportError: raise ImportError(f"BLIP needs {package}: pip install 'vlmadapt[blip]'") from None
+        if package == "peft":
+            import peft as module
+        else:
+            import transformers as module
+    except ImportError:
+        raise ImportError(f"BLIP needs {package}: pip install 'vlmadapt[blip]'") from None
     return module
 
 # %% ../../nbs/tasks/07_blip.ipynb #bfb71ebb
 class BertWords:
     "BERT's `tokenizer` with the face of open_clip's; `config` is BLIP's text configuration and knows the `start` and `end` tokens."
-    def __init__(self, tokenizer:object, config:object):
-        self.tokenizer, self.start, self.end, self.context_length = tokenizer, config.bos_token_id, config.sep_token_id, config.max_position_embeddings
-        if config.pad_token_id != 0: raise ValueError(f"padding is token {config.pad_token_id}; it should be 0")
-    def encode(self, text:str)->list: return self.tokenizer.encode(text, add_special_tokens=False)
-    def decode(self, tokens:list[int])->str: return self.tokenizer.decode([t for t in tokens if t != self.start], skip_special_tokens=True)
 
-    def __call__(self, texts, context_length=None)->torch.Tensor: # (B, context_length)
+    def __init__(self, tokenizer: object, config: object):
+        self.tokenizer, self.start, self.end, self.context_length = (
+            tokenizer,
+            config.bos_token_id,
+            config.sep_token_id,
+            config.max_position_embeddings,
+        )
+        if config.pad_token_id != 0:
+            raise ValueError(f"padding is token {config.pad_token_id}; it should be 0")
+
+    def encode(self, text: str) -> list:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode(
+            [t for t in tokens if t != self.start], skip_special_tokens=True
+        )
+
+    def __call__(self, texts, context_length=None) -> torch.Tensor:  # (B, context_length)
         length = context_length or self.context_length
-        rows = [[self.start, *self.encode(t)[:length - 2], self.end] for t in ([texts] if isinstance(texts, str) else texts)]
-        return torch.tensor([row + [0]*(length - len(row)) for row in rows])
+        rows = [
+            [self.start, *self.encode(t)[: length - 2], self.end]
+            for t in ([texts] if isinstance(texts, str) else texts)
+        ]
+        return torch.tensor([row + [0] * (length - len(row)) for row in rows])
 
 # %% ../../nbs/tasks/07_blip.ipynb #8903e2f9
 class Blip(nn.Module):
     "A BLIP, `core`, that can be adapted, trained and decoded as a CoCa."
-    def __init__(self, core:nn.Module):
+
+    def __init__(self, core: nn.Module):
         super().__init__()
-        if type(core).__name__ != "BlipForConditionalGeneration": raise ValueError(f"a model of class {type(core).__name__} cannot be adapted; it has to be BlipForConditionalGeneration")
+        if type(core).__name__ != "BlipForConditionalGeneration":
+            raise ValueError(
+                f"a model of class {type(core).__name__} cannot be adapted; it has to be BlipForConditionalGeneration"
+            )
         self.core, self.prefix = core, None
         self.context_length = core.config.text_config.max_position_embeddings
-    @property
-    def text_decoder(self)->nn.Module: return self.core.text_decoder
 
-    def _encode_image(self, images): # the same name as CoCa's: class token (B, D), all tokens (B, N, D)
+    @property
+    def text_decoder(self) -> nn.Module:
+        return self.core.text_decoder
+
+    def _encode_image(
+        self, images
+    ):  # the same name as CoCa's: class token (B, D), all tokens (B, N, D)
         tokens = self.core.vision_model(pixel_values=images).last_hidden_state
         return tokens[:, 0], tokens
 
-    def states(self, patches:torch.Tensor, tokens:torch.Tensor, past:object|None=None, offset:int=0)->torch.Tensor:
+    def states(
+        self,
+        patches: torch.Tensor,
+        tokens: torch.Tensor,
+        past: object | None = None,
+        offset: int = 0,
+    ) -> torch.Tensor:
         "What the decoder makes of `tokens` (B, T), the first of which is at position `offset`."
-        if past is None and self.prefix is not None: past = self.past(len(tokens))
-        return self.text_decoder.bert(input_ids=tokens, position_ids=torch.arange(offset, offset + tokens.shape[1], device=tokens.device)[None], encoder_hidden_states=patches,
-                                      past_key_values=past, is_decoder=True, use_cache=past is not None).last_hidden_state
-    def forward(self, images:torch.Tensor, tokens:torch.Tensor)->dict: return dict(logits=all_logits(self, self._encode_image(images)[1], tokens))
+        if past is None and self.prefix is not None:
+            past = self.past(len(tokens))
+        return self.text_decoder.bert(
+            input_ids=tokens,
+            position_ids=torch.arange(offset, offset + tokens.shape[1], device=tokens.device)[None],
+            encoder_hidden_states=patches,
+            past_key_values=past,
+            is_decoder=True,
+            use_cache=past is not None,
+        ).last_hidden_state
+
+    def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> dict:
+        return dict(logits=all_logits(self, self._encode_image(images)[1], tokens))
 
 # %% ../../nbs/tasks/07_blip.ipynb #8ccb7c7c
 @all_logits.register
-def _(model:Blip, patches, tokens): return model.text_decoder.cls(model.states(patches, tokens))
+def _(model: Blip, patches, tokens):
+    return model.text_decoder.cls(model.states(patches, tokens))
+
 
 @decoder_states.register
-def _(model:Blip, patches, tokens): return model.states(patches, tokens)
+def _(model: Blip, patches, tokens):
+    return model.states(patches, tokens)
+
 
 @token_losses.register
-def _(model:Blip, states, target, smoothing=0.): return F.cross_entropy(model.text_decoder.cls(states).float(), target, reduction="none", label_smoothing=smoothing)
+def _(model: Blip, states, target, smoothing=0.0):
+    return F.cross_entropy(
+        model.text_decoder.cls(states).float(), target, reduction="none", label_smoothing=smoothing
+    )
 
 # %% ../../nbs/tasks/07_blip.ipynb #cb1fce56
-TINY = dict(text=dict(hidden_size=48, encoder_hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=48, initializer_range=.2),
-            vision=dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8, initializer_range=.1))
+TINY = dict(
+    text=dict(
+        hidden_size=48,
+        encoder_hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=48,
+        initializer_range=0.2,
+    ),
+    vision=dict(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+        initializer_range=0.1,
+    ),
+)
 BASE = dict(text=dict(num_attention_heads=12), vision=dict(image_size=384))
 
+
 def blip_config(
-    text:dict, vision:dict, # what differs from transformers' defaults
-)->object:
+    text: dict,
+    vision: dict,  # what differs from transformers' defaults
+) -> object:
     "A configuration of BLIP."
     return import_blip().BlipConfig(text_config=text, vision_config=vision)
 
 # %% ../../nbs/tasks/07_blip.ipynb #72e9f4b9
-def check_heads(config:object):
+def check_heads(config: object):
     "Refuse a text decoder of BLIP's size with another number of heads than BLIP's."
     width, heads = config.text_config.hidden_size, config.text_config.num_attention_heads
-    if width >= 768 and width != 64*heads: raise ValueError(f"the text decoder has width {width} and {heads} heads; BLIP has heads of 64, {width//64} of them")
+    if width >= 768 and width != 64 * heads:
+        raise ValueError(
+            f"the text decoder has width {width} and {heads} heads; BLIP has heads of 64, {width // 64} of them"
+        )
 
 # %% ../../nbs/tasks/07_blip.ipynb #aea688a0
 def tiny_blip(
-    seed:int=1, # of its random weights
-)->tuple: # model, tokenizer
+    seed: int = 1,  # of its random weights
+) -> tuple:  # model, tokenizer
     "A small BLIP with random weights, and a tokenizer with the words of the embedded world."
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
     vocab = {w: i for i, w in enumerate(special + vocabulary())}
-    text = TINY["text"] | dict(vocab_size=len(vocab), bos_token_id=vocab["[DEC]"], sep_token_id=vocab["[SEP]"])
+    text = TINY["text"] | dict(
+        vocab_size=len(vocab), bos_token_id=vocab["[DEC]"], sep_token_id=vocab["[SEP]"]
+    )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed); core = import_blip().BlipForConditionalGeneration(blip_config(text, TINY["vision"]))
+        torch.manual_seed(seed)
+        core = import_blip().BlipForConditionalGeneration(blip_config(text, TINY["vision"]))
     return core, import_blip().BertTokenizer(vocab=vocab)
 
 # %% ../../nbs/tasks/07_blip.ipynb #49a085b1
 def fetch_blip(
-    name:str, # on the Hub, or a local folder
-)->tuple: # model, tokenizer
+    name: str,  # on the Hub, or a local folder
+) -> tuple:  # model, tokenizer
     "A pretrained BLIP; refuses other architectures."
     hf = import_blip()
-    try: cfg = hf.PretrainedConfig.get_config_dict(name)[0]
-    except OSError as e: cfg = {}
-    if not cfg: raise FileNotFoundError(f"{name}: no BLIP there and none in the local cache; with network, fetch it once by `hf download {name}`")
-    if cfg.get("model_type") != "blip": raise ValueError(f"{name}: a model of type {cfg.get('model_type')!r} cannot be adapted; it has to be 'blip'")
-    config = hf.BlipConfig.from_dict(cfg); check_heads(config)
-    try: core, info = hf.BlipForConditionalGeneration.from_pretrained(name, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
-    except OSError: raise FileNotFoundError(f"{name}: no weights in the safetensors format, and pickles are not read") from None
-    if info["missing_keys"]: raise ValueError(f"{name}: {len(info['missing_keys'])} weights are missing, among them {sorted(info['missing_keys'])[0]}")
+    try:
+        cfg = hf.PretrainedConfig.get_config_dict(name)[0]
+    except OSError as e:
+        cfg = {}
+    if not cfg:
+        raise FileNotFoundError(
+            f"{name}: no BLIP there and none in the local cache; with network, fetch it once by `hf download {name}`"
+        )
+    if cfg.get("model_type") != "blip":
+        raise ValueError(
+            f"{name}: a model of type {cfg.get('model_type')!r} cannot be adapted; it has to be 'blip'"
+        )
+    config = hf.BlipConfig.from_dict(cfg)
+    check_heads(config)
+    try:
+        core, info = hf.BlipForConditionalGeneration.from_pretrained(
+            name, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except OSError:
+        raise FileNotFoundError(
+            f"{name}: no weights in the safetensors format, and pickles are not read"
+        ) from None
+    if info["missing_keys"]:
+        raise ValueError(
+            f"{name}: {len(info['missing_keys'])} weights are missing, among them {sorted(info['missing_keys'])[0]}"
+        )
     return core, hf.BertTokenizer.from_pretrained(name)
 
 # %% ../../nbs/tasks/07_blip.ipynb #36081158
 class BlipBackbone(Backbone):
     "A frozen BLIP with its tokenizer, transform and content key."
-    def __init__(self, name:str, core:nn.Module, tokenizer:object, device:str, precision:str):
-        self.name, self.model, self.device, self.precision, self.logit_scale = name, Blip(core).to(device).eval().requires_grad_(False), device, precision, 1.
+
+    def __init__(self, name: str, core: nn.Module, tokenizer: object, device: str, precision: str):
+        self.name, self.model, self.device, self.precision, self.logit_scale = (
+            name,
+            Blip(core).to(device).eval().requires_grad_(False),
+            device,
+            precision,
+            1.0,
+        )
         transform, config = import_open_clip().transform, core.config
         self.tokenizer = BertWords(tokenizer, config.text_config)
-        self.preprocess_cfg = transform.PreprocessCfg(size=config.vision_config.image_size, resize_mode="squash")
+        self.preprocess_cfg = transform.PreprocessCfg(
+            size=config.vision_config.image_size, resize_mode="squash"
+        )
         self.preprocess = transform.image_transform_v2(self.preprocess_cfg, is_train=False)
         self.key = content_key(weights=self.model.state_dict(), precision=precision)
 
 # %% ../../nbs/tasks/07_blip.ipynb #73cefcad
 @lru_cache(maxsize=2)
-def _load(name, device, precision): return BlipBackbone(name, *(tiny_blip() if name == "blip-tiny" else fetch_blip(name)), device, precision)
+def _load(name, device, precision):
+    return BlipBackbone(
+        name, *(tiny_blip() if name == "blip-tiny" else fetch_blip(name)), device, precision
+    )
 
 # %% ../../nbs/tasks/07_blip.ipynb #4a3f3840
 def load_blip(
-    name:str="blip-tiny", # "blip-tiny", "Salesforce/blip-...", or a local folder
-    device:str|None=None, # default: a GPU where there is one
-    precision:str|None=None, # default: fp32 on CPU, bf16 or fp16 on GPU
-)->BlipBackbone:
+    name: str = "blip-tiny",  # "blip-tiny", "Salesforce/blip-...", or a local folder
+    device: str | None = None,  # default: a GPU where there is one
+    precision: str | None = None,  # default: fp32 on CPU, bf16 or fp16 on GPU
+) -> BlipBackbone:
     "Load a frozen BLIP by `name`; the same arguments give the same object."
     device = check_device(device or default_device())
     precision = precision or default_precision(device)
@@ -161,58 +268,80 @@ LOADERS |= {"blip-": load_blip, "Salesforce/blip": load_blip}
 # %% ../../nbs/tasks/07_blip.ipynb #7fca7a1d
 @contextmanager
 def watched(
-    *modules:nn.Module, # whose results are wanted
-)->Iterator[dict]: # a dict from module to its last result
+    *modules: nn.Module,  # whose results are wanted
+) -> Iterator[dict]:  # a dict from module to its last result
     "Keep what `modules` return inside the block."
     seen = {}
     handles = [m.register_forward_hook(lambda m, _, out: seen.__setitem__(m, out)) for m in modules]
-    try: yield seen
+    try:
+        yield seen
     finally:
-        for h in handles: h.remove()
+        for h in handles:
+            h.remove()
 
 # %% ../../nbs/tasks/07_blip.ipynb #610f6167
 class Heads(NamedTuple):
     "What an `AttentionGraph` asks of an attention: the projection behind its `num_heads` heads."
+
     out_proj: nn.Linear
     num_heads: int
     embed_dim: int
 
+
 def heads_of(
-    attention:nn.Module, # of a BLIP layer
-)->Heads:
+    attention: nn.Module,  # of a BLIP layer
+) -> Heads:
     "The heads of a BLIP `attention`."
-    return Heads(attention.output.dense, attention.self.num_attention_heads, attention.output.dense.out_features)
+    return Heads(
+        attention.output.dense,
+        attention.self.num_attention_heads,
+        attention.output.dense.out_features,
+    )
 
 # %% ../../nbs/tasks/07_blip.ipynb #e8078135
 class AdaptedBlipAttention(nn.Module):
     "The frozen attention `block` of a BLIP layer, sharing its modules, with an `adapter` behind its output projection."
-    def __init__(self, block:nn.Module, adapter:Adapter):
-        super().__init__(); self.self, self.output, self.adapter = block.self, block.output, adapter
 
-    def forward(self, hidden_states:torch.Tensor, past_key_values:object|None=None, **kwargs)->tuple:
-        with watched(self.self.query, self.self.value) as seen: context, M = self.self(hidden_states, past_key_values=past_key_values, **kwargs)
+    def __init__(self, block: nn.Module, adapter: Adapter):
+        super().__init__()
+        self.self, self.output, self.adapter = block.self, block.output, adapter
+
+    def forward(
+        self, hidden_states: torch.Tensor, past_key_values: object | None = None, **kwargs
+    ) -> tuple:
+        with watched(self.self.query, self.self.value) as seen:
+            context, M = self.self(hidden_states, past_key_values=past_key_values, **kwargs)
         cross = kwargs.get("encoder_hidden_states") is not None
-        graph = self.graph(M, seen, past_key_values, cross) if "graph" in self.adapter.wants else None
-        h = self.adapter(self.output.dense(context) if "attended" in self.adapter.wants else None, graph)
+        graph = (
+            self.graph(M, seen, past_key_values, cross) if "graph" in self.adapter.wants else None
+        )
+        h = self.adapter(
+            self.output.dense(context) if "attended" in self.adapter.wants else None, graph
+        )
         return self.output.LayerNorm(self.output.dropout(h) + hidden_states), M
 
-    def graph(self, M:torch.Tensor, seen:dict, past:object, cross:bool)->AttentionGraph:
+    def graph(self, M: torch.Tensor, seen: dict, past: object, cross: bool) -> AttentionGraph:
         "Queries, values and attention as the adapter takes them."
         split = lambda x: x.unflatten(-1, (self.self.num_attention_heads, -1)).transpose(1, 2)
         q, layer, attn = split(seen[self.self.query]), self.self.layer_idx, heads_of(self)
-        if past is None: return AttentionGraph(M, q, split(seen[self.self.value]), attn)
+        if past is None:
+            return AttentionGraph(M, q, split(seen[self.self.value]), attn)
         cache = past.cross_attention_cache if cross else past.self_attention_cache
-        return AttentionGraph(M, q, cache.layers[layer].values, attn, past.get_seq_length(layer) - q.shape[2])
+        return AttentionGraph(
+            M, q, cache.layers[layer].values, attn, past.get_seq_length(layer) - q.shape[2]
+        )
 
 # %% ../../nbs/tasks/07_blip.ipynb #e7a8b1bc
 class AdaptedBlipOutput(nn.Module):
     "The frozen end `block` of a BLIP layer's feed-forward part with an `adapter` behind it, or beside it (`parallel`)."
-    def __init__(self, block:nn.Module, adapter:Adapter, parallel:bool=False):
+
+    def __init__(self, block: nn.Module, adapter: Adapter, parallel: bool = False):
         super().__init__()
-        for name, m in block.named_children(): self.add_module(name, m)
+        for name, m in block.named_children():
+            self.add_module(name, m)
         self.adapter, self.parallel = adapter, parallel
 
-    def forward(self, hidden_states:torch.Tensor, input_tensor:torch.Tensor)->torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
         h = self.dense(hidden_states)
         h = h + self.adapter.branch(input_tensor) if self.parallel else self.adapter(h)
         return self.LayerNorm(self.dropout(h) + input_tensor)
@@ -220,73 +349,132 @@ class AdaptedBlipOutput(nn.Module):
 # %% ../../nbs/tasks/07_blip.ipynb #4543594c
 PARTS = {"self": "attention", "cross": "crossattention", "ffn": "output"}
 
+
 class BlipPlace:
     "A place in a `layer` of BLIP's decoder, of `kind` self, cross or ffn, with the face of an open_clip block."
-    def __init__(self, layer:nn.Module, kind:str): self.layer, self.kind, self.places, self.attn = layer, kind, (kind,), heads_of(layer.attention)
-    def put(self, adapter:Adapter, parallel:bool):
+
+    def __init__(self, layer: nn.Module, kind: str):
+        self.layer, self.kind, self.places, self.attn = (
+            layer,
+            kind,
+            (kind,),
+            heads_of(layer.attention),
+        )
+
+    def put(self, adapter: Adapter, parallel: bool):
         part = getattr(self.layer, PARTS[self.kind])
-        setattr(self.layer, PARTS[self.kind], AdaptedBlipOutput(part, adapter, parallel) if self.kind == "ffn" else AdaptedBlipAttention(part, adapter))
+        setattr(
+            self.layer,
+            PARTS[self.kind],
+            AdaptedBlipOutput(part, adapter, parallel)
+            if self.kind == "ffn"
+            else AdaptedBlipAttention(part, adapter),
+        )
 
 # %% ../../nbs/tasks/07_blip.ipynb #b8914672
 @tower_blocks.register
-def _(model:Blip, tower):
+def _(model: Blip, tower):
     layers = model.text_decoder.bert.encoder.layer
-    if tower != "decoder": raise ValueError(f"the {tower} tower of BLIP has attention of class {type(model.core.vision_model.encoder.layers[0].self_attn).__name__}; adapters go into its decoder")
+    if tower != "decoder":
+        raise ValueError(
+            f"the {tower} tower of BLIP has attention of class {type(model.core.vision_model.encoder.layers[0].self_attn).__name__}; adapters go into its decoder"
+        )
     for n, layer in enumerate(layers):
         for part in (layer.attention, layer.crossattention):
-            if type(part.self).__name__ != "BlipTextSelfAttention": raise ValueError(f"decoder layer {n}: attention is of class {type(part.self).__name__}, not BlipTextSelfAttention")
-    return [(f"decoder.{n}", kind, n + 1, BlipPlace(layer, kind)) for kind in PARTS for n, layer in enumerate(layers)]
+            if type(part.self).__name__ != "BlipTextSelfAttention":
+                raise ValueError(
+                    f"decoder layer {n}: attention is of class {type(part.self).__name__}, not BlipTextSelfAttention"
+                )
+    return [
+        (f"decoder.{n}", kind, n + 1, BlipPlace(layer, kind))
+        for kind in PARTS
+        for n, layer in enumerate(layers)
+    ]
 
 # %% ../../nbs/tasks/07_blip.ipynb #1d0adf36
 class BlipStep:
     "Logits of the next token from a BLIP `model` for `images`, keeping keys and values if `cache`."
-    def __init__(self, model:Blip, images:torch.Tensor, cache:bool):
-        if cache: check_causal(model)
-        self.model, self.patches, self.tokens, self.length = model, model._encode_image(images)[1], None, 0
+
+    def __init__(self, model: Blip, images: torch.Tensor, cache: bool):
+        if cache:
+            check_causal(model)
+        self.model, self.patches, self.tokens, self.length = (
+            model,
+            model._encode_image(images)[1],
+            None,
+            0,
+        )
         self.kept = model.past(len(images)) if cache else None
 
     def __call__(self, tokens):
-        if self.kept is None: tokens = self.tokens = tokens if self.tokens is None else torch.cat([self.tokens, tokens], 1)
+        if self.kept is None:
+            tokens = self.tokens = (
+                tokens if self.tokens is None else torch.cat([self.tokens, tokens], 1)
+            )
         states = self.model.states(self.patches, tokens, self.kept, self.length)
-        if self.kept is not None: self.length += tokens.shape[1]
+        if self.kept is not None:
+            self.length += tokens.shape[1]
         return self.model.text_decoder.cls(states[:, -1])
 
-    def select(self, rows:torch.Tensor):
+    def select(self, rows: torch.Tensor):
         self.patches = self.patches[rows]
-        if self.kept is None: self.tokens = self.tokens[rows]
-        else: self.kept.reorder_cache(rows)
+        if self.kept is None:
+            self.tokens = self.tokens[rows]
+        else:
+            self.kept.reorder_cache(rows)
 
 # %% ../../nbs/tasks/07_blip.ipynb #67d775fb
 @stepper.register
-def _(model:Blip, images, cache=True): return BlipStep(model, images, cache)
+def _(model: Blip, images, cache=True):
+    return BlipStep(model, images, cache)
 
 # %% ../../nbs/tasks/07_blip.ipynb #24c3b7d2
 @add_lora.register
-def _(model:Blip, rank=8, alpha=32., parts=("query", "key"), seed=1):
+def _(model: Blip, rank=8, alpha=32.0, parts=("query", "key"), seed=1):
     peft, model = import_blip("peft"), thin_copy(model)
-    for part in parts: choose(part, QKV, "part")
-    peft.inject_adapter_in_model(peft.LoraConfig(r=int(rank), lora_alpha=alpha, target_modules=rf".*attention\.self\.({'|'.join(parts)})"), model.text_decoder)
+    for part in parts:
+        choose(part, QKV, "part")
+    peft.inject_adapter_in_model(
+        peft.LoraConfig(
+            r=int(rank), lora_alpha=alpha, target_modules=rf".*attention\.self\.({'|'.join(parts)})"
+        ),
+        model.text_decoder,
+    )
     for name, p in model.named_parameters():
-        if ".lora_A." in name: p.data.copy_(torch.randn(p.shape, generator=stream(seed, "lora", name))/p.shape[1]**.5)
+        if ".lora_A." in name:
+            p.data.copy_(
+                torch.randn(p.shape, generator=stream(seed, "lora", name)) / p.shape[1] ** 0.5
+            )
     return model
 
 # %% ../../nbs/tasks/07_blip.ipynb #67f5b2aa
 @add_prefix.register
-def _(model:Blip, length=16, seed=1):
+def _(model: Blip, length=16, seed=1):
     peft, model, c = import_blip("peft"), thin_copy(model), model.core.config.text_config
-    config = peft.PrefixTuningConfig(num_virtual_tokens=length, token_dim=c.hidden_size, num_layers=c.num_hidden_layers, num_attention_heads=c.num_attention_heads)
+    config = peft.PrefixTuningConfig(
+        num_virtual_tokens=length,
+        token_dim=c.hidden_size,
+        num_layers=c.num_hidden_layers,
+        num_attention_heads=c.num_attention_heads,
+    )
     model.prefix = peft.PrefixEncoder(config).to(next(model.parameters()))
-    for name, p in model.prefix.named_parameters(): p.data.copy_(.02*torch.randn(p.shape, generator=stream(seed, "prefix", name)))
+    for name, p in model.prefix.named_parameters():
+        p.data.copy_(0.02 * torch.randn(p.shape, generator=stream(seed, "prefix", name)))
     return model
 
 # %% ../../nbs/tasks/07_blip.ipynb #d360a06c
 @patch
-def past(self:Blip, B:int)->object:
+def past(self: Blip, B: int) -> object:
     "An empty cache for `B` texts, or one that holds the prefix."
     hf, c = import_blip(), self.core.config.text_config
     cache = hf.EncoderDecoderCache(hf.DynamicCache(), hf.DynamicCache())
-    if self.prefix is None: return cache
-    n = self.prefix.embedding.num_embeddings; numbers = self.prefix(torch.arange(n, device=self.prefix.embedding.weight.device).expand(B, n))
-    pairs = numbers.view(B, n, c.num_hidden_layers, 2, c.num_attention_heads, -1).permute(2, 3, 0, 4, 1, 5)
-    for layer, (keys, values) in enumerate(pairs): cache.self_attention_cache.update(keys, values, layer)
+    if self.prefix is None:
+        return cache
+    n = self.prefix.embedding.num_embeddings
+    numbers = self.prefix(torch.arange(n, device=self.prefix.embedding.weight.device).expand(B, n))
+    pairs = numbers.view(B, n, c.num_hidden_layers, 2, c.num_attention_heads, -1).permute(
+        2, 3, 0, 4, 1, 5
+    )
+    for layer, (keys, values) in enumerate(pairs):
+        cache.self_attention_cache.update(keys, values, layer)
     return cache

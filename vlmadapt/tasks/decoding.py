@@ -9,9 +9,11 @@ __all__ = ['START', 'END', 'PAD', 'text_states', 'all_logits', 'Uncached', 'chec
 # %% ../../nbs/tasks/02_decoding.ipynb #365da1f2
 from collections.abc import Callable
 from functools import singledispatch
+
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+
 from ..backbones import Backbone
 from ..foundation import choose
 from .adapted_attention import PAdapter, attend, project
@@ -20,92 +22,130 @@ from ..values import NonNegativeInteger, PositiveInteger, Real, convert
 
 # %% ../../nbs/tasks/02_decoding.ipynb #276adf7d
 def text_states(
-    model:torch.nn.Module, # an open_clip CoCa
-    tokens:torch.Tensor, # (B, T), padded on the right
-)->torch.Tensor: # (B, T, D)
+    model: torch.nn.Module,  # an open_clip CoCa
+    tokens: torch.Tensor,  # (B, T), padded on the right
+) -> torch.Tensor:  # (B, T, D)
     "What the causal text tower makes of `tokens`, padded to its context for the while."
     spare = model.text.context_length - tokens.shape[1]
-    return model._encode_text(F.pad(tokens, (0, spare), value=model.text.pad_id))[1][:, :tokens.shape[1]]
+    return model._encode_text(F.pad(tokens, (0, spare), value=model.text.pad_id))[1][
+        :, : tokens.shape[1]
+    ]
 
 # %% ../../nbs/tasks/02_decoding.ipynb #30dfce0d
 @singledispatch
 def all_logits(
-    model:torch.nn.Module, # an open_clip CoCa, with or without adapters
-    patches:torch.Tensor, # (B, N, D) image tokens
-    tokens:torch.Tensor, # (B, T), padded on the right
-)->torch.Tensor: # (B, T, V)
+    model: torch.nn.Module,  # an open_clip CoCa, with or without adapters
+    patches: torch.Tensor,  # (B, N, D) image tokens
+    tokens: torch.Tensor,  # (B, T), padded on the right
+) -> torch.Tensor:  # (B, T, V)
     "Logits of the token after each of `tokens`."
     return model.text_decoder(patches, text_states(model, tokens))
 
 # %% ../../nbs/tasks/02_decoding.ipynb #04095b0e
 class Uncached:
     "Logits of the next token from a CoCa `model` for `images`, computing the whole text anew at each step."
-    def __init__(self, model:torch.nn.Module, images:torch.Tensor): self.model, self.tokens, self.patches = model, None, model._encode_image(images)[1]
+
+    def __init__(self, model: torch.nn.Module, images: torch.Tensor):
+        self.model, self.tokens, self.patches = model, None, model._encode_image(images)[1]
 
     def __call__(self, tokens):
         self.tokens = tokens if self.tokens is None else torch.cat([self.tokens, tokens], 1)
         return all_logits(self.model, self.patches, self.tokens)[:, -1]
 
-    def select(self, rows:torch.Tensor): self.patches, self.tokens = self.patches[rows], self.tokens[rows]
+    def select(self, rows: torch.Tensor):
+        self.patches, self.tokens = self.patches[rows], self.tokens[rows]
 
 # %% ../../nbs/tasks/02_decoding.ipynb #e13ae1ed
 def check_causal(
-    model:torch.nn.Module, # with or without adapters
+    model: torch.nn.Module,  # with or without adapters
 ):
     "Refuse adapters whose earlier outputs depend on later tokens."
     for name, m in model.named_modules():
         if isinstance(m, PAdapter) and (m.degree != "none" or m.K > 1):
-            raise ValueError(f"{name}: with degree={m.degree!r}, K={m.K} earlier outputs depend on later tokens; decode it with cache=False")
+            raise ValueError(
+                f"{name}: with degree={m.degree!r}, K={m.K} earlier outputs depend on later tokens; decode it with cache=False"
+            )
 
 # %% ../../nbs/tasks/02_decoding.ipynb #ce09bbe3
 class Cached:
     "Logits of the next token from a CoCa `model` for `images`, keeping keys and values."
-    def __init__(self, model:torch.nn.Module, images:torch.Tensor):
+
+    def __init__(self, model: torch.nn.Module, images: torch.Tensor):
         self.check(model)
         self.model, self.length, self.kept = model, 0, {}
         patches = model._encode_image(images)[1]
         for block in model.text_decoder.cross_attn:
-            h = block.ln_1_kv(patches); self.kept[block] = project(block.attn, h, 1), project(block.attn, h, 2)
+            h = block.ln_1_kv(patches)
+            self.kept[block] = project(block.attn, h, 1), project(block.attn, h, 2)
 
-    def check(self, model:torch.nn.Module):
-        if model.text.attn_mask is None: raise ValueError("this text tower looks both ways; decode it with cache=False")
+    def check(self, model: torch.nn.Module):
+        if model.text.attn_mask is None:
+            raise ValueError("this text tower looks both ways; decode it with cache=False")
         check_causal(model)
 
     def __call__(self, tokens):
         text, decoder = self.model.text, self.model.text_decoder
-        x = text.token_embedding(tokens) + text.positional_embedding[self.length:self.length + tokens.shape[1]]
-        for block in text.transformer.resblocks: x = self.self_block(block, x)
-        if text.cls_emb is None: x = text.ln_final(x)
-        for block, cross in zip(decoder.resblocks, decoder.cross_attn): x = self.step(cross, self.self_block(block, x), *self.kept[cross])
+        x = (
+            text.token_embedding(tokens)
+            + text.positional_embedding[self.length : self.length + tokens.shape[1]]
+        )
+        for block in text.transformer.resblocks:
+            x = self.self_block(block, x)
+        if text.cls_emb is None:
+            x = text.ln_final(x)
+        for block, cross in zip(decoder.resblocks, decoder.cross_attn):
+            x = self.step(cross, self.self_block(block, x), *self.kept[cross])
         self.length += tokens.shape[1]
         return decoder.ln_final(x[:, -1]) @ decoder.text_projection
 
-    def select(self, rows:torch.Tensor): self.kept = {block: tuple(x[rows] for x in kept) for block, kept in self.kept.items()}
+    def select(self, rows: torch.Tensor):
+        self.kept = {block: tuple(x[rows] for x in kept) for block, kept in self.kept.items()}
 
 # %% ../../nbs/tasks/02_decoding.ipynb #8e2b8fcc
 @patch
-def self_block(self:Cached, block:torch.nn.Module, x:torch.Tensor)->torch.Tensor:
+def self_block(self: Cached, block: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     "A self-attention block for the new tokens `x`, after adding their keys and values to the past."
-    h = block.ln_1(x); new = project(block.attn, h, 1), project(block.attn, h, 2)
-    self.kept[block] = tuple(torch.cat(pair, 2) for pair in zip(self.kept[block], new)) if block in self.kept else new
+    h = block.ln_1(x)
+    new = project(block.attn, h, 1), project(block.attn, h, 2)
+    self.kept[block] = (
+        tuple(torch.cat(pair, 2) for pair in zip(self.kept[block], new))
+        if block in self.kept
+        else new
+    )
     n = x.shape[1]
-    return self.step(block, x, *self.kept[block], mask=torch.ones(n, self.length + n, dtype=bool, device=x.device).triu(self.length + 1))
+    return self.step(
+        block,
+        x,
+        *self.kept[block],
+        mask=torch.ones(n, self.length + n, dtype=bool, device=x.device).triu(self.length + 1),
+    )
+
 
 @patch
-def step(self:Cached, block:torch.nn.Module, x:torch.Tensor, keys:torch.Tensor, values:torch.Tensor, mask:torch.Tensor|None=None)->torch.Tensor:
+def step(
+    self: Cached,
+    block: torch.nn.Module,
+    x: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
     "One block for the new tokens `x`, looking at `keys` and `values`."
-    x = x + block.ls_1(attend(block.attn, project(block.attn, block.ln_1(x), 0), keys, values, mask, self.length))
+    x = x + block.ls_1(
+        attend(block.attn, project(block.attn, block.ln_1(x), 0), keys, values, mask, self.length)
+    )
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 # %% ../../nbs/tasks/02_decoding.ipynb #68390adc
 @singledispatch
 def stepper(
-    model:torch.nn.Module, # an open_clip CoCa, with or without adapters
-    images:torch.Tensor, # (B, 3, s, s) preprocessed
-    cache:bool=True, # keep keys and values
-)->Uncached|Cached:
+    model: torch.nn.Module,  # an open_clip CoCa, with or without adapters
+    images: torch.Tensor,  # (B, 3, s, s) preprocessed
+    cache: bool = True,  # keep keys and values
+) -> Uncached | Cached:
     "What `greedy` and `beam` decode with."
-    if not hasattr(model, "text_decoder"): raise ValueError(f"{type(model).__name__} has no text decoder: it cannot write")
+    if not hasattr(model, "text_decoder"):
+        raise ValueError(f"{type(model).__name__} has no text decoder: it cannot write")
     return (Cached if cache else Uncached)(model, images)
 
 # %% ../../nbs/tasks/02_decoding.ipynb #aa9545b4
@@ -292,32 +332,42 @@ def _search(step, tokens, beams, limits, end, search):
 # %% ../../nbs/tasks/02_decoding.ipynb #44265fa0
 @torch.no_grad()
 def likelihood(
-    model:torch.nn.Module, # an open_clip CoCa, with or without adapters
-    patches:torch.Tensor, # (B, N, D) image tokens
-    prompts:torch.Tensor, # (B, T) tokens, padded on the right
-    answers:torch.Tensor, # (B, T') tokens with the end, padded on the right
-    pad:int=PAD,
-)->torch.Tensor: # (B,)
+    model: torch.nn.Module,  # an open_clip CoCa, with or without adapters
+    patches: torch.Tensor,  # (B, N, D) image tokens
+    prompts: torch.Tensor,  # (B, T) tokens, padded on the right
+    answers: torch.Tensor,  # (B, T') tokens with the end, padded on the right
+    pad: int = PAD,
+) -> torch.Tensor:  # (B,)
     "Log-probability of each answer after its prompt."
     rows = [torch.cat([p[p != pad], a[a != pad]]) for p, a in zip(prompts, answers)]
-    tokens, given = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad), (prompts != pad).sum(1)
+    tokens, given = (
+        torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad),
+        (prompts != pad).sum(1),
+    )
     logp = all_logits(model, patches, tokens[:, :-1]).float().log_softmax(-1)
-    asked = (torch.arange(1, tokens.shape[1], device=tokens.device) >= given[:, None]) & (tokens[:, 1:] != pad)
-    return (logp.gather(-1, tokens[:, 1:, None])[..., 0]*asked).sum(1)
+    asked = (torch.arange(1, tokens.shape[1], device=tokens.device) >= given[:, None]) & (
+        tokens[:, 1:] != pad
+    )
+    return (logp.gather(-1, tokens[:, 1:, None])[..., 0] * asked).sum(1)
+
 
 @torch.no_grad()
 def rank(
-    model:torch.nn.Module, # an open_clip CoCa, with or without adapters
-    images:torch.Tensor, # (B, 3, s, s) preprocessed
-    prompts:torch.Tensor, # (B, T) tokens, padded on the right
-    answers:torch.Tensor, # (C, T') tokens of the candidates with the end, padded on the right
-    k:int=32, # how many are compared in full (released code: 32 for VQA, 3 for entailment)
-    pad:int=PAD,
-)->torch.Tensor: # (B, C) log-probabilities, -inf for answers left out after their first token
+    model: torch.nn.Module,  # an open_clip CoCa, with or without adapters
+    images: torch.Tensor,  # (B, 3, s, s) preprocessed
+    prompts: torch.Tensor,  # (B, T) tokens, padded on the right
+    answers: torch.Tensor,  # (C, T') tokens of the candidates with the end, padded on the right
+    k: int = 32,  # how many are compared in full (released code: 32 for VQA, 3 for entailment)
+    pad: int = PAD,
+) -> torch.Tensor:  # (B, C) log-probabilities, -inf for answers left out after their first token
     "Score a list of `answers` for each image and prompt."
     patches, last = model._encode_image(images)[1], (prompts != pad).sum(1) - 1
-    first = all_logits(model, patches, prompts)[torch.arange(len(prompts)), last].log_softmax(-1)[:, answers[:, 0]]
+    first = all_logits(model, patches, prompts)[torch.arange(len(prompts)), last].log_softmax(-1)[
+        :, answers[:, 0]
+    ]
     keep = first.topk(min(k, len(answers)), dim=1).indices
     rows = torch.arange(len(prompts), device=images.device).repeat_interleave(keep.shape[1])
-    full = likelihood(model, patches[rows], prompts[rows], answers[keep.flatten()], pad).view(keep.shape)
+    full = likelihood(model, patches[rows], prompts[rows], answers[keep.flatten()], pad).view(
+        keep.shape
+    )
     return torch.full_like(first, -torch.inf).scatter(1, keep, full)

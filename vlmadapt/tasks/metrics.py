@@ -17,14 +17,118 @@ from ..foundation import choose
 
 # %% ../../nbs/tasks/03_metrics.ipynb #0f26eb3b
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
-NUMBERS = dict(none="0", zero="0", one="1", two="2", three="3", four="4", five="5", six="6", seven="7", eight="8", nine="9", ten="10")
+NUMBERS = dict(
+    none="0",
+    zero="0",
+    one="1",
+    two="2",
+    three="3",
+    four="4",
+    five="5",
+    six="6",
+    seven="7",
+    eight="8",
+    nine="9",
+    ten="10",
+)
 ARTICLES = ("a", "an", "the")
-CONTRACTIONS = """ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's how'd how'll how's
-isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't
-shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've
-there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd where's where've who'd
-who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've""".split()
-APOSTROPHES = {w[:m.start()] + w[m.end():]: w for w in CONTRACTIONS for m in re.finditer("'", w)} | {"somebody'd": "somebodyd"}
+CONTRACTIONS = [
+    "ain't",
+    "aren't",
+    "can't",
+    "could've",
+    "couldn't",
+    "couldn't've",
+    "didn't",
+    "doesn't",
+    "don't",
+    "hadn't",
+    "hadn't've",
+    "hasn't",
+    "haven't",
+    "he'd",
+    "he'd've",
+    "he's",
+    "how'd",
+    "how'll",
+    "how's",
+    "isn't",
+    "it'd",
+    "it'd've",
+    "it'll",
+    "ma'am",
+    "might've",
+    "mightn't",
+    "mightn't've",
+    "must've",
+    "mustn't",
+    "needn't",
+    "not've",
+    "o'clock",
+    "oughtn't",
+    "'ow's'at",
+    "shan't",
+    "she'd've",
+    "should've",
+    "shouldn't",
+    "shouldn't've",
+    "somebody'd've",
+    "somebody'll",
+    "somebody's",
+    "someone'd",
+    "someone'd've",
+    "someone'll",
+    "someone's",
+    "something'd",
+    "something'd've",
+    "something'll",
+    "that's",
+    "there'd",
+    "there'd've",
+    "there're",
+    "there's",
+    "they'd",
+    "they'd've",
+    "they'll",
+    "they're",
+    "they've",
+    "'twas",
+    "wasn't",
+    "we'd've",
+    "we've",
+    "weren't",
+    "what'll",
+    "what're",
+    "what's",
+    "what've",
+    "when's",
+    "where'd",
+    "where's",
+    "where've",
+    "who'd",
+    "who'd've",
+    "who'll",
+    "who's",
+    "who've",
+    "why'll",
+    "why're",
+    "why's",
+    "won't",
+    "would've",
+    "wouldn't",
+    "wouldn't've",
+    "y'all",
+    "y'all'd've",
+    "y'all'll",
+    "you'd",
+    "you'd've",
+    "you'll",
+    "you're",
+    "you've",
+]
+APOSTROPHES = {
+    w[: m.start()] + w[m.end() :]: w for w in CONTRACTIONS for m in re.finditer("'", w)
+} | {"somebody'd": "somebodyd"}
 
 # %% ../../nbs/tasks/03_metrics.ipynb #b4113832
 PERIODS = 32  # removed at most: the official program passes a flag where the count belongs
@@ -141,58 +245,70 @@ def _soft(predicted, answers):
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 ENDINGS = r"n't|'(?:s|m|d|re|ve|ll)"
 APART = re.compile(r"\b(?:(can)(not)|(gon|wan)(na)|(got)(ta)|(lem|gim)(me)|(y')(all))\b")
-PIECES = re.compile(rf"""y'(?=\ all)|[oc]'\w+|d'\w+|ma'am|'n'|(?:{ENDINGS})(?!\w)     # apostrophes
+PIECES = re.compile(
+    rf"""y'(?=\ all)|[oc]'\w+|d'\w+|ma'am|'n'|(?:{ENDINGS})(?!\w)     # apostrophes
     |'?\d0s|\d+(?:[.,:/]\d+)+(?:-\w+)*                                            # the '70s, 3.5-inch, 10:30
     |(?:[a-z]\.){{2,}}|(?:mr|mrs|ms|dr|st|mt|ft|jr|sr|vs|etc)\.|no\.(?=\s*\d)     # a.m., st.
-    |\w+(?:[-./&]\w+)*|[&$%#/*+=<>@~()\[\]{{}}]""", re.X)
+    |\w+(?:[-./&]\w+)*|[&$%#/*+=<>@~()\[\]{{}}]""",
+    re.X,
+)
 
 # %% ../../nbs/tasks/03_metrics.ipynb #c144d081
 def words_of(
-    text:str|list, # a caption, or its words
-)->list[str]:
+    text: str | list,  # a caption, or its words
+) -> list[str]:
     "Lower-case words of a caption as the Penn Treebank splits it, without punctuation."
-    if not isinstance(text, str): return list(text)
+    if not isinstance(text, str):
+        return list(text)
     text = APART.sub(lambda m: " ".join(filter(None, m.groups())), text.lower().replace("’", "'"))
     text = re.sub(rf"(?<=\w)({ENDINGS})(?!\w)", r" \1", text)
     return [BRACKETS.get(w, w) for w in PIECES.findall(text)]
 
 # %% ../../nbs/tasks/03_metrics.ipynb #a91d840f
 def ngrams(
-    words:list[str], # a caption
-    n:int, # how many words in a row
-)->Counter:
+    words: list[str],  # a caption
+    n: int,  # how many words in a row
+) -> Counter:
     "How often each run of `n` words occurs."
     return Counter(zip(*(words[i:] for i in range(n))))
 
 # %% ../../nbs/tasks/03_metrics.ipynb #19be9ec2
 def bleu(
-    written:list, # B captions, text or words
-    references:list[list], # for each its references
-    order:int=4, # longest run of words
-)->float: # percent
+    written: list,  # B captions, text or words
+    references: list[list],  # for each its references
+    order: int = 4,  # longest run of words
+) -> float:  # percent
     "Corpus BLEU with the closest reference length."
     check_texts(written, references)
-    right, total, c, r = [0]*order, [0]*order, 0, 0
+    right, total, c, r = [0] * order, [0] * order, 0, 0
     for text, refs in zip(written, references, strict=True):
         words, refs = words_of(text), [words_of(ref) for ref in refs]
         c, r = c + len(words), r + min((abs(len(ref) - len(words)), len(ref)) for ref in refs)[1]
         for n in range(order):
             most = Counter()
-            for ref in refs: most |= ngrams(ref, n + 1)
-            runs = ngrams(words, n + 1); right[n] += (runs & most).total(); total[n] += runs.total()
-    if not all(right): return 0.
-    return 100*math.exp(sum(math.log(a/b) for a, b in zip(right, total))/order + min(0, 1 - r/c))
+            for ref in refs:
+                most |= ngrams(ref, n + 1)
+            runs = ngrams(words, n + 1)
+            right[n] += (runs & most).total()
+            total[n] += runs.total()
+    if not all(right):
+        return 0.0
+    return 100 * math.exp(
+        sum(math.log(a / b) for a, b in zip(right, total)) / order + min(0, 1 - r / c)
+    )
 
 # %% ../../nbs/tasks/03_metrics.ipynb #f8d4b134
 def common_length(
-    a:list[str], b:list[str], # two texts
-)->int:
+    a: list[str],
+    b: list[str],  # two texts
+) -> int:
     "Length of the longest common subsequence of `a` and `b`."
-    row = [0]*(len(b) + 1)
+    row = [0] * (len(b) + 1)
     for word in a:
         last = row
         row = [0]
-        for j, other in enumerate(b): row.append(last[j] + 1 if word == other else max(last[j + 1], row[j]))
+        for j, other in enumerate(b):
+            row.append(last[j] + 1 if word == other else max(last[j + 1], row[j]))
     return row[-1]
 
 # %% ../../nbs/tasks/03_metrics.ipynb #44162ea5
@@ -218,30 +334,51 @@ def rouge_l(
 
 # %% ../../nbs/tasks/03_metrics.ipynb #1e371296
 def cider(
-    written:list, # B captions, text or words; rarity is measured over these B images, so one image alone scores 0
-    references:list[list], # for each its references
-    order:int=4, # longest run of words
-    sigma:float=6., # how much the length may differ
-)->float: # percent
+    written: list,  # B captions, text or words; rarity is measured over these B images, so one image alone scores 0
+    references: list[list],  # for each its references
+    order: int = 4,  # longest run of words
+    sigma: float = 6.0,  # how much the length may differ
+) -> float:  # percent
     "Mean CIDEr-D."
     check_texts(written, references)
     count = lambda text: [ngrams(words_of(text), n + 1) for n in range(order)]
-    pairs = [(count(text), [count(ref) for ref in refs]) for text, refs in zip(written, references, strict=True)]
-    images = [sum((Counter(set().union(*(ref[n] for ref in refs))) for _, refs in pairs), Counter()) for n in range(order)]
-    rare = lambda counts: [{g: k*(math.log(len(pairs)) - math.log(max(1, images[n][g]))) for g, k in c.items()} for n, c in enumerate(counts)]
+    pairs = [
+        (count(text), [count(ref) for ref in refs])
+        for text, refs in zip(written, references, strict=True)
+    ]
+    images = [
+        sum((Counter(set().union(*(ref[n] for ref in refs))) for _, refs in pairs), Counter())
+        for n in range(order)
+    ]
+    rare = lambda counts: [
+        {g: k * (math.log(len(pairs)) - math.log(max(1, images[n][g]))) for g, k in c.items()}
+        for n, c in enumerate(counts)
+    ]
     length = lambda counts: counts[min(1, order - 1)].total()
-    likeness = lambda a, b: math.exp(-(length(a) - length(b))**2/(2*sigma**2))*sum(map(_clipped_cosine, rare(a), rare(b)))/order
-    return 1000*sum(sum(likeness(text, ref) for ref in refs)/len(refs) for text, refs in pairs)/len(pairs)
+    likeness = lambda a, b: (
+        math.exp(-((length(a) - length(b)) ** 2) / (2 * sigma**2))
+        * sum(map(_clipped_cosine, rare(a), rare(b)))
+        / order
+    )
+    return (
+        1000
+        * sum(sum(likeness(text, ref) for ref in refs) / len(refs) for text, refs in pairs)
+        / len(pairs)
+    )
 
 # %% ../../nbs/tasks/03_metrics.ipynb #e21339de
 def _clipped_cosine(a, b):
-    size = math.sqrt(sum(x*x for x in a.values())*sum(x*x for x in b.values()))
-    return sum(min(x, b[g])*b[g] for g, x in a.items() if g in b)/size if size else 0.
+    size = math.sqrt(sum(x * x for x in a.values()) * sum(x * x for x in b.values()))
+    return sum(min(x, b[g]) * b[g] for g, x in a.items() if g in b) / size if size else 0.0
 
 # %% ../../nbs/tasks/03_metrics.ipynb #57715cf9
 def caption_scores(
-    written:list, # B captions, text or words
-    references:list[list], # for each its references
-)->dict[str, float]: # percent
+    written: list,  # B captions, text or words
+    references: list[list],  # for each its references
+) -> dict[str, float]:  # percent
     "BLEU-4, ROUGE-L and CIDEr of captions, as papers report them."
-    return {"BLEU-4": bleu(written, references), "ROUGE-L": rouge_l(written, references), "CIDEr": cider(written, references)}
+    return {
+        "BLEU-4": bleu(written, references),
+        "ROUGE-L": rouge_l(written, references),
+        "CIDEr": cider(written, references),
+    }

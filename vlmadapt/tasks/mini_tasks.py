@@ -7,11 +7,14 @@ __all__ = ['COMMON', 'LONGER', 'SORTS', 'CLAIM', 'VERDICTS', 'HUMAN', 'CAPTION',
            'Example', 'human_answers', 'fair_caption', 'MiniTask', 'draw_task']
 
 # %% ../../nbs/tasks/04_mini_tasks.ipynb #1ad8941f
-import random, zlib
+import random
+import zlib
 from collections import Counter
 from functools import lru_cache
 from typing import NamedTuple
+
 import numpy as np
+
 from ..foundation import choose
 from ..mini.drawing import Scenes
 from ..mini.frames import COLOUR_NAMES, NUMBERS, PLACES, PLURALS, SHAPE_NAMES, fix_articles
@@ -21,35 +24,66 @@ from ..mini.scenes import EASY_SHAPES, POSITIONS, STYLES, concat, counts, render
 # %% ../../nbs/tasks/04_mini_tasks.ipynb #753feda5
 class Example(NamedTuple):
     "A `prompt` about the image in row `image`, the `answers` that people gave, and the `sort` of question."
+
     image: int
     prompt: str
     answers: tuple
     sort: str = ""
 
 # %% ../../nbs/tasks/04_mini_tasks.ipynb #b8fd5891
-COMMON = {"cyan": "blue", "pink": "purple", "centre": "middle", "one": "1", "two": "2", "three": "3", "four": "many", "five": "many", "six": "many"}
-LONGER = {"middle": "in the middle", "yes": "yes it is", "no": "no it is not", **{p: f"on the {p}" for p in ("left", "right")},
-          **{p: f"at the {p}" for p in ("top", "bottom")}}
+COMMON = {
+    "cyan": "blue",
+    "pink": "purple",
+    "centre": "middle",
+    "one": "1",
+    "two": "2",
+    "three": "3",
+    "four": "many",
+    "five": "many",
+    "six": "many",
+}
+LONGER = {
+    "middle": "in the middle",
+    "yes": "yes it is",
+    "no": "no it is not",
+    **{p: f"on the {p}" for p in ("left", "right")},
+    **{p: f"at the {p}" for p in ("top", "bottom")},
+}
 
 # %% ../../nbs/tasks/04_mini_tasks.ipynb #96382766
 def human_answers(
-    answer:str, # the true answer, in the words of pretraining
-    rivals:list[str], # other answers to the same sort of question
-    rng:random.Random,
-    people:int=10, # how many are asked
-)->tuple[str, ...]:
+    answer: str,  # the true answer, in the words of pretraining
+    rivals: list[str],  # other answers to the same sort of question
+    rng: random.Random,
+    people: int = 10,  # how many are asked
+) -> tuple[str, ...]:
     "What `people` say whose common answer is the true one."
-    common = COMMON.get(answer, answer); longer = LONGER.get(common, common)
+    common = COMMON.get(answer, answer)
+    longer = LONGER.get(common, common)
     wrong = [COMMON.get(r, r) for r in rivals if r != answer] or [common]
-    return tuple(common if r < .75 else longer if r < .92 else rng.choice(wrong) for r in (rng.random() for _ in range(people)))
+    return tuple(
+        common if r < 0.75 else longer if r < 0.92 else rng.choice(wrong)
+        for r in (rng.random() for _ in range(people))
+    )
 
 # %% ../../nbs/tasks/04_mini_tasks.ipynb #5a5856fd
-SORTS = dict(colour=list(COLOUR_NAMES[:12]), shape=[SHAPE_NAMES[i] for i in EASY_SHAPES], count=list(NUMBERS[1:7]), where=list(POSITIONS), **{"is": ["yes", "no"]})
+SORTS = dict(
+    colour=list(COLOUR_NAMES[:12]),
+    shape=[SHAPE_NAMES[i] for i in EASY_SHAPES],
+    count=list(NUMBERS[1:7]),
+    where=list(POSITIONS),
+    **{"is": ["yes", "no"]},
+)
 
 # %% ../../nbs/tasks/04_mini_tasks.ipynb #78962906
 def _mixed(rng, n, **level):
     "As many single objects as counts, in any order"
-    s = concat([singles(rng, n - n//2, shapes=EASY_SHAPES, share=(.5, .2, .3), **level), counts(rng, n//2, **level)])
+    s = concat(
+        [
+            singles(rng, n - n // 2, shapes=EASY_SHAPES, share=(0.5, 0.2, 0.3), **level),
+            counts(rng, n // 2, **level),
+        ]
+    )
     return s[rng.permutation(n)]
 
 # %% ../../nbs/tasks/04_mini_tasks.ipynb #620bff05
@@ -57,69 +91,122 @@ def _vqa(rng, words, n, level):
     s, examples = _mixed(rng, n, **level), []
     for i in range(n):
         asked = [q for q in questions(s[i], words) if q[2] in SORTS]
-        sort = words.choice(sorted({q[2] for q in asked})); text, answer, _ = words.choice([q for q in asked if q[2] == sort])
+        sort = words.choice(sorted({q[2] for q in asked}))
+        text, answer, _ = words.choice([q for q in asked if q[2] == sort])
         examples.append(Example(i, text, human_answers(answer, SORTS[sort], words), sort))
     return s, examples
 
 # %% ../../nbs/tasks/04_mini_tasks.ipynb #ccb104f0
 CLAIM, VERDICTS = "{}, yes, no or open?", ("yes", "open", "no")
-HUMAN = ("there is a {}", "somebody drew a {}", "you see a {} here", "the picture shows a {}", "my friend drew a {}", "it is a {}", "this is a {}", "the artist drew a {}")
+HUMAN = (
+    "there is a {}",
+    "somebody drew a {}",
+    "you see a {} here",
+    "the picture shows a {}",
+    "my friend drew a {}",
+    "it is a {}",
+    "this is a {}",
+    "the artist drew a {}",
+)
 
 # %% ../../nbs/tasks/04_mini_tasks.ipynb #67a68601
-def _other(rng, options, k): return options[(options.index(k) + 1 + rng.randrange(len(options) - 1)) % len(options)]
+def _other(rng, options, k):
+    return options[(options.index(k) + 1 + rng.randrange(len(options) - 1)) % len(options)]
 
 # %% ../../nbs/tasks/04_mini_tasks.ipynb #5077df82
 def _trial(words, shape, colour):
     "For each verdict (shape, colour, is it a sketch?) of a picture, when the sentence is about `shape` and `colour`"
     shapes, colours = list(EASY_SHAPES), list(range(12))
-    false = [(_other(words, shapes, shape), colour, False), (shape, _other(words, colours, colour), False)]
+    false = [
+        (_other(words, shapes, shape), colour, False),
+        (shape, _other(words, colours, colour), False),
+    ]
     sketch = _other(words, shapes, shape), words.choice(colours), True
-    return [(shape, colour, False), (shape, words.choice(colours), True), sketch if words.random() < .5 else words.choice(false)]
+    return [
+        (shape, colour, False),
+        (shape, words.choice(colours), True),
+        sketch if words.random() < 0.5 else words.choice(false),
+    ]
 
 # %% ../../nbs/tasks/04_mini_tasks.ipynb #a2d03b84
 def _entailment(rng, words, n, level):
     rows, examples = [], []
-    for _ in range(-(-n//3)):
+    for _ in range(-(-n // 3)):
         shape, colour = words.choice(EASY_SHAPES), words.randrange(12)
-        claim = fix_articles(words.choice(HUMAN).format(f"{COLOUR_NAMES[colour]} {SHAPE_NAMES[shape]}"))
+        claim = fix_articles(
+            words.choice(HUMAN).format(f"{COLOUR_NAMES[colour]} {SHAPE_NAMES[shape]}")
+        )
         for verdict, row in zip(VERDICTS, _trial(words, shape, colour)):
-            examples.append(Example(len(rows), CLAIM.format(claim), (verdict,), "sketch" if row[2] else "painted")); rows.append(row)
+            examples.append(
+                Example(
+                    len(rows), CLAIM.format(claim), (verdict,), "sketch" if row[2] else "painted"
+                )
+            )
+            rows.append(row)
     shape, colour, sketch = np.array(rows).T
-    s = singles(rng, len(rows), given=(shape, colour, None), textures=[0], share=(0, .6, .4), **level)
+    s = singles(
+        rng, len(rows), given=(shape, colour, None), textures=[0], share=(0, 0.6, 0.4), **level
+    )
     s.style[:] = np.where(sketch, STYLES.index("sketch"), 0)
     keep = rng.permutation(len(rows))[:n]
     return s[keep], [examples[j]._replace(image=i) for i, j in enumerate(keep)]
 
 # %% ../../nbs/tasks/04_mini_tasks.ipynb #cdf1bbc8
 CAPTION = "what does the image describe?"
-FAIR = ("behold my {thing} {more}, my friend.", "my friend drew this {thing} {more}.", "you will like this {thing} {more}.", "the artist likes this {thing} {more}.",
-        "do you like it? one {thing} {more}.", "the best thing here is this {thing}.")
-FAIR_COUNT = ("behold my {number} {things}, my friend.", "my friend drew {number} {things}.", "you will like my {number} {things}.",
-              "the artist likes {number} {things} best.", "do you like it? i count {number} {things}.", "the best things here are {number} {things}.")
+FAIR = (
+    "behold my {thing} {more}, my friend.",
+    "my friend drew this {thing} {more}.",
+    "you will like this {thing} {more}.",
+    "the artist likes this {thing} {more}.",
+    "do you like it? one {thing} {more}.",
+    "the best thing here is this {thing}.",
+)
+FAIR_COUNT = (
+    "behold my {number} {things}, my friend.",
+    "my friend drew {number} {things}.",
+    "you will like my {number} {things}.",
+    "the artist likes {number} {things} best.",
+    "do you like it? i count {number} {things}.",
+    "the best things here are {number} {things}.",
+)
 
 # %% ../../nbs/tasks/04_mini_tasks.ipynb #fc56ee81
 def _more(s, words):
     places = PLACES[POSITIONS[s.position]]
-    return words.choice([words.choice(places), f"on {ground(s, words)}"] + ([places[0]] if s.size == 0 else []))
+    return words.choice(
+        [words.choice(places), f"on {ground(s, words)}"] + ([places[0]] if s.size == 0 else [])
+    )
 
 # %% ../../nbs/tasks/04_mini_tasks.ipynb #e5cd073a
 def fair_caption(
-    s:Scenes, # one row of `Scenes`
-    words:random.Random,
-)->str:
+    s: Scenes,  # one row of `Scenes`
+    words: random.Random,
+) -> str:
     "What a seller at an art fair says about `s`."
-    if s.count == 1: return fix_articles(words.choice(FAIR).format(thing=thing(s, 0, words), more=_more(s, words)))
+    if s.count == 1:
+        return fix_articles(
+            words.choice(FAIR).format(thing=thing(s, 0, words), more=_more(s, words))
+        )
     colour, shape, n = COLOUR_NAMES[s.colour[0]], SHAPE_NAMES[s.shape[0]], int(s.count)
     return words.choice(FAIR_COUNT).format(number=NUMBERS[n], things=f"{colour} {PLURALS[shape]}")
 
 # %% ../../nbs/tasks/04_mini_tasks.ipynb #7c15eda9
 def _captions(rng, words, n, level):
     s = _mixed(rng, n, **level)
-    return s, [Example(i, CAPTION, tuple(fair_caption(s[i], words) for _ in range(5)), "count" if s[i].count > 1 else "single") for i in range(n)]
+    return s, [
+        Example(
+            i,
+            CAPTION,
+            tuple(fair_caption(s[i], words) for _ in range(5)),
+            "count" if s[i].count > 1 else "single",
+        )
+        for i in range(n)
+    ]
 
 # %% ../../nbs/tasks/04_mini_tasks.ipynb #0db371fa
 class MiniTask(NamedTuple):
     "How a task is drawn (`draw`), its `metric`, the `candidates` to rank, and the number of examples of each split."
+
     draw: object
     metric: str
     candidates: tuple = ()
@@ -128,18 +215,27 @@ class MiniTask(NamedTuple):
     test: int = 384
 
 # %% ../../nbs/tasks/04_mini_tasks.ipynb #32f8973c
-LEVEL = dict(noise=.08, fade=.3, clutter=1)
-MINI_TASKS = {"mini-vqa": MiniTask(_vqa, "vqa", tuple(dict.fromkeys(COMMON.get(a, a) for sort in SORTS.values() for a in sort))),
-              "mini-entailment": MiniTask(_entailment, "accuracy", VERDICTS), "mini-captions": MiniTask(_captions, "captions")}
+LEVEL = dict(noise=0.08, fade=0.3, clutter=1)
+MINI_TASKS = {
+    "mini-vqa": MiniTask(
+        _vqa, "vqa", tuple(dict.fromkeys(COMMON.get(a, a) for sort in SORTS.values() for a in sort))
+    ),
+    "mini-entailment": MiniTask(_entailment, "accuracy", VERDICTS),
+    "mini-captions": MiniTask(_captions, "captions"),
+}
 
 # %% ../../nbs/tasks/04_mini_tasks.ipynb #ba8520c3
 @lru_cache(None)
 def draw_task(
-    name:str, # a key of `MINI_TASKS`
-    split:str, # "train", "val" or "test"
-)->tuple[np.ndarray, tuple[Example, ...]]: # images (N, 32, 32, 3) uint8; N examples
+    name: str,  # a key of `MINI_TASKS`
+    split: str,  # "train", "val" or "test"
+) -> tuple[np.ndarray, tuple[Example, ...]]:  # images (N, 32, 32, 3) uint8; N examples
     "The examples of one `split` of a task."
-    task = choose(name, MINI_TASKS, "mini task"); n = getattr(task, choose(split, dict(train="train", val="val", test="test"), "split"))
-    rng, words = np.random.default_rng([zlib.crc32(name.encode()), zlib.crc32(split.encode())]), random.Random(f"{name} {split}")
+    task = choose(name, MINI_TASKS, "mini task")
+    n = getattr(task, choose(split, dict(train="train", val="val", test="test"), "split"))
+    rng, words = (
+        np.random.default_rng([zlib.crc32(name.encode()), zlib.crc32(split.encode())]),
+        random.Random(f"{name} {split}"),
+    )
     scenes, examples = task.draw(rng, words, n, LEVEL)
     return render(rng, scenes), tuple(examples)

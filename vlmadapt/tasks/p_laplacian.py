@@ -8,164 +8,223 @@ __all__ = ['DEGREES', 'QUERY_NODES', 'edge_logits', 'node_weights', 'degrees', '
 
 # %% ../../nbs/tasks/00_p_laplacian.ipynb #8b18bb4f
 import torch
+
 from ..foundation import choose, stream
 
 # %% ../../nbs/tasks/00_p_laplacian.ipynb #b639c7e0
 def edge_logits(
-    A:torch.Tensor, # (..., N1, N2) edge weights >= 0
-    d2:torch.Tensor, # (..., N1, N2) squared distances > 0
-    p:float|torch.Tensor, # exponent of the p-Laplacian
-)->torch.Tensor: # (..., N1, N2), -inf where there is no edge
+    A: torch.Tensor,  # (..., N1, N2) edge weights >= 0
+    d2: torch.Tensor,  # (..., N1, N2) squared distances > 0
+    p: float | torch.Tensor,  # exponent of the p-Laplacian
+) -> torch.Tensor:  # (..., N1, N2), -inf where there is no edge
     "Logarithm of the re-weighted edges, eq. 11 with the square root pulled out of the norm."
     no_edge = A <= 0
     distance = d2.log()
-    return (p/2*(A.masked_fill(no_edge, 1).log() + distance) - distance).masked_fill(no_edge, -torch.inf)
+    return (p / 2 * (A.masked_fill(no_edge, 1).log() + distance) - distance).masked_fill(
+        no_edge, -torch.inf
+    )
 
 # %% ../../nbs/tasks/00_p_laplacian.ipynb #e9696582
 def node_weights(
-    logits:torch.Tensor, # (..., N1, N2) of `edge_logits`
-    p:float|torch.Tensor, # exponent
-    mu:float|torch.Tensor, # weight of a node's own features, >= 0
-    own:torch.Tensor|None=None, # (..., N1) degrees of the nodes that receive; None: 1
-    other:torch.Tensor|None=None, # (..., N2) degrees of the nodes that send; None: 1
-)->tuple[torch.Tensor, torch.Tensor]: # weights of the edges (..., N1, N2), weights of the node itself (..., N1)
+    logits: torch.Tensor,  # (..., N1, N2) of `edge_logits`
+    p: float | torch.Tensor,  # exponent
+    mu: float | torch.Tensor,  # weight of a node's own features, >= 0
+    own: torch.Tensor | None = None,  # (..., N1) degrees of the nodes that receive; None: 1
+    other: torch.Tensor | None = None,  # (..., N2) degrees of the nodes that send; None: 1
+) -> tuple[
+    torch.Tensor, torch.Tensor
+]:  # weights of the edges (..., N1, N2), weights of the node itself (..., N1)
     "Edge and self weights of one step, eq. 12 and 13."
-    itself = torch.as_tensor(mu, dtype=logits.dtype, device=logits.device).log() - torch.as_tensor(p/2, dtype=logits.dtype, device=logits.device).log()
+    itself = (
+        torch.as_tensor(mu, dtype=logits.dtype, device=logits.device).log()
+        - torch.as_tensor(p / 2, dtype=logits.dtype, device=logits.device).log()
+    )
     itself = torch.where((logits > -torch.inf).any(-1), itself, 0)
-    if own is not None: logits = logits - own.log()[..., None]
+    if own is not None:
+        logits = logits - own.log()[..., None]
     weights = torch.cat([logits, itself[..., None]], -1).softmax(-1)
-    edges = weights[..., :-1] if own is None else weights[..., :-1]*own.sqrt()[..., None]*other.rsqrt()[..., None, :]
+    edges = (
+        weights[..., :-1]
+        if own is None
+        else weights[..., :-1] * own.sqrt()[..., None] * other.rsqrt()[..., None, :]
+    )
     return edges, weights[..., -1]
 
 # %% ../../nbs/tasks/00_p_laplacian.ipynb #09a7c3eb
-def _sums(A, dim): total = A.sum(dim); return total.masked_fill(total <= 0, 1)
+def _sums(A, dim):
+    total = A.sum(dim)
+    return total.masked_fill(total <= 0, 1)
+
+
 DEGREES = dict(none=lambda A: (None, None), full=lambda A: (_sums(A, -1), _sums(A, -2)))
 
+
 def degrees(
-    A:torch.Tensor, # (..., N1, N2) edge weights
-    degree:str, # "none" or "full"
-)->tuple: # (..., N1) and (..., N2), or None where all are 1
+    A: torch.Tensor,  # (..., N1, N2) edge weights
+    degree: str,  # "none" or "full"
+) -> tuple:  # (..., N1) and (..., N2), or None where all are 1
     "Degrees of the row nodes and of the column nodes."
     return choose(degree, DEGREES, "degree")(A)
 
+
 def by_degree(
-    x:torch.Tensor, # (..., N, D) node features
-    degree:torch.Tensor|None, # (..., N); None: 1
-)->torch.Tensor: # (..., N, D)
+    x: torch.Tensor,  # (..., N, D) node features
+    degree: torch.Tensor | None,  # (..., N); None: 1
+) -> torch.Tensor:  # (..., N, D)
     "`x` divided by the square root of the `degree`."
-    return x if degree is None else x*degree.rsqrt()[..., None]
+    return x if degree is None else x * degree.rsqrt()[..., None]
 
 # %% ../../nbs/tasks/00_p_laplacian.ipynb #9e9ee988
 def floored(
-    d2:torch.Tensor, # (..., N1, N2) squared distances
-    size:torch.Tensor, # (..., N1) squared lengths of the row nodes
-    eps:float|None=None, # least squared distance in units of the squared length; default 16 roundings of the dtype
-)->torch.Tensor: # (..., N1, N2), > 0
+    d2: torch.Tensor,  # (..., N1, N2) squared distances
+    size: torch.Tensor,  # (..., N1) squared lengths of the row nodes
+    eps: float
+    | None = None,  # least squared distance in units of the squared length; default 16 roundings of the dtype
+) -> torch.Tensor:  # (..., N1, N2), > 0
     "`d2`, no smaller than what floating-point numbers of this size can tell apart."
     info = torch.finfo(d2.dtype)
-    return torch.maximum(d2, (16*info.eps if eps is None else eps)*size[..., None] + info.tiny**.5)
+    return torch.maximum(
+        d2, (16 * info.eps if eps is None else eps) * size[..., None] + info.tiny**0.5
+    )
 
 # %% ../../nbs/tasks/00_p_laplacian.ipynb #c46c2a15
 def plap_message_passing(
-    A:torch.Tensor, # (..., N, N) symmetric edge weights >= 0
-    X:torch.Tensor, # (..., N, D) node features
-    p:float|torch.Tensor, # exponent; 2 re-weights nothing, less favours near neighbours
-    mu:float|torch.Tensor=0., # weight of a node's own features
-    K:int=1, # steps
-    degree:str="full", # "full" (the paper's) or "none"
-    eps:float|None=None, # as in `floored`
-)->torch.Tensor: # (..., N, D)
+    A: torch.Tensor,  # (..., N, N) symmetric edge weights >= 0
+    X: torch.Tensor,  # (..., N, D) node features
+    p: float | torch.Tensor,  # exponent; 2 re-weights nothing, less favours near neighbours
+    mu: float | torch.Tensor = 0.0,  # weight of a node's own features
+    K: int = 1,  # steps
+    degree: str = "full",  # "full" (the paper's) or "none"
+    eps: float | None = None,  # as in `floored`
+) -> torch.Tensor:  # (..., N, D)
     "p-Laplacian message passing on any graph, eq. 11 to 13, from all pairwise differences."
     (own, other), x = degrees(A, degree), X
     for _ in range(K):
         y, z = by_degree(x, own), by_degree(x, other)
         d2 = (y[..., :, None, :] - z[..., None, :, :]).square().sum(-1)
-        weights, itself = node_weights(edge_logits(A, floored(d2, y.square().sum(-1), eps), p), p, mu, own, other)
-        x = weights @ x + itself[..., None]*X
+        weights, itself = node_weights(
+            edge_logits(A, floored(d2, y.square().sum(-1), eps), p), p, mu, own, other
+        )
+        x = weights @ x + itself[..., None] * X
     return x
 
 # %% ../../nbs/tasks/00_p_laplacian.ipynb #0c261c82
 def attention_matrix(
-    q:torch.Tensor, # (..., N1, D) queries
-    k:torch.Tensor, # (..., N2, D) keys
-    mask:torch.Tensor|None=None, # broadcasts to (..., N1, N2): bool, True where looking is forbidden, or added to the scores
-)->torch.Tensor: # (..., N1, N2), rows sum to 1, zero where masked
+    q: torch.Tensor,  # (..., N1, D) queries
+    k: torch.Tensor,  # (..., N2, D) keys
+    mask: torch.Tensor
+    | None = None,  # broadcasts to (..., N1, N2): bool, True where looking is forbidden, or added to the scores
+) -> torch.Tensor:  # (..., N1, N2), rows sum to 1, zero where masked
     "Softmax of the scaled products, in at least single precision."
     with torch.autocast(q.device.type, enabled=False):
         q, k = at_least_single(q), at_least_single(k)
-        scores = q*q.shape[-1]**-.5 @ k.mT
-        if mask is not None: scores = scores.masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        scores = q * q.shape[-1] ** -0.5 @ k.mT
+        if mask is not None:
+            scores = (
+                scores.masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+            )
         blind = (scores == -torch.inf).all(-1, keepdim=True)
         return scores.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0)
 
-def at_least_single(x:torch.Tensor)->torch.Tensor:
+
+def at_least_single(x: torch.Tensor) -> torch.Tensor:
     "`x`, in float32 if it came in half precision."
     return x.float() if x.dtype.itemsize < 4 else x
 
 # %% ../../nbs/tasks/00_p_laplacian.ipynb #9a284201
 def squared_distances(
-    a:torch.Tensor, # (..., N1, D)
-    b:torch.Tensor, # (..., N2, D)
-    metric:torch.Tensor|None=None, # (..., D, D) symmetric; default: identity
-    eps:float|None=None, # as in `floored`
-)->torch.Tensor: # (..., N1, N2), > 0
+    a: torch.Tensor,  # (..., N1, D)
+    b: torch.Tensor,  # (..., N2, D)
+    metric: torch.Tensor | None = None,  # (..., D, D) symmetric; default: identity
+    eps: float | None = None,  # as in `floored`
+) -> torch.Tensor:  # (..., N1, N2), > 0
     "Squared distances between the rows of `a` and of `b` in `metric`, from products."
     ga, gb = (a, b) if metric is None else (a @ metric, b @ metric)
-    a2, b2 = (ga*a).sum(-1), (gb*b).sum(-1)
-    return floored(a2[..., None] + b2[..., None, :] - 2*ga @ b.mT, a2, eps)
+    a2, b2 = (ga * a).sum(-1), (gb * b).sum(-1)
+    return floored(a2[..., None] + b2[..., None, :] - 2 * ga @ b.mT, a2, eps)
 
 # %% ../../nbs/tasks/00_p_laplacian.ipynb #0ea93b43
 def plap_attention(
-    M:torch.Tensor, # (..., N1, N2) attention matrix, zero where masked
-    q:torch.Tensor, # (..., N1, D) query nodes
-    v:torch.Tensor, # (..., N2, D) value nodes
-    p:float|torch.Tensor, # exponent
-    mu:float|torch.Tensor=0., # weight of the query node itself
-    degree:str="none", # "none", or "full": the paper's, which lets a causal decoder see the future
-    metric:torch.Tensor|None=None, # (..., D, D) W_o W_o^T of the heads; default: distances before W_o
-    K:int=1, # steps; the paper takes one
-    eps:float|None=None, # as in `floored`
-)->tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]: # (..., N1, D); weights of the values (..., N1, N2) and of the query (..., N1)
+    M: torch.Tensor,  # (..., N1, N2) attention matrix, zero where masked
+    q: torch.Tensor,  # (..., N1, D) query nodes
+    v: torch.Tensor,  # (..., N2, D) value nodes
+    p: float | torch.Tensor,  # exponent
+    mu: float | torch.Tensor = 0.0,  # weight of the query node itself
+    degree: str = "none",  # "none", or "full": the paper's, which lets a causal decoder see the future
+    metric: torch.Tensor
+    | None = None,  # (..., D, D) W_o W_o^T of the heads; default: distances before W_o
+    K: int = 1,  # steps; the paper takes one
+    eps: float | None = None,  # as in `floored`
+) -> tuple[
+    torch.Tensor, tuple[torch.Tensor, torch.Tensor]
+]:  # (..., N1, D); weights of the values (..., N1, N2) and of the query (..., N1)
     "p-Laplacian message passing on the graph of queries and values, the query rows of eq. 14, before W_o."
     dtype = v.dtype
     with torch.autocast(v.device.type, enabled=False):
         M, q, v = at_least_single(M), at_least_single(q), at_least_single(v)
-        metric, (row, column), x, z = metric if metric is None else metric.to(v.dtype), degrees(M, degree), q, v
+        metric, (row, column), x, z = (
+            metric if metric is None else metric.to(v.dtype),
+            degrees(M, degree),
+            q,
+            v,
+        )
         for step in range(K):
-            logits = edge_logits(M, squared_distances(by_degree(x, row), by_degree(z, column), metric, eps), p)
+            logits = edge_logits(
+                M, squared_distances(by_degree(x, row), by_degree(z, column), metric, eps), p
+            )
             weights, itself = node_weights(logits, p, mu, row, column)
             back = node_weights(logits.mT, p, mu, column, row) if step + 1 < K else None
-            x, z = weights @ z + itself[..., None]*q, back and back[0] @ x + back[1][..., None]*v
+            x, z = (
+                weights @ z + itself[..., None] * q,
+                back and back[0] @ x + back[1][..., None] * v,
+            )
     return x.to(dtype), (weights, itself)
 
 # %% ../../nbs/tasks/00_p_laplacian.ipynb #1e15a4dd
-def _noise(q, offset): return torch.randn(offset + q.shape[-2], 4096, generator=stream(0, "query nodes"))[offset:, :q.shape[-1]].to(q)
+def _noise(q, offset):
+    return torch.randn(offset + q.shape[-2], 4096, generator=stream(0, "query nodes"))[
+        offset:, : q.shape[-1]
+    ].to(q)
 
-QUERY_NODES = dict(query=lambda q, offset: q, zero=lambda q, offset: torch.zeros_like(q),
-                   noise=lambda q, offset: q.square().mean(-1, keepdim=True).sqrt()*_noise(q, offset))
+
+QUERY_NODES = dict(
+    query=lambda q, offset: q,
+    zero=lambda q, offset: torch.zeros_like(q),
+    noise=lambda q, offset: q.square().mean(-1, keepdim=True).sqrt() * _noise(q, offset),
+)
+
 
 def query_nodes(
-    q:torch.Tensor, # (..., N1, D) projected queries
-    kind:str="query", # "query", "zero" or "noise"
-    offset:int=0, # position of the first query
-)->torch.Tensor: # (..., N1, D)
+    q: torch.Tensor,  # (..., N1, D) projected queries
+    kind: str = "query",  # "query", "zero" or "noise"
+    offset: int = 0,  # position of the first query
+) -> torch.Tensor:  # (..., N1, D)
     "The node features of the queries, or what the paper's table 3 puts in their place."
     return choose(kind, QUERY_NODES, "query nodes")(q, offset)
 
 # %% ../../nbs/tasks/00_p_laplacian.ipynb #a64c0729
 def plap_released(
-    M:torch.Tensor, # (..., N1, N2) attention matrix, zero where masked
-    v:torch.Tensor, # (..., N2, D) value nodes
-    p:float|torch.Tensor, # exponent
-    mu:float|torch.Tensor, # weight of the node itself
-    q:torch.Tensor|None=None, # (..., N1, D) query nodes of cross-attention; None for self-attention, whose nodes are the last N1 values
-    eps:float=1e-8, # their guard against zeros
-)->tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]: # (..., N1, D); weights of the values (..., N1, N2) and of the node itself (..., N1)
+    M: torch.Tensor,  # (..., N1, N2) attention matrix, zero where masked
+    v: torch.Tensor,  # (..., N2, D) value nodes
+    p: float | torch.Tensor,  # exponent
+    mu: float | torch.Tensor,  # weight of the node itself
+    q: torch.Tensor
+    | None = None,  # (..., N1, D) query nodes of cross-attention; None for self-attention, whose nodes are the last N1 values
+    eps: float = 1e-8,  # their guard against zeros
+) -> tuple[
+    torch.Tensor, tuple[torch.Tensor, torch.Tensor]
+]:  # (..., N1, D); weights of the values (..., N1, N2) and of the node itself (..., N1)
     "The aggregation of the authors' released code."
     with torch.autocast(v.device.type, enabled=False):
         dtype, M, v = v.dtype, at_least_single(M), at_least_single(v)
-        nodes = v[..., -M.shape[-2]:, :] if q is None else at_least_single(q)
+        nodes = v[..., -M.shape[-2] :, :] if q is None else at_least_single(q)
         gaps = torch.cdist(nodes, v, compute_mode="donot_use_mm_for_euclid_dist").square()
-        logits = edge_logits(M, (M + eps)*gaps + v.shape[-1]*eps**2, p) + (1 - p/2)*M.masked_fill(M <= 0, 1).log()
+        logits = (
+            edge_logits(M, (M + eps) * gaps + v.shape[-1] * eps**2, p)
+            + (1 - p / 2) * M.masked_fill(M <= 0, 1).log()
+        )
         weights, itself = node_weights(logits, p, mu)
-        return (weights @ v + (itself[..., None]*nodes if q is None else 0)).to(dtype), (weights, itself)
+        return (weights @ v + (itself[..., None] * nodes if q is None else 0)).to(dtype), (
+            weights,
+            itself,
+        )

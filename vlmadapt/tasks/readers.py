@@ -140,7 +140,9 @@ class Gathered:
     def split(self) -> tuple[list, list]:
         "Return images and examples, as a `TaskProblem` takes them; refuse a file without any."
         if not self.examples:
-            raise RecordError(f"{shown_path(self.source)}: no examples with images in {self.folder}")
+            raise RecordError(
+                f"{shown_path(self.source)}: no examples with images in {self.folder}"
+            )
         if self._blank:
             first = self._blank[0]
             warnings.warn(f"{len(self._blank)} empty answers are left out, the first in {first}")
@@ -158,17 +160,17 @@ def file_names(
 
 # %% ../../nbs/tasks/04b_readers.ipynb #e074bd39
 def question_text(
-    text:str, # a question
-    words:int=20, # at most
-)->str:
+    text: str,  # a question
+    words: int = 20,  # at most
+) -> str:
     "A question as a prompt."
     return " ".join(re.sub(r"[.!\"()*#:;~]", "", text.lower()).split()[:words])
 
 # %% ../../nbs/tasks/04b_readers.ipynb #51db0b46
 def caption_text(
-    text:str, # a caption
-    words:int=30, # at most
-)->str:
+    text: str,  # a caption
+    words: int = 30,  # at most
+) -> str:
     "A caption to learn from."
     return " ".join(text.lower().strip(" .\n\t").split()[:words])
 
@@ -220,53 +222,73 @@ def karpathy_parts(
 def _karpathy_part(row):
     part = row.text("split")
     if part not in KARPATHY_PARTS:
-        raise RecordError(f"{row.where}: split {shown_path(part)!r} is none of {', '.join(KARPATHY_PARTS)}")
+        raise RecordError(
+            f"{row.where}: split {shown_path(part)!r} is none of {', '.join(KARPATHY_PARTS)}"
+        )
     return KARPATHY_PARTS[part]
 
 # %% ../../nbs/tasks/04b_readers.ipynb #a7d14f47
 def parted(
-    splits:list[tuple[list, list]], # images and examples
-    part_of:Callable, # function from the path of an image to the name of its part
-)->dict: # part -> (images, examples)
+    splits: list[tuple[list, list]],  # images and examples
+    part_of: Callable,  # function from the path of an image to the name of its part
+) -> dict:  # part -> (images, examples)
     "Examples of several files, sorted anew by their images."
     out = defaultdict(lambda: ([], []))
     for images, examples in splits:
         at = {}
         for i, image in enumerate(images):
-            part = out[part_of(image)]; at[i] = part, len(part[0]); part[0].append(image)
-        for e in examples: part, i = at[e.image]; part[1].append(e._replace(image=i))
+            part = out[part_of(image)]
+            at[i] = part, len(part[0])
+            part[0].append(image)
+        for e in examples:
+            part, i = at[e.image]
+            part[1].append(e._replace(image=i))
     return dict(out)
 
 # %% ../../nbs/tasks/04b_readers.ipynb #653bdc83
 def read_vqav2(
-    root:str|Path, # the folder of the four files, dataset_coco.json, train2014/ and val2014/
-)->dict: # train, val, test -> (images, examples)
+    root: str | Path,  # the folder of the four files, dataset_coco.json, train2014/ and val2014/
+) -> dict:  # train, val, test -> (images, examples)
     "VQAv2 in Karpathy's split."
-    files = [(root/f"v2_OpenEnded_mscoco_{part}_questions.json", root/f"v2_mscoco_{part}_annotations.json") for part in ("train2014", "val2014")]
-    parts = karpathy_parts(root/"dataset_coco.json")
+    files = [
+        (
+            root / f"v2_OpenEnded_mscoco_{part}_questions.json",
+            root / f"v2_mscoco_{part}_annotations.json",
+        )
+        for part in ("train2014", "val2014")
+    ]
+    parts = karpathy_parts(root / "dataset_coco.json")
+
     def part_of(image):
         number = int(Path(image).stem.split("_")[-1])
-        if number not in parts: raise RecordError(f"{root/'dataset_coco.json'}: no image with cocoid {number}, as in {image}")
+        if number not in parts:
+            raise RecordError(
+                f"{root / 'dataset_coco.json'}: no image with cocoid {number}, as in {image}"
+            )
         return parts[number]
+
     return parted([read_vqa(q, a, root) for q, a in files], part_of)
 
 # %% ../../nbs/tasks/04b_readers.ipynb #01614d3f
 def answer_list(
-    examples:list[Example], # of the train split
-    least:int=9, # questions whose most common answer it is
-)->list[str]:
+    examples: list[Example],  # of the train split
+    least: int = 9,  # questions whose most common answer it is
+) -> list[str]:
     "Answers worth ranking, the most frequent first."
-    common = Counter(Counter(map(normalise_answer, e.answers)).most_common(1)[0][0] for e in examples)
+    common = Counter(
+        Counter(map(normalise_answer, e.answers)).most_common(1)[0][0] for e in examples
+    )
     return [answer for answer, n in common.most_common() if n >= least and answer]
 
 # %% ../../nbs/tasks/04b_readers.ipynb #62e0d1e4
 def held_out(
-    split:tuple[list, list], # images and examples
-    share:float=.05, # of the images
-)->dict: # train, val
+    split: tuple[list, list],  # images and examples
+    share: float = 0.05,  # of the images
+) -> dict:  # train, val
     "A part of the images of a `split`, the same each time, taken away for validation."
     chosen = np_stream(0, "held out").random(len(split[0])) < share
-    if not chosen.any(): chosen[-1] = True
+    if not chosen.any():
+        chosen[-1] = True
     number = {image: chosen[i] for i, image in enumerate(split[0])}
     return parted([split], lambda image: "val" if number[image] else "train")
 
@@ -295,7 +317,9 @@ def read_snli_ve(
     for row in lines(path):
         label = row.text("gold_label")
         if label not in VERDICT_WORDS:
-            raise RecordError(f"{row.where}: label {shown_path(label)!r} is none of {', '.join(VERDICT_WORDS)}")
+            raise RecordError(
+                f"{row.where}: label {shown_path(label)!r} is none of {', '.join(VERDICT_WORDS)}"
+            )
         prompt = f"Is it correct that {caption_text(row.text('sentence2'))} ?"
         out.add(row, f"{row.name('Flickr30K_ID')}.jpg", prompt, VERDICT_WORDS[label], label)
     return out.split()
@@ -383,22 +407,61 @@ def read_jsonl(
 # %% ../../nbs/tasks/04b_readers.ipynb #1a7917d6
 class TaskRow(NamedTuple):
     "A task on disk: `folder` below the root, function `read` from that folder to splits, `metric`, and `candidates` where answers are ranked."
+
     folder: str
     read: Callable
     metric: str
     candidates: tuple = ()
 
-def _jsonl(root): return {s: read_jsonl(root/f"{s}.jsonl") for s in ("train", "val", "test") if (root/f"{s}.jsonl").exists()}
+
+def _jsonl(root):
+    return {
+        s: read_jsonl(root / f"{s}.jsonl")
+        for s in ("train", "val", "test")
+        if (root / f"{s}.jsonl").exists()
+    }
 
 # %% ../../nbs/tasks/04b_readers.ipynb #8f48aa1d
 TASKS = {
     "vqav2": TaskRow("vqav2", read_vqav2, "vqa"),
-    "vizwiz": TaskRow("vizwiz", lambda r: {**held_out(read_vizwiz(r/"Annotations/train.json", r/"train")), "test": read_vizwiz(r/"Annotations/val.json", r/"val")}, "vqa"),
-    "snli-ve": TaskRow("snli_ve", lambda r: {s: read_snli_ve(r/f"snli_ve_{p}.jsonl", r/"flickr30k_images") for s, p in dict(train="train", val="dev", test="test").items()}, "accuracy", tuple(VERDICT_WORDS.values())),
-    "coco-captions": TaskRow("coco", lambda r: read_karpathy(r/"dataset_coco.json", r), "captions"),
-    "textcaps": TaskRow("textcaps", lambda r: {**held_out(read_textcaps(r/"TextCaps_0.1_train.json", r/"train_images")), "test": read_textcaps(r/"TextCaps_0.1_val.json", r/"train_images", train=False)}, "captions"),
-    "vizwiz-captions": TaskRow("vizwiz_caps", lambda r: {**held_out(read_coco(r/"annotations/train.json", r/"train")), "test": read_coco(r/"annotations/val.json", r/"val", train=False)}, "captions"),
-    "jsonl": TaskRow("jsonl", _jsonl, "accuracy")}
+    "vizwiz": TaskRow(
+        "vizwiz",
+        lambda r: {
+            **held_out(read_vizwiz(r / "Annotations/train.json", r / "train")),
+            "test": read_vizwiz(r / "Annotations/val.json", r / "val"),
+        },
+        "vqa",
+    ),
+    "snli-ve": TaskRow(
+        "snli_ve",
+        lambda r: {
+            s: read_snli_ve(r / f"snli_ve_{p}.jsonl", r / "flickr30k_images")
+            for s, p in dict(train="train", val="dev", test="test").items()
+        },
+        "accuracy",
+        tuple(VERDICT_WORDS.values()),
+    ),
+    "coco-captions": TaskRow(
+        "coco", lambda r: read_karpathy(r / "dataset_coco.json", r), "captions"
+    ),
+    "textcaps": TaskRow(
+        "textcaps",
+        lambda r: {
+            **held_out(read_textcaps(r / "TextCaps_0.1_train.json", r / "train_images")),
+            "test": read_textcaps(r / "TextCaps_0.1_val.json", r / "train_images", train=False),
+        },
+        "captions",
+    ),
+    "vizwiz-captions": TaskRow(
+        "vizwiz_caps",
+        lambda r: {
+            **held_out(read_coco(r / "annotations/train.json", r / "train")),
+            "test": read_coco(r / "annotations/val.json", r / "val", train=False),
+        },
+        "captions",
+    ),
+    "jsonl": TaskRow("jsonl", _jsonl, "accuracy"),
+}
 
 # %% ../../nbs/tasks/04b_readers.ipynb #b3d16b96
 def read_task(
@@ -416,7 +479,5 @@ def read_task(
     splits = row.read(folder)
     missing = {"train", "val", "test"} - splits.keys()
     if missing:
-        raise ValueError(
-            f"task {name}: {folder} has no examples for {', '.join(sorted(missing))}"
-        )
+        raise ValueError(f"task {name}: {folder} has no examples for {', '.join(sorted(missing))}")
     return {split: splits[split] for split in ("train", "val", "test")}

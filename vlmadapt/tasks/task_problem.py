@@ -16,12 +16,14 @@ from collections.abc import Callable
 from functools import singledispatch
 from pathlib import Path
 from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from PIL import Image
 from torch.utils.weak import WeakIdKeyDictionary
+
 from ..backbones import Backbone, Pixels, kept_share, load_backbone
 from ..foundation import choose, content_key, stream
 from ..photos import open_photo
@@ -44,6 +46,7 @@ from ..values import NonNegativeInteger, PositiveInteger, convert
 # %% ../../nbs/tasks/05_task_problem.ipynb #5a6b854a
 class Spelled(NamedTuple):
     "`tokens` (B, T) of prompts with answers, padded on the right; `asked` (B, T-1) is true where the next token belongs to the answer."
+
     tokens: torch.Tensor
     asked: torch.Tensor
 
@@ -74,71 +77,96 @@ def spell(
 # %% ../../nbs/tasks/05_task_problem.ipynb #e91fe1c5
 class Words(NamedTuple):
     "The different `columns` (D, U) of the matrix that gives logits, the `place` (V,) of each word among them, and how many words `share` each (U,)."
+
     columns: torch.Tensor
     place: torch.Tensor
     share: torch.Tensor
 
+
 _WORDS = WeakIdKeyDictionary()
 
+
 def different_words(
-    matrix:torch.Tensor, # (D, V), frozen
-)->Words|None: # None where (nearly) all columns differ
+    matrix: torch.Tensor,  # (D, V), frozen
+) -> Words | None:  # None where (nearly) all columns differ
     "The different columns of `matrix`, found once."
     if _WORDS.get(matrix, (None,))[0] != matrix._version:
-        mark = matrix.detach().double().T @ torch.randn(len(matrix), dtype=torch.float64, generator=stream(0, "words")).to(matrix.device)
+        mark = matrix.detach().double().T @ torch.randn(
+            len(matrix), dtype=torch.float64, generator=stream(0, "words")
+        ).to(matrix.device)
         _, place, share = mark.unique(return_inverse=True, return_counts=True)
-        columns = matrix.detach()[:, torch.zeros_like(share).scatter(0, place, torch.arange(len(place), device=place.device))]
-        few = 2*len(share) < len(place) and torch.equal(columns[:, place], matrix)
+        columns = matrix.detach()[
+            :,
+            torch.zeros_like(share).scatter(
+                0, place, torch.arange(len(place), device=place.device)
+            ),
+        ]
+        few = 2 * len(share) < len(place) and torch.equal(columns[:, place], matrix)
         _WORDS[matrix] = matrix._version, Words(columns, place, share) if few else None
     return _WORDS[matrix][1]
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #88839aa1
 def word_losses(
-    states:torch.Tensor, # (n, D) of `decoder_states`, where a token is asked for
-    matrix:torch.Tensor, # (D, V)
-    target:torch.Tensor, # (n,) the tokens that are right
-    smoothing:float=0., # label smoothing
-)->torch.Tensor: # (n,)
+    states: torch.Tensor,  # (n, D) of `decoder_states`, where a token is asked for
+    matrix: torch.Tensor,  # (D, V)
+    target: torch.Tensor,  # (n,) the tokens that are right
+    smoothing: float = 0.0,  # label smoothing
+) -> torch.Tensor:  # (n,)
     "Cross-entropy of the logits `states @ matrix`."
     words = None if matrix.requires_grad else different_words(matrix)
-    if words is None: return F.cross_entropy(at_least_single(states @ matrix), target, reduction="none", label_smoothing=smoothing)
-    logits = at_least_single(states @ words.columns); share = words.share.to(logits.dtype)
+    if words is None:
+        return F.cross_entropy(
+            at_least_single(states @ matrix), target, reduction="none", label_smoothing=smoothing
+        )
+    logits = at_least_single(states @ words.columns)
+    share = words.share.to(logits.dtype)
     right = logits.gather(1, words.place[target][:, None])[:, 0]
-    return (logits + share.log()).logsumexp(1) - (1 - smoothing)*right - smoothing*(logits @ share)/share.sum()
+    return (
+        (logits + share.log()).logsumexp(1)
+        - (1 - smoothing) * right
+        - smoothing * (logits @ share) / share.sum()
+    )
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #1d38a477
 @singledispatch
 def decoder_states(
-    model:torch.nn.Module, # an open_clip CoCa, with or without adapters
-    patches:torch.Tensor, # (B, N, D) image tokens
-    tokens:torch.Tensor, # (B, T)
-)->torch.Tensor: # (B, T, D)
+    model: torch.nn.Module,  # an open_clip CoCa, with or without adapters
+    patches: torch.Tensor,  # (B, N, D) image tokens
+    tokens: torch.Tensor,  # (B, T)
+) -> torch.Tensor:  # (B, T, D)
     "What the decoder holds just before the matrix that turns it into logits."
-    decoder, x = model.text_decoder, text_states(model, tokens); mask = decoder.attn_mask[:x.shape[1], :x.shape[1]]
-    for block, cross in zip(decoder.resblocks, decoder.cross_attn): x = cross(block(x, attn_mask=mask), k_x=patches, v_x=patches)
+    decoder, x = model.text_decoder, text_states(model, tokens)
+    mask = decoder.attn_mask[: x.shape[1], : x.shape[1]]
+    for block, cross in zip(decoder.resblocks, decoder.cross_attn):
+        x = cross(block(x, attn_mask=mask), k_x=patches, v_x=patches)
     return decoder.ln_final(x)
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #5cd450c9
 @singledispatch
 def token_losses(
-    model:torch.nn.Module, # an open_clip CoCa, with or without adapters
-    states:torch.Tensor, # (N, D) of `decoder_states`, where a token is asked for
-    target:torch.Tensor, # (N,) the tokens that are right
-    smoothing:float=0., # label smoothing
-)->torch.Tensor: # (N,)
+    model: torch.nn.Module,  # an open_clip CoCa, with or without adapters
+    states: torch.Tensor,  # (N, D) of `decoder_states`, where a token is asked for
+    target: torch.Tensor,  # (N,) the tokens that are right
+    smoothing: float = 0.0,  # label smoothing
+) -> torch.Tensor:  # (N,)
     "Cross-entropy of the next token."
     return word_losses(states, model.text_decoder.text_projection, target, smoothing)
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #ef6147c0
 def answer_losses(
-    model:torch.nn.Module, # an open_clip CoCa, with or without adapters
-    patches:torch.Tensor, # (B, N, D) image tokens
-    spelled:Spelled, # B texts
-    smoothing:float=0., # label smoothing (released code: 0.1)
-)->torch.Tensor: # (B,)
+    model: torch.nn.Module,  # an open_clip CoCa, with or without adapters
+    patches: torch.Tensor,  # (B, N, D) image tokens
+    spelled: Spelled,  # B texts
+    smoothing: float = 0.0,  # label smoothing (released code: 0.1)
+) -> torch.Tensor:  # (B,)
     "Teacher-forced cross-entropy of each answer, summed over its tokens."
     tokens, asked = spelled
-    losses = token_losses(model, decoder_states(model, patches, tokens[:, :-1])[asked], tokens[:, 1:][asked], smoothing)
+    losses = token_losses(
+        model,
+        decoder_states(model, patches, tokens[:, :-1])[asked],
+        tokens[:, 1:][asked],
+        smoothing,
+    )
     return torch.stack([part.sum() for part in losses.split(asked.sum(1).tolist())])
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #4bafd07f
@@ -449,12 +477,20 @@ def warn_crops(
 # %% ../../nbs/tasks/05_task_problem.ipynb #bd20cfce
 LOADERS = {}  # beginning of a name -> function from name to backbone; later notebooks add theirs
 
+
 def load_writer(
-    name:str|Backbone, # of any library, or a loaded backbone
-    **options, # of `load_backbone`, such as `precision`
-)->Backbone:
+    name: str | Backbone,  # of any library, or a loaded backbone
+    **options,  # of `load_backbone`, such as `precision`
+) -> Backbone:
     "The backbone of that `name`: open_clip's, unless the name begins as one of `LOADERS`."
-    return next((load for start, load in LOADERS.items() if isinstance(name, str) and name.startswith(start)), load_backbone)(name, **options)
+    return next(
+        (
+            load
+            for start, load in LOADERS.items()
+            if isinstance(name, str) and name.startswith(start)
+        ),
+        load_backbone,
+    )(name, **options)
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #47151751
 class TaskProblem:
@@ -508,7 +544,7 @@ class TaskProblem:
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #0a93a20b
 @patch
-def images(self:TaskProblem, split:str)->list:
+def images(self: TaskProblem, split: str) -> list:
     "The images of a `split`, one for each example."
     return choose(split, self._images, "split")
 
@@ -534,22 +570,29 @@ def pixels(self: TaskProblem, split: str) -> Pixels:
 # %% ../../nbs/tasks/05_task_problem.ipynb #c7898cad
 KEPT = 2 << 30  # bytes; the image tokens of a larger split are computed batch by batch
 
+
 @patch
 @torch.no_grad()
-def encode(self:TaskProblem, x:torch.Tensor)->torch.Tensor: # (B, tokens, D)
+def encode(self: TaskProblem, x: torch.Tensor) -> torch.Tensor:  # (B, tokens, D)
     "Image tokens of pixels `x`, from the frozen image tower."
-    with self.backbone.autocast(): return self.backbone.model._encode_image(x.to(self.backbone.device))[1].float()
+    with self.backbone.autocast():
+        return self.backbone.model._encode_image(x.to(self.backbone.device))[1].float()
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #12828c1a
 @patch
-def keeps(self:TaskProblem, split:str)->bool:
+def keeps(self: TaskProblem, split: str) -> bool:
     "Are the image tokens of a `split` few enough to be kept?"
-    return split in self._kept or len(self._images[split])*self.encode(next(self.pixels(split).split(1))).nbytes <= KEPT
+    return (
+        split in self._kept
+        or len(self._images[split]) * self.encode(next(self.pixels(split).split(1))).nbytes <= KEPT
+    )
+
 
 @patch
-def patches(self:TaskProblem, split:str)->torch.Tensor: # (N, tokens, D)
+def patches(self: TaskProblem, split: str) -> torch.Tensor:  # (N, tokens, D)
     "Image tokens of a `split`, computed once."
-    if split not in self._kept: self._kept[split] = torch.cat([self.encode(x).cpu() for x in self.pixels(split).split(128)])
+    if split not in self._kept:
+        self._kept[split] = torch.cat([self.encode(x).cpu() for x in self.pixels(split).split(128)])
     return self._kept[split]
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #2c69f8b0
@@ -607,62 +650,121 @@ def _content(splits):
 # %% ../../nbs/tasks/05_task_problem.ipynb #2fa19a51
 class TaskBatch(NamedTuple):
     "Image tokens (B, N, D) or pixels (B, 3, s, s) `x`, and the texts `spelled`."
+
     x: torch.Tensor
     spelled: Spelled
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #aba912bc
 class TaskBatches:
     "The training batches of one run on `problem`, drawn from the `seed`'s own streams; `frozen` gives image tokens, otherwise pixels."
-    def __init__(self, problem:TaskProblem, seed:int, size:int, device:str|torch.device="cpu", frozen:bool=True, drop_last:bool=True):
+
+    def __init__(
+        self,
+        problem: TaskProblem,
+        seed: int,
+        size: int,
+        device: str | torch.device = "cpu",
+        frozen: bool = True,
+        drop_last: bool = True,
+    ):
         self.problem, self.size, self.device, self.drop_last = problem, size, device, drop_last
-        self.x = problem.patches("train") if frozen and problem.keeps("train") else problem.pixels("train")
-        self.encode = problem.encode if frozen and not isinstance(self.x, torch.Tensor) else lambda x: x
+        self.x = (
+            problem.patches("train")
+            if frozen and problem.keeps("train")
+            else problem.pixels("train")
+        )
+        self.encode = (
+            problem.encode if frozen and not isinstance(self.x, torch.Tensor) else lambda x: x
+        )
         self.order, self.choice = stream(seed, "batches"), stream(seed, "answers")
+
     def __len__(self):
         n = len(self.problem.labels["train"])
-        return max(1, n//self.size) if self.drop_last else -(-n//self.size)
-    def texts(self, index:torch.Tensor)->Spelled:
+        return max(1, n // self.size) if self.drop_last else -(-n // self.size)
+
+    def texts(self, index: torch.Tensor) -> Spelled:
         given = [self.problem.labels["train"][i] for i in index]
         answers = [a[torch.randint(len(a), (), generator=self.choice)] for a in given]
-        return Spelled(*(t.to(self.device) for t in spell(self.problem.backbone.tokenizer, [self.problem.prompts["train"][i] for i in index], answers)))
+        return Spelled(
+            *(
+                t.to(self.device)
+                for t in spell(
+                    self.problem.backbone.tokenizer,
+                    [self.problem.prompts["train"][i] for i in index],
+                    answers,
+                )
+            )
+        )
+
     def __iter__(self):
-        for index in torch.randperm(len(self.problem.labels["train"]), generator=self.order).split(self.size)[:len(self)]:
+        for index in torch.randperm(len(self.problem.labels["train"]), generator=self.order).split(
+            self.size
+        )[: len(self)]:
             x = self.x[index] if isinstance(self.x, torch.Tensor) else self.x[index.tolist()]
             yield TaskBatch(self.encode(x).to(self.device), self.texts(index.tolist()))
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #658e19e5
 @torch.no_grad()
 def ranked(
-    model:torch.nn.Module, # a CoCa, with or without adapters
-    problem:TaskProblem, # with candidates
-    split:str="val", # which examples
-    batch_size:int=64, # examples at once
-)->list[str]: # one candidate for each example
+    model: torch.nn.Module,  # a CoCa, with or without adapters
+    problem: TaskProblem,  # with candidates
+    split: str = "val",  # which examples
+    batch_size: int = 64,  # examples at once
+) -> list[str]:  # one candidate for each example
     "The most probable candidate after each prompt."
     out, C, device = [], problem.classnames, problem.backbone.device
     for start, x in enumerate(problem.pixels(split).split(batch_size)):
-        prompts = problem.prompts[split][start*batch_size:][:len(x)]
-        spelled = Spelled(*(t.to(device) for t in spell(problem.backbone.tokenizer, [p for p in prompts for _ in C], C*len(x))))
-        losses = answer_losses(model, model._encode_image(x.to(device))[1].repeat_interleave(len(C), 0), spelled)
+        prompts = problem.prompts[split][start * batch_size :][: len(x)]
+        spelled = Spelled(
+            *(
+                t.to(device)
+                for t in spell(
+                    problem.backbone.tokenizer, [p for p in prompts for _ in C], C * len(x)
+                )
+            )
+        )
+        losses = answer_losses(
+            model, model._encode_image(x.to(device))[1].repeat_interleave(len(C), 0), spelled
+        )
         out += [C[k] for k in losses.view(len(x), -1).argmin(1).tolist()]
     return out
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #0b31c4b2
 @torch.no_grad()
-def written(model:torch.nn.Module, problem:TaskProblem, split:str="val", batch_size:int=128, **search)->list[str]:
+def written(
+    model: torch.nn.Module,
+    problem: TaskProblem,
+    split: str = "val",
+    batch_size: int = 128,
+    **search,
+) -> list[str]:
     "What `model` writes after each prompt; `search` are arguments of `write`."
     batches = enumerate(problem.pixels(split).split(batch_size))
-    return [t for n, x in batches for t in write(problem.backbone, x.to(problem.backbone.device), problem.prompts[split][n*batch_size:][:len(x)], model, **search)]
+    return [
+        t
+        for n, x in batches
+        for t in write(
+            problem.backbone,
+            x.to(problem.backbone.device),
+            problem.prompts[split][n * batch_size :][: len(x)],
+            model,
+            **search,
+        )
+    ]
 
 # %% ../../nbs/tasks/05_task_problem.ipynb #1a113ae1
 def judged(
-    model:torch.nn.Module, # a CoCa, with or without adapters
-    problem:TaskProblem, # what is asked
-    truth:list, # answers that people gave, one tuple for each example
-    split:str="test", # which examples
-    **search, # of `write`
-)->dict: # score, the metric's numbers, predictions, n
+    model: torch.nn.Module,  # a CoCa, with or without adapters
+    problem: TaskProblem,  # what is asked
+    truth: list,  # answers that people gave, one tuple for each example
+    split: str = "test",  # which examples
+    **search,  # of `write`
+) -> dict:  # score, the metric's numbers, predictions, n
     "Let `model` answer, and score what it says."
-    texts = ranked(model, problem, split) if problem.classnames else written(model, problem, split, **search)
+    texts = (
+        ranked(model, problem, split)
+        if problem.classnames
+        else written(model, problem, split, **search)
+    )
     scores = METRICS[problem.metric](texts, truth)
     return dict(score=next(iter(scores.values())), **scores, predictions=texts, n=len(texts))

@@ -7,62 +7,122 @@ __all__ = ['QKV', 'TUNERS', 'PETL', 'Tuner', 'Frozen', 'Full', 'BitFit', 'LowRan
            'add_prefix', 'AdapterTuner', 'GCNTuner', 'APPNPTuner', 'GCNIITuner', 'PAdapterTuner']
 
 # %% ../../nbs/tasks/06_tuners.ipynb #51192f57
-import copy, math
+import copy
+import math
 from functools import singledispatch
 from pathlib import Path
 from typing import Any, Literal
+
 import torch
+from fastcore.basics import patch
 from torch import nn
 from torch.nn.utils import parametrize
-from fastcore.basics import patch
+
 import vlmadapt.fit
 from ..backbones import Backbone, one_line
 from ..foundation import choose, load_arrays, save_arrays, shown_path, stream
-from ..method import (Card, Method, MethodTable, OpenedPixels, as_inputs, card_backbone, check_backbone, check_card, hyper,
-                             one_or_more)
+from vlmadapt.method import (
+    Card,
+    Method,
+    MethodTable,
+    OpenedPixels,
+    as_inputs,
+    card_backbone,
+    check_backbone,
+    check_card,
+    hyper,
+    one_or_more,
+)
 from ..records import RecordError
-from .adapted_attention import (WHERE, AdaptedAttention, AttentionGraph, add_adapters, adapter_parameters, parameter_groups,
-                                              setting_types, settings_of, thin_copy, tower_blocks)
+from vlmadapt.tasks.adapted_attention import (
+    WHERE,
+    AdaptedAttention,
+    AttentionGraph,
+    adapter_parameters,
+    add_adapters,
+    parameter_groups,
+    setting_types,
+    settings_of,
+    thin_copy,
+    tower_blocks,
+)
 from .decoding import write
-from .task_problem import Spelled, TaskBatch, TaskBatches, TaskProblem, answer_losses, judged, load_writer, spell
+from vlmadapt.tasks.task_problem import (
+    Spelled,
+    TaskBatch,
+    TaskBatches,
+    TaskProblem,
+    answer_losses,
+    judged,
+    load_writer,
+    spell,
+)
 from ..values import NonNegative, PositiveInteger
 
 # %% ../../nbs/tasks/06_tuners.ipynb #ebabecab
 class Tuner(Method):
     "A copy of the backbone's model, some of whose parameters are trained on a `TaskProblem`."
-    needs, frozen_vision = {"generator"}, True
-    recipe = dict(lr=1e-3, epochs=5, batch_size=32, optimizer="adamw", schedule="linear", weight_decay=.05, smoothing=0.,
-                  drop_last=True)  # p-adapter's released train loader
-    rates = (1e-4, 2e-4, 5e-4, 1e-3) # learning rates that the paper tries
-    def constants(self, problem:TaskProblem)->dict: return {}
-    def adapt(self, model:nn.Module, seed:int)->nn.Module: raise NotImplementedError
-    def settings(self)->dict: return {k: v for k, v in self.hyper_parameters.items() if k not in self.recipe}
 
-    def reset(self, seed:int)->Method:
+    needs, frozen_vision = {"generator"}, True
+    recipe = dict(
+        lr=1e-3,
+        epochs=5,
+        batch_size=32,
+        optimizer="adamw",
+        schedule="linear",
+        weight_decay=0.05,
+        smoothing=0.0,
+        drop_last=True,
+    )  # p-adapter's released train loader
+    rates = (1e-4, 2e-4, 5e-4, 1e-3)  # learning rates that the paper tries
+
+    def constants(self, problem: TaskProblem) -> dict:
+        return {}
+
+    def adapt(self, model: nn.Module, seed: int) -> nn.Module:
+        raise NotImplementedError
+
+    def settings(self) -> dict:
+        return {k: v for k, v in self.hyper_parameters.items() if k not in self.recipe}
+
+    def reset(self, seed: int) -> Method:
         "A new copy of the backbone's model, with start values from `seed`."
         self.model = self.adapt(self.backbone.model, seed).eval()
         return self.to(self.backbone.device)
 
-    def loss(self, batch:TaskBatch)->torch.Tensor:
+    def loss(self, batch: TaskBatch) -> torch.Tensor:
         patches = batch.x if self.frozen_vision else self.model._encode_image(batch.x)[1]
-        return answer_losses(self.model, patches, batch.spelled, self.hyper_parameters["smoothing"]).mean()
+        return answer_losses(
+            self.model, patches, batch.spelled, self.hyper_parameters["smoothing"]
+        ).mean()
 
 # %% ../../nbs/tasks/06_tuners.ipynb #87ff081f
 @patch
-def decays(self:Tuner)->list:
+def decays(self: Tuner) -> list:
     "What is trained: numbers without dimensions feel no weight decay."
-    return [(g["weight_decay"], g["params"]) for g in parameter_groups(self.model, self.hyper_parameters["weight_decay"]) if g["params"]]
+    return [
+        (g["weight_decay"], g["params"])
+        for g in parameter_groups(self.model, self.hyper_parameters["weight_decay"])
+        if g["params"]
+    ]
 
 # %% ../../nbs/tasks/06_tuners.ipynb #4a3854a5
 @patch
-def batches(self:Tuner, problem:TaskProblem, seed:int)->TaskBatches:
+def batches(self: Tuner, problem: TaskProblem, seed: int) -> TaskBatches:
     "Texts with image tokens, or with pixels where the image tower is trained."
     recipe = self.hyper_parameters
-    return TaskBatches(problem, seed, recipe["batch_size"], self.device, self.frozen_vision, recipe.get("drop_last", True))
+    return TaskBatches(
+        problem,
+        seed,
+        recipe["batch_size"],
+        self.device,
+        self.frozen_vision,
+        recipe.get("drop_last", True),
+    )
 
 # %% ../../nbs/tasks/06_tuners.ipynb #9786d270
 @patch
-def judge(self:Tuner, problem:TaskProblem, truth:list, split:str="test", **search)->dict:
+def judge(self: Tuner, problem: TaskProblem, truth: list, split: str = "test", **search) -> dict:
     "Answer the examples of a `split` and score the answers against `truth`."
     return judged(self.model, problem, truth, split, **search)
 
@@ -145,7 +205,9 @@ def _copy_trained(self, tensors, path):
     told = f"{path}: the tensors do not fit {self.name!r} as the card describes it:"
     odd = sorted(trained.keys() ^ tensors.keys())
     if odd:
-        raise ValueError(f"{told} {shown_path(odd[0])!r} is {'missing' if odd[0] in trained else 'unknown'}")
+        raise ValueError(
+            f"{told} {shown_path(odd[0])!r} is {'missing' if odd[0] in trained else 'unknown'}"
+        )
     for name, parameter in trained.items():
         if parameter.shape != tensors[name].shape:
             raise ValueError(
@@ -191,114 +253,181 @@ def load(
 # %% ../../nbs/tasks/06_tuners.ipynb #b25d586d
 class Frozen(Tuner):
     "The backbone as it is; what every tuner is compared with."
+
     name, rates = "frozen", ()
-    def __init__(self, problem, **recipe): super().__init__(problem, hyper(locals()))
-    def adapt(self, model, seed): return thin_copy(model)
-    def training_free(self): return True
+
+    def __init__(self, problem, **recipe):
+        super().__init__(problem, hyper(locals()))
+
+    def adapt(self, model, seed):
+        return thin_copy(model)
+
+    def training_free(self):
+        return True
+
 
 class Full(Tuner):
     "Full fine-tuning: every parameter of the model."
+
     name, frozen_vision, rates, recipe = "full", False, (2e-5,), {**Tuner.recipe, "lr": 2e-4}
-    def __init__(self, problem, **recipe): super().__init__(problem, hyper(locals()))
-    def adapt(self, model, seed): return copy.deepcopy(model).requires_grad_(True)
+
+    def __init__(self, problem, **recipe):
+        super().__init__(problem, hyper(locals()))
+
+    def adapt(self, model, seed):
+        return copy.deepcopy(model).requires_grad_(True)
 
 # %% ../../nbs/tasks/06_tuners.ipynb #8ccfc6cb
 class BitFit(Tuner):
     "The biases of the decoder."
+
     name = "bitfit"
-    def __init__(self, problem, **recipe): super().__init__(problem, hyper(locals()))
+
+    def __init__(self, problem, **recipe):
+        super().__init__(problem, hyper(locals()))
+
     def adapt(self, model, seed):
         model = thin_copy(model)
         for name, p in model.text_decoder.named_parameters():
-            if name.endswith("bias"): p.data = p.data.clone(); p.requires_grad_(True)
+            if name.endswith("bias"):
+                p.data = p.data.clone()
+                p.requires_grad_(True)
         return model
 
 # %% ../../nbs/tasks/06_tuners.ipynb #01fa7e2d
-QKV = dict(query=0, key=1, value=2) # of an attention's input matrix
+QKV = dict(query=0, key=1, value=2)  # of an attention's input matrix
+
 
 class LowRank(nn.Module):
     "A change of rank `rank` to some of the `QKV` of an input matrix (3D, D)."
-    def __init__(self, width:int, rank:int, alpha:float, parts:list[str], generator:torch.Generator):
+
+    def __init__(
+        self, width: int, rank: int, alpha: float, parts: list[str], generator: torch.Generator
+    ):
         super().__init__()
         self.rows = torch.tensor([choose(p, QKV, "part") for p in parts])
-        self.A = nn.Parameter(torch.randn(len(parts), rank, width, generator=generator)/math.sqrt(width))
-        self.B, self.scale = nn.Parameter(torch.zeros(len(parts), width, rank)), alpha/rank
-    def forward(self, weight:torch.Tensor)->torch.Tensor:
+        self.A = nn.Parameter(
+            torch.randn(len(parts), rank, width, generator=generator) / math.sqrt(width)
+        )
+        self.B, self.scale = nn.Parameter(torch.zeros(len(parts), width, rank)), alpha / rank
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
         W = weight.unflatten(0, (3, -1))
-        return W.index_add(0, self.rows.to(W.device), self.scale*(self.B @ self.A)).flatten(0, 1)
+        return W.index_add(0, self.rows.to(W.device), self.scale * (self.B @ self.A)).flatten(0, 1)
 
 # %% ../../nbs/tasks/06_tuners.ipynb #83fcb681
 class LoRA(Tuner):
     "Low-rank changes to some of the queries, keys and values of the decoder's attentions."
+
     name = "lora"
-    def __init__(self, problem,
+
+    def __init__(
+        self,
+        problem,
         rank: PositiveInteger = 8,  # r
         alpha: NonNegative = 32.0,  # the change is scaled by alpha/r
         parts: one_or_more("query", "key", "value") = ("query", "key"),  # of `QKV`
-        **recipe, # lr, epochs and so on
-    ): super().__init__(problem, hyper(locals()))
-    def adapt(self, model, seed): return add_lora(model, seed=seed, **self.settings())
+        **recipe,  # lr, epochs and so on
+    ):
+        super().__init__(problem, hyper(locals()))
+
+    def adapt(self, model, seed):
+        return add_lora(model, seed=seed, **self.settings())
 
 # %% ../../nbs/tasks/06_tuners.ipynb #939c3082
 @singledispatch
 def add_lora(
-    model:nn.Module, # a CoCa; it is not changed
-    rank:int=8, alpha:float=32., parts:list[str]=("query", "key"), seed:int=1, # as in `LoRA`
-)->nn.Module:
+    model: nn.Module,  # a CoCa; it is not changed
+    rank: int = 8,
+    alpha: float = 32.0,
+    parts: list[str] = ("query", "key"),
+    seed: int = 1,  # as in `LoRA`
+) -> nn.Module:
     "A thin copy of `model` with low-rank changes in its decoder."
     model = thin_copy(model)
     for name, kind, _, block in tower_blocks(model, "decoder"):
-        if not block.attn._qkv_same_embed_dim: raise ValueError(f"{name}: keys of another width than queries; LoRA wants them in one matrix")
-        change = LowRank(block.attn.embed_dim, rank, alpha, parts, stream(seed, "lora", name, kind)).to(block.attn.in_proj_weight)
+        if not block.attn._qkv_same_embed_dim:
+            raise ValueError(
+                f"{name}: keys of another width than queries; LoRA wants them in one matrix"
+            )
+        change = LowRank(
+            block.attn.embed_dim, rank, alpha, parts, stream(seed, "lora", name, kind)
+        ).to(block.attn.in_proj_weight)
         parametrize.register_parametrization(block.attn, "in_proj_weight", change)
     return model
 
 # %% ../../nbs/tasks/06_tuners.ipynb #0f7a551a
 class Prefix(nn.Module):
     "`length` trained keys and values for an attention with H heads; what stands behind it in an `AdaptedAttention`."
-    wants = {"graph"}
-    def __init__(self, heads:int, width:int, length:int, generator:torch.Generator):
-        super().__init__()
-        self.keys, self.values = (nn.Parameter(.02*torch.randn(heads, length, width//heads, generator=generator)) for _ in range(2))
 
-    def forward(self, attended:torch.Tensor, graph:AttentionGraph)->torch.Tensor: # (B, N1, D)
-        scale, best = graph.q.shape[-1]**-.5, graph.M.max(-1)
-        chosen = graph.k.gather(2, best.indices[..., None].expand(*best.indices.shape, graph.k.shape[-1]))
-        real = (graph.q*chosen).sum(-1)*scale - best.values.log()
-        ahead = scale*graph.q @ self.keys.mT
+    wants = {"graph"}
+
+    def __init__(self, heads: int, width: int, length: int, generator: torch.Generator):
+        super().__init__()
+        self.keys, self.values = (
+            nn.Parameter(0.02 * torch.randn(heads, length, width // heads, generator=generator))
+            for _ in range(2)
+        )
+
+    def forward(self, attended: torch.Tensor, graph: AttentionGraph) -> torch.Tensor:  # (B, N1, D)
+        scale, best = graph.q.shape[-1] ** -0.5, graph.M.max(-1)
+        chosen = graph.k.gather(
+            2, best.indices[..., None].expand(*best.indices.shape, graph.k.shape[-1])
+        )
+        real = (graph.q * chosen).sum(-1) * scale - best.values.log()
+        ahead = scale * graph.q @ self.keys.mT
         total = torch.logaddexp(real, ahead.logsumexp(-1))[..., None]
-        return graph.out((real[..., None] - total).exp()*(graph.M @ graph.v) + (ahead - total).exp() @ self.values)
+        return graph.out(
+            (real[..., None] - total).exp() * (graph.M @ graph.v)
+            + (ahead - total).exp() @ self.values
+        )
 
 # %% ../../nbs/tasks/06_tuners.ipynb #9f9d9ab0
 class PrefixTuning(Tuner):
     "Trained keys and values before those of the decoder's self-attentions."
+
     name = "prefix"
-    def __init__(self, problem,
+
+    def __init__(
+        self,
+        problem,
         length: PositiveInteger = 16,  # prefix tokens of each attention (the paper does not say; its parameter count suggests 32)
-        **recipe, # lr, epochs and so on
-    ): super().__init__(problem, hyper(locals()))
-    def adapt(self, model, seed): return add_prefix(model, seed=seed, **self.settings())
+        **recipe,  # lr, epochs and so on
+    ):
+        super().__init__(problem, hyper(locals()))
+
+    def adapt(self, model, seed):
+        return add_prefix(model, seed=seed, **self.settings())
 
 # %% ../../nbs/tasks/06_tuners.ipynb #8e9bbd77
 @singledispatch
 def add_prefix(
-    model:nn.Module, # a CoCa; it is not changed
-    length:int=16, seed:int=1, # as in `PrefixTuning`
-)->nn.Module:
+    model: nn.Module,  # a CoCa; it is not changed
+    length: int = 16,
+    seed: int = 1,  # as in `PrefixTuning`
+) -> nn.Module:
     "A thin copy of `model` with trained prefixes in its decoder."
     model = thin_copy(model)
     for name, kind, _, block in tower_blocks(model, "decoder"):
-        if kind != "self": continue
-        prefix = Prefix(block.attn.num_heads, block.attn.embed_dim, length, stream(seed, "prefix", name))
+        if kind != "self":
+            continue
+        prefix = Prefix(
+            block.attn.num_heads, block.attn.embed_dim, length, stream(seed, "prefix", name)
+        )
         block.attn = AdaptedAttention(block.attn, prefix.to(block.attn.out_proj.weight))
     return model
 
 # %% ../../nbs/tasks/06_tuners.ipynb #7c4ab04d
 class AdapterTuner(Tuner):
     "Adapters in the decoder, of the class's own kind (`name`)."
+
     name = "adapter"
-    def __init__(self, problem, **settings): super().__init__(problem, settings)
-    def adapt(self, model, seed): return add_adapters(model, self.name, seed=seed, **self.settings())
+
+    def __init__(self, problem, **settings):
+        super().__init__(problem, settings)
+
+    def adapt(self, model, seed):
+        return add_adapters(model, self.name, seed=seed, **self.settings())
 
     @classmethod
     def defaults(cls) -> dict:
@@ -314,21 +443,38 @@ class AdapterTuner(Tuner):
 # %% ../../nbs/tasks/06_tuners.ipynb #57b4b2f7
 class GCNTuner(AdapterTuner):
     "Adapters on attention as a graph convolution."
+
     name = "gcn"
+
 
 class APPNPTuner(AdapterTuner):
     "Adapters on APPNP's aggregation."
+
     name = "appnp"
 
 # %% ../../nbs/tasks/06_tuners.ipynb #6da96af5
 class GCNIITuner(AdapterTuner):
     "Adapters on GCNII's aggregation."
+
     name = "gcnii"
+
 
 class PAdapterTuner(AdapterTuner):
     "Adapters on p-Laplacian message passing: the paper's own."
+
     name = "p-adapter"
 
 # %% ../../nbs/tasks/06_tuners.ipynb #13a2715e
-TUNERS = (Frozen, Full, BitFit, PrefixTuning, LoRA, AdapterTuner, PAdapterTuner, GCNTuner, APPNPTuner, GCNIITuner)
+TUNERS = (
+    Frozen,
+    Full,
+    BitFit,
+    PrefixTuning,
+    LoRA,
+    AdapterTuner,
+    PAdapterTuner,
+    GCNTuner,
+    APPNPTuner,
+    GCNIITuner,
+)
 PETL = MethodTable({cls.name: cls for cls in TUNERS})
