@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from vlmadapt.backbones import Backbone
-from vlmadapt.foundation import import_open_clip
-from vlmadapt.images import Images
-from vlmadapt.problem import Features, Problem
+from vlmadapt.models.backbones import Backbone
+from vlmadapt.core.files import import_open_clip
+from vlmadapt.data.images import Images
+from vlmadapt.problems.classification import Features, Problem
 
 ROOT = Path(__file__).resolve().parents[1]
 

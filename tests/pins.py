@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlmadapt.datasets import load_dataset
-from vlmadapt.fit import fit
-from vlmadapt.foundation import load_arrays
+from vlmadapt.core.files import load_arrays
+from vlmadapt.data.datasets import load_dataset
+from vlmadapt.grid.runs import execute_now
 from vlmadapt.methods import METHODS
-from vlmadapt.problem import Problem, few_shot
-from vlmadapt.runs import execute_now
-from vlmadapt.tasks import MINI_TASKS, PETL
-from vlmadapt.tasks.task_problem import load_task
+from vlmadapt.methods.generation import PETL
+from vlmadapt.mini.tasks import MINI_TASKS
+from vlmadapt.problems.classification import Problem, few_shot
+from vlmadapt.problems.generation import load_task
+from vlmadapt.training.fit import fit
 
 FOLDER = Path(__file__).resolve().parent / "pinned"
 SHORT = dict(epochs=3)

@@ -14,7 +14,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from vlmadapt import bench, rows
+from vlmadapt.reporting import bench
+from vlmadapt.grid import rows
 
 SMALL = replace(
     bench.BENCH_SIZES["tiny"],
@@ -64,7 +65,7 @@ def run(*arguments, **environment):
 
 
 def test_import_needs_neither_notebooks_nor_schedulers_nor_models():
-    done = run("-c", "import sys, vlmadapt.bench; print(*sys.modules)")
+    done = run("-c", "import sys, vlmadapt.reporting.bench; print(*sys.modules)")
     assert done.returncode == 0, done.stderr
     assert not {*ABSENT, "open_clip"} & set(done.stdout.split())
 
@@ -74,7 +75,7 @@ def test_command_works_without_notebooks_and_schedulers(tmp_path):
     for name in ABSENT:
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not there')")
     out = tmp_path / "bench.json"
-    command = ["-m", "vlmadapt.bench", "--tiny", "--device", "cpu", "--repeats", "1", "--out", out]
+    command = ["-m", "vlmadapt.reporting.bench", "--tiny", "--device", "cpu", "--repeats", "1", "--out", out]
     done = run(*command, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "share_of_matmul" in done.stdout
@@ -228,7 +229,7 @@ def test_help_shows_examples_and_parts(capsys):
         bench.main(["--help"])
     assert stopped.value.code == 0
     told = capsys.readouterr().out
-    assert "python -m vlmadapt.bench --tiny" in told
+    assert "python -m vlmadapt.reporting.bench --tiny" in told
     assert all(name in told for name in bench.BENCH_PARTS)
 
 

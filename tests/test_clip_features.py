@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from vlmadapt.fit import evaluate, fit, tune
+from vlmadapt.training.fit import evaluate, fit, tune
 from vlmadapt.methods import METHODS
-from vlmadapt.problem import Problem
+from vlmadapt.problems.classification import Problem
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared/data/clip_vitb32_imagenet"
 pytestmark = pytest.mark.skipif(

@@ -25,14 +25,16 @@ sys.path.insert(0, str(HOOKS))
 
 import crash_hook  # noqa: E402
 
-from vlmadapt import foundation, grid, runs  # noqa: E402
+from vlmadapt.core import files as foundation# noqa: E402
+from vlmadapt.grid import runner as grid# noqa: E402
+from vlmadapt.grid import runs# noqa: E402
 
 PARAMETERS = """dataset = 'mini-digits'
 methods = ['ZeroShot']
 seeds = [1]
 out = ''"""
-BODY = """from vlmadapt.foundation import np_stream
-from vlmadapt.rows import Rows
+BODY = """from vlmadapt.core.files import np_stream
+from vlmadapt.grid.rows import Rows
 def compute(method, seeds):
     for seed in seeds:
         yield dict(accuracy=100 * np_stream(seed, dataset, method).random(), predictions='0 1')

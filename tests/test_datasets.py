@@ -14,9 +14,9 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from vlmadapt import datasets
-from vlmadapt.annotations import imagenet_names
-from vlmadapt.datasets import (
+from vlmadapt.data import datasets
+from vlmadapt.data.annotations import imagenet_names
+from vlmadapt.data.datasets import (
     BENCHMARKS,
     DATASETS,
     digest,
@@ -26,7 +26,7 @@ from vlmadapt.datasets import (
     read_split,
     rebuild_split,
 )
-from vlmadapt.problem import few_shot
+from vlmadapt.problems.classification import few_shot
 
 SHARED = ROOT.parent / "shared/data"
 needs_shared = pytest.mark.skipif(
@@ -400,7 +400,7 @@ def test_looking_at_imagenet_needs_no_val_part(root, monkeypatch, name, method):
 
 def test_classes_of_a_and_r_are_selected_by_what_they_are():
     "The columns that an ImageNet classifier selects by name are those of the WordNet ids, for all 200 classes; timm lists the ids."
-    from vlmadapt.method import Method
+    from vlmadapt.methods.base import Method
 
     names = imagenet_names()
     wnids = list(names)

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 import torch
 
-from vlmadapt import datasets, problem
-from vlmadapt.datasets import rebuild_split
-from vlmadapt.foundation import CannotWrite, load_arrays, save_arrays, write_json
+from vlmadapt.data import datasets
+from vlmadapt.problems import classification as problem
+from vlmadapt.data.datasets import rebuild_split
+from vlmadapt.core.files import CannotWrite, load_arrays, save_arrays, write_json
 from vlmadapt.methods import METHODS
-from vlmadapt.problem import Problem, cached, cached_rows
+from vlmadapt.problems.classification import Problem, cached, cached_rows
 
 WIDTH = 64
 ROWS = torch.arange(4000.0)[:, None] * torch.ones(WIDTH)  # one megabyte
@@ -265,8 +266,8 @@ def test_a_process_killed_while_it_writes(cache):
     "The file that it was writing is removed by the next process that makes it."
     program = """
         import os, torch
-        from vlmadapt import foundation
-        from vlmadapt.problem import cached_rows
+        from vlmadapt.core import files as foundation
+        from vlmadapt.problems.classification import cached_rows
 
         def die(moment, path):
             if path.suffix == ".npy":
@@ -454,8 +455,8 @@ LIMITED = """
     import json, os, resource, sys, warnings
     from pathlib import Path
     import torch
-    from vlmadapt.foundation import CannotWrite, save_arrays, write_json
-    from vlmadapt.problem import cached, cached_rows
+    from vlmadapt.core.files import CannotWrite, save_arrays, write_json
+    from vlmadapt.problems.classification import cached, cached_rows
 
     folder, limit = Path(sys.argv[1]), int(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))

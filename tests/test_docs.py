@@ -70,10 +70,10 @@ def test_site(site, pages):
     }
     assert (
         "Method.fold" in texts["api.html"]
-        and "methods/08_hegraph_adapter.html#hegraphadapter" in pages["api.html"].links
+        and "05_methods/18_hegraph_adapter.html#hegraphadapter" in pages["api.html"].links
     )
     assert any(
-        re.search(r"/blob/main/vlmadapt/method.py#L\d+$", l) for l in pages["05_method.html"].links
+        re.search(r"/blob/main/vlmadapt/method.py#L\d+$", l) for l in pages["05_methods/00_base.html"].links
     )
 
 
@@ -129,7 +129,7 @@ def test_every_page_in_a_browser(site, pages):
                     told.append(f"{over} pixels wider than {pixels}")
                 if told:
                     trouble.append((page, told))
-        driver.get(f"{address}/methods/08_hegraph_adapter.html")
+        driver.get(f"{address}/05_methods/18_hegraph_adapter.html")
         assert (
             driver.execute_script(
                 "return [...document.querySelectorAll('math')].filter(m => m.getBoundingClientRect().width > 3).length"

@@ -10,17 +10,17 @@ import torch.nn.functional as F
 from golden_clip import golden_clip, golden_problem, load_golden
 from torch import nn
 
-from vlmadapt.fit import Batches, fit, fit_many, hold_out
-from vlmadapt.method import Batch
 from vlmadapt.methods import METHODS
+from vlmadapt.methods.base import Batch
+from vlmadapt.methods.generation import PETL
 from vlmadapt.methods.graph_adapter import visual_nodes
 from vlmadapt.methods.proto_clip import layer_shapes
 from vlmadapt.methods.task_res import raw_text
-from vlmadapt.paper_protocol import PAPER_RULES, SEARCH_ENDS, as_released, tip_adapter_grid
-from vlmadapt.problem import Problem
-from vlmadapt.tasks import PETL
-from vlmadapt.tasks.adapted_attention import AdaptedAttention, ReleasedAdapter, Site
-from vlmadapt.tasks.task_problem import TaskBatches, load_task
+from vlmadapt.models.adapted_attention import AdaptedAttention, ReleasedAdapter, Site
+from vlmadapt.problems.classification import Problem
+from vlmadapt.problems.generation import TaskBatches, load_task
+from vlmadapt.training.fit import Batches, fit, fit_many, hold_out
+from vlmadapt.training.paper_protocol import PAPER_RULES, SEARCH_ENDS, as_released, tip_adapter_grid
 
 EXACT = 1e-12  # relative, of float64
 SINGLE = 1e-6  # relative, where the file holds numbers rounded to float32

@@ -16,9 +16,10 @@ import pytest
 from conftest import write_experiment
 
 import vlmadapt
-from vlmadapt import grid, runs
-from vlmadapt.grid import _cluster, report_of, vlmadapt_grid, vlmadapt_report
-from vlmadapt.runs import execute, read_runs, shipped
+from vlmadapt.grid import runner as grid
+from vlmadapt.grid import runs
+from vlmadapt.grid.runner import _cluster, report_of, vlmadapt_grid, vlmadapt_report
+from vlmadapt.grid.runs import execute, read_runs, shipped
 
 HOOKS = Path(__file__).parent / "crash_points"
 sys.path.insert(0, str(HOOKS))
@@ -34,8 +35,8 @@ fixed = {}  # method -> hyper-parameters
 broken = ''  # a dataset that fails
 out = ''"""
 BODY = """import os, time
-from vlmadapt.foundation import np_stream
-from vlmadapt.rows import Rows
+from vlmadapt.core.files import np_stream
+from vlmadapt.grid.rows import Rows
 if dataset == broken: raise ValueError(f'{dataset} is broken')
 def compute(method, seeds):
     for seed in seeds:
@@ -50,7 +51,7 @@ parameters:
   seeds: [1, 2, 3, 4, 5, 6]
 """
 CALL = """import signal, sys
-from vlmadapt import grid
+from vlmadapt.grid import runner as grid
 for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # whatever the tests' own shell ignores
     handler = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
     signal.signal(getattr(signal, name), handler)
@@ -518,7 +519,7 @@ def test_failing_run_leaves_the_others(params, tmp_path, capsys):
 
 
 def test_two_at_once_share_the_work(params, tmp_path):
-    call = "import sys; from vlmadapt.runs import execute, read_runs; sys.exit(execute(read_runs(*sys.argv[1:])[0]))"
+    call = "import sys; from vlmadapt.grid.runs import execute, read_runs; sys.exit(execute(read_runs(*sys.argv[1:])[0]))"
     file = params()
     both = [
         subprocess.Popen(

@@ -27,10 +27,10 @@ from hostile import (
 )
 from tqdm import tqdm
 
-from vlmadapt import downloads
-from vlmadapt.annotations import class_folders
-from vlmadapt.datasets import BENCHMARKS, Benchmark, Source, digest
-from vlmadapt.downloads import (
+from vlmadapt.data import downloads
+from vlmadapt.data.annotations import class_folders
+from vlmadapt.data.datasets import BENCHMARKS, Benchmark, Source, digest
+from vlmadapt.data.downloads import (
     Gone,
     NoRoom,
     Refused,
@@ -42,7 +42,7 @@ from vlmadapt.downloads import (
     unpack,
     vlmadapt_data,
 )
-from vlmadapt.foundation import CannotWrite, content_key
+from vlmadapt.core.files import CannotWrite, content_key
 
 PARTS = ("train", "val", "test")
 SPLIT = {
@@ -453,9 +453,9 @@ def test_complete_dataset_on_a_read_only_disk(row, tmp_path, monkeypatch):
 
 CHILD = """
 import json, os, resource, signal, sys, zipfile
-import vlmadapt.downloads as downloads
-from vlmadapt.annotations import class_folders
-from vlmadapt.datasets import BENCHMARKS, Benchmark, Source
+import vlmadapt.data.downloads as downloads
+from vlmadapt.data.annotations import class_folders
+from vlmadapt.data.datasets import BENCHMARKS, Benchmark, Source
 images, split, split_hash, root, event = sys.argv[1:]
 sources = {"images": (Source(images),), "split.json": (Source(split, split_hash),)}
 BENCHMARKS["dtd"] = Benchmark("dtd", "images", 2, (2, 2, 2), class_folders, "split.json",

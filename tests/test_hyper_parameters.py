@@ -14,17 +14,17 @@ import torch.nn.functional as F
 import yaml
 from torch import nn
 
-from vlmadapt.fit import evaluate, fit, fit_many, sweep, tune, tune_many
-from vlmadapt.foundation import stream
-from vlmadapt.grid import vlmadapt_grid
-from vlmadapt.method import RECIPE, Method, hyper
+from vlmadapt.core.files import stream
+from vlmadapt.core.values import NonNegative
+from vlmadapt.grid.rows import KNOWN, row_key
+from vlmadapt.grid.runner import vlmadapt_grid
+from vlmadapt.grid.runs import execute, read_runs, template_parameters
+from vlmadapt.grid.task_rows import try_rates
 from vlmadapt.methods import METHODS
-from vlmadapt.problem import Problem, few_shot
-from vlmadapt.rows import KNOWN, row_key
-from vlmadapt.runs import execute, read_runs, template_parameters
-from vlmadapt.task_rows import try_rates
-from vlmadapt.tasks import PETL
-from vlmadapt.values import NonNegative
+from vlmadapt.methods.base import RECIPE, Method, hyper
+from vlmadapt.methods.generation import PETL
+from vlmadapt.problems.classification import Problem, few_shot
+from vlmadapt.training.fit import evaluate, fit, fit_many, sweep, tune, tune_many
 
 PARAMS = Path(__file__).resolve().parent.parent / "params"
 
@@ -509,7 +509,7 @@ def test_a_rate_that_diverges_loses_among_generation_methods():
         return method
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vlmadapt.task_rows.fit", fake_fit)
+        patch.setattr("vlmadapt.grid.task_rows.fit", fake_fit)
         best, trials = try_rates(Writer, Task, [2.0, 0.5, 0.1, 0.2], 1, {})
         assert best.lr == 0.2 and trials["score"].isna().tolist() == [True, True, False, False]
         assert "all 2 learning rates diverged" in message(
@@ -849,7 +849,7 @@ def test_a_notebook_without_kernelspec_runs_with_converted_values(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     notebook = own(tmp_path, BASE + "note: None|str = None\nshots = 1", kernel=False)
     cell = (
-        "from vlmadapt.rows import Rows\n"
+        "from vlmadapt.grid.rows import Rows\n"
         "rows = Rows(out, note=note, shots=shots)\n"
         "rows.fill(methods, seeds, lambda m, s: [dict(accuracy=float(shots))])"
     )

@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmadapt import photos
-from vlmadapt.backbones import Pixels, load_backbone
-from vlmadapt.datasets import Dataset, few_shot_indices, load_dataset, read_parts, read_split
-from vlmadapt.fit import evaluate, fit, tune
-from vlmadapt.images import CorruptImage, Images, image_suffixes, open_image
+from vlmadapt.data import photos
+from vlmadapt.models.backbones import Pixels, load_backbone
+from vlmadapt.data.datasets import Dataset, few_shot_indices, load_dataset, read_parts, read_split
+from vlmadapt.training.fit import evaluate, fit, tune
+from vlmadapt.data.images import CorruptImage, Images, image_suffixes, open_image
 from vlmadapt.methods import METHODS
-from vlmadapt.photos import open_photos, read_photos
-from vlmadapt.problem import Problem, few_shot
+from vlmadapt.data.photos import open_photos, read_photos
+from vlmadapt.problems.classification import Problem, few_shot
 
 SPLITS = Path("/nonexistent")
 for parent in Path(__file__).resolve().parents:

@@ -26,12 +26,12 @@ import yaml
 from browser import chromium, served
 from matplotlib.cbook import is_math_text
 
-from vlmadapt.claims import collapsed
-from vlmadapt.explore import Explorer
-from vlmadapt.figures import gain_bars, node_maps, point_lines, save_figure, shot_panels
-from vlmadapt.foundation import CannotWrite, content_key
-from vlmadapt.grid import vlmadapt_report, write_html
-from vlmadapt.markup import (
+from vlmadapt.reporting.claims import collapsed
+from vlmadapt.reporting.explore import Explorer
+from vlmadapt.reporting.figures import gain_bars, node_maps, point_lines, save_figure, shot_panels
+from vlmadapt.core.files import CannotWrite, content_key
+from vlmadapt.grid.runner import vlmadapt_report, write_html
+from vlmadapt.core.markup import (
     escape_figure,
     escape_frame,
     escape_html,
@@ -39,8 +39,8 @@ from vlmadapt.markup import (
     escape_markdown,
     safe_style,
 )
-from vlmadapt.published import published, show_beside
-from vlmadapt.results import (
+from vlmadapt.reporting.published import published, show_beside
+from vlmadapt.reporting.tables import (
     dataset_table,
     in_words,
     point_table,
@@ -51,8 +51,8 @@ from vlmadapt.results import (
     unfinished,
     write_csv,
 )
-from vlmadapt.rows import Rows, read_result_file
-from vlmadapt.runs import execute, read_runs
+from vlmadapt.grid.rows import Rows, read_result_file
+from vlmadapt.grid.runs import execute, read_runs
 
 EVIL = [
     "<img src=x onerror=alert(1)>",
@@ -229,7 +229,7 @@ def test_explorer_shows_names_as_text(error):
     explorer.state = SimpleNamespace(value="")
     explorer.out = SimpleNamespace(outputs=(), append_display_data=lambda made: None)
     patch = pytest.MonkeyPatch()
-    patch.setattr("vlmadapt.explore.picture", lambda name, view, **chosen: pd.DataFrame())
+    patch.setattr("vlmadapt.reporting.explore.picture", lambda name, view, **chosen: pd.DataFrame())
     explorer.draw()
     patch.undo()
     page = Page(explorer.state.value)

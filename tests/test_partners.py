@@ -12,17 +12,18 @@ import pytest
 import torch
 from PIL import Image
 
-import vlmadapt.method
-from vlmadapt.backbones import load_backbone
-from vlmadapt.datasets import Dataset, Images, load_dataset
-from vlmadapt.features import as_features, as_labels
-from vlmadapt.fit import evaluate, fit, fit_many, tune
-from vlmadapt.foundation import load_arrays, save_arrays
-from vlmadapt.method import as_inputs
+import vlmadapt.methods.base
+from vlmadapt.core.files import load_arrays, save_arrays
+from vlmadapt.data.datasets import Dataset, load_dataset
+from vlmadapt.data.images import Images
 from vlmadapt.methods import METHODS
-from vlmadapt.problem import Problem, few_shot
-from vlmadapt.tasks.task_problem import load_task
-from vlmadapt.tasks.tuners import PETL
+from vlmadapt.methods.base import as_inputs
+from vlmadapt.methods.generation import PETL
+from vlmadapt.models.backbones import load_backbone
+from vlmadapt.problems.classification import Problem, few_shot
+from vlmadapt.problems.features import as_features, as_labels
+from vlmadapt.problems.generation import load_task
+from vlmadapt.training.fit import evaluate, fit, fit_many, tune
 
 K, D, SHOTS = 4, 16, 5
 NAMES = ["ash", "birch", "cedar", "elm"]
@@ -622,7 +623,7 @@ def test_methods_that_read_images_refuse_features(digits):
 def alive(monkeypatch):
     "The largest number of opened pictures that were alive at once."
     seen = {"now": 0, "most": 0, "total": 0}
-    opened = vlmadapt.method.open_photo
+    opened = vlmadapt.methods.base.open_photo
 
     def closed():
         seen["now"] -= 1
@@ -635,7 +636,7 @@ def alive(monkeypatch):
         seen["most"] = max(seen["most"], seen["now"])
         return image
 
-    monkeypatch.setattr(vlmadapt.method, "open_photo", counting)
+    monkeypatch.setattr(vlmadapt.methods.base, "open_photo", counting)
     return seen
 
 
@@ -790,7 +791,7 @@ def test_a_card_that_does_not_fit_is_refused(stored, tmp_path, kind):
 def test_a_file_that_is_no_method(tmp_path):
     path = written(tmp_path / "x.safetensors", {"x": torch.ones(2)}, {})
     assert "holds no method" in refused(METHODS["TaskRes"].load, path)
-    assert "holds no method" in refused(vlmadapt.method.read_card, path)
+    assert "holds no method" in refused(vlmadapt.methods.base.read_card, path)
 
 
 def test_the_backbone_of_the_card_is_loaded_when_an_image_comes(stored, digits, monkeypatch):
@@ -810,7 +811,7 @@ def test_the_backbone_of_the_card_is_loaded_when_an_image_comes(stored, digits, 
     def offline(*arguments, **options):
         raise OSError("no network\nand a long\ntraceback")
 
-    monkeypatch.setattr(vlmadapt.method.card_backbone, "__defaults__", (offline,))
+    monkeypatch.setattr(vlmadapt.methods.base.card_backbone, "__defaults__", (offline,))
     told = refused(METHODS["TaskRes"].load(path).predict, images)
     assert (
         "its backbone 'mini' cannot be loaded (no network); "

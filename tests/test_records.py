@@ -23,19 +23,19 @@ from PIL import Image
 from safetensors.torch import save_file
 from scipy.io import savemat
 
-from vlmadapt import annotations
-from vlmadapt.datasets import read_split
-from vlmadapt.features import read_bundle
-from vlmadapt.foundation import load_arrays, save_arrays
-from vlmadapt.images import CorruptImage, open_image
-from vlmadapt.method import read_card
+from vlmadapt.data import annotations
+from vlmadapt.data.datasets import read_split
+from vlmadapt.problems.features import read_bundle
+from vlmadapt.core.files import load_arrays, save_arrays
+from vlmadapt.data.images import CorruptImage, open_image
+from vlmadapt.methods.base import read_card
 from vlmadapt.methods import METHODS
 from vlmadapt.mini.models import untrained
-from vlmadapt.problem import Problem, cached_rows
-from vlmadapt.prompts import read_descriptions
-from vlmadapt.records import RecordError, read_json, read_json_lines, read_lines, read_text
-from vlmadapt.tasks.adapted_attention import add_adapters, load_adapters, save_adapters
-from vlmadapt.tasks.readers import (
+from vlmadapt.problems.classification import Problem, cached_rows
+from vlmadapt.data.prompts import read_descriptions
+from vlmadapt.core.records import RecordError, read_json, read_json_lines, read_lines, read_text
+from vlmadapt.models.adapted_attention import add_adapters, load_adapters, save_adapters
+from vlmadapt.data.task_files import (
     karpathy_parts,
     read_coco,
     read_jsonl,

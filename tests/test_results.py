@@ -3,8 +3,8 @@
 import json
 import time
 
-from vlmadapt.foundation import content_key
-from vlmadapt.results import read_results
+from vlmadapt.core.files import content_key
+from vlmadapt.reporting.tables import read_results
 
 
 def test_ten_thousand_files_in_five_seconds(tmp_path, capsys):

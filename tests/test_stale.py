@@ -12,16 +12,16 @@ import torch
 from conftest import write_experiment
 from safetensors.torch import save_file
 
-from vlmadapt import rows as rows_module
-from vlmadapt.claims import check_claim
-from vlmadapt.datasets import BENCHMARKS
-from vlmadapt.figures import gain_bars, shot_panels
-from vlmadapt.foundation import content_key, write_json
-from vlmadapt.grid import vlmadapt_grid
-from vlmadapt.published import beside, show_beside
-from vlmadapt.results import averages, cells, dataset_table, read_results, read_rows, save_frame
-from vlmadapt.rows import NAMED_FILES, Rows, deviation, file_contents, file_hash, row_key
-from vlmadapt.runs import execute, read_runs
+from vlmadapt.grid import rows as rows_module
+from vlmadapt.reporting.claims import check_claim
+from vlmadapt.data.datasets import BENCHMARKS
+from vlmadapt.reporting.figures import gain_bars, shot_panels
+from vlmadapt.core.files import content_key, write_json
+from vlmadapt.grid.runner import vlmadapt_grid
+from vlmadapt.reporting.published import beside, show_beside
+from vlmadapt.reporting.tables import averages, cells, dataset_table, read_results, read_rows, save_frame
+from vlmadapt.grid.rows import NAMED_FILES, Rows, deviation, file_contents, file_hash, row_key
+from vlmadapt.grid.runs import execute, read_runs
 
 PARAMETERS = """dataset = 'mini-digits'  # name in DATASETS
 shots = 1  # images per class
@@ -33,8 +33,8 @@ bundle = ''
 fixed = {}
 variants = {}
 out = ''"""
-BODY = """from vlmadapt.foundation import np_stream
-from vlmadapt.rows import Rows
+BODY = """from vlmadapt.core.files import np_stream
+from vlmadapt.grid.rows import Rows
 def compute(method, seeds):
     for seed in seeds:
         content = ' '.join(rows.settings.get('file_contents', {}).values())
@@ -53,7 +53,7 @@ def grid(tmp_path, monkeypatch):
     def here(notebook, target, parameters, log):
         exec("\n".join(cell.source for cell in cells[1:]), dict(parameters))
 
-    monkeypatch.setattr("vlmadapt.runs.run_notebook", here)
+    monkeypatch.setattr("vlmadapt.grid.runs.run_notebook", here)
 
     def write(**parameters):
         parameters = dict(methods=["ZeroShot", "TipAdapter"], seeds=[1]) | parameters
@@ -324,7 +324,7 @@ def test_only_what_changed_is_superseded(grid):
 
 
 def test_grid_counts_superseded_results_and_announces_reports_that_exist(grid, capsys, monkeypatch):
-    monkeypatch.setattr("vlmadapt.grid._loopback", lambda: False)
+    monkeypatch.setattr("vlmadapt.grid.runner._loopback", lambda: False)
     grid(trials=4)
     vlmadapt_grid("tiny.yml")
     told = capsys.readouterr().out

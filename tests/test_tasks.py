@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from vlmadapt.fit import evaluate
-from vlmadapt.tasks import PETL, Example, TaskProblem, load_task
-from vlmadapt.tasks.decoding import END, greedy, prompt_tokens, stepper, write
-from vlmadapt.tasks.metrics import bleu, caption_scores, cider, rouge_l, vqa_accuracy
-from vlmadapt.tasks.readers import read_karpathy, read_snli_ve, read_textcaps, read_vqa
-from vlmadapt.tasks.task_problem import METRICS, load_writer
+from vlmadapt.data.task_files import read_karpathy, read_snli_ve, read_textcaps, read_vqa
+from vlmadapt.data.text_metrics import bleu, caption_scores, cider, rouge_l, vqa_accuracy
+from vlmadapt.methods.generation import PETL
+from vlmadapt.mini.tasks import Example
+from vlmadapt.models.decoding import END, greedy, prompt_tokens, stepper, write
+from vlmadapt.problems.generation import METRICS, TaskProblem, load_task, load_writer
+from vlmadapt.training.fit import evaluate
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared/golden/vqa_accuracy.safetensors"
 

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from golden_clip import golden_clip, golden_problem, load_golden
 from PIL import Image
 
-from vlmadapt import backbones, rows
-from vlmadapt.backbones import (
+from vlmadapt.models import backbones
+from vlmadapt.grid import rows
+from vlmadapt.models.backbones import (
     Backbone,
     TextTooLong,
     check_device,
@@ -26,12 +27,12 @@ from vlmadapt.backbones import (
     token_counts,
     tokenize,
 )
-from vlmadapt.datasets import load_dataset
-from vlmadapt.foundation import import_open_clip
-from vlmadapt.method import Batch
+from vlmadapt.data.datasets import load_dataset
+from vlmadapt.core.files import import_open_clip
+from vlmadapt.methods.base import Batch
 from vlmadapt.methods import METHODS
-from vlmadapt.problem import Problem, few_shot
-from vlmadapt.prompts import check_classnames, class_prompts, fill, read_descriptions
+from vlmadapt.problems.classification import Problem, few_shot
+from vlmadapt.data.prompts import check_classnames, class_prompts, fill, read_descriptions
 
 LONG = (
     "in this picture , which was taken with a very old camera on a rainy day by a friend of my "

@@ -13,8 +13,15 @@ import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
 
-from vlmadapt.grid import read_runs, vlmadapt_grid
-from vlmadapt.published import AVERAGES, BACKBONE_NAMES, DATASET_NAMES, published, readings
+from vlmadapt.grid.runner import vlmadapt_grid
+from vlmadapt.grid.runs import read_runs
+from vlmadapt.reporting.published import (
+    AVERAGES,
+    BACKBONE_NAMES,
+    DATASET_NAMES,
+    published,
+    readings,
+)
 
 NOTEBOOKS = sorted(
     p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts

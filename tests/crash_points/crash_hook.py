@@ -1,4 +1,4 @@
-"""Kill a process at one chosen write of `vlmadapt.foundation.write_atomic`.
+"""Kill a process at one chosen write of `vlmadapt.core.files.write_atomic`.
 
 The choice stands in environment variables, so that kernels and workers know it too:
 CRASH_COUNTER  a file; every write of every process makes it one byte longer
@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
 
-MODULE = "vlmadapt.foundation"
+MODULE = "vlmadapt.core.files"
 DRIVER = "vlmadapt_grid"
 
 
