@@ -12,7 +12,7 @@ from safetensors import safe_open
 from vlmadapt.models.backbones import Backbone
 from vlmadapt.core.files import import_open_clip
 from vlmadapt.data.images import Images
-from vlmadapt.problems.classification import Features, Problem
+from vlmadapt.problems.classification import Features, FewShotProblem
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -87,7 +87,7 @@ def _state(arrays, sizes):
 def golden_problem(
     classnames: list[str] | None = None,  # default: those of the file
     backbone: Backbone | None = None,  # default: a new `golden_clip`
-) -> Problem:  # its train features are those of the file's three images
+) -> FewShotProblem:  # its train features are those of the file's three images
     "Return a problem on the tiny CLIP: three images, labels and class names of the golden numbers."
     arrays, metadata = load_golden("clip_tiny")
     names = classnames or metadata["classnames"]
@@ -99,4 +99,4 @@ def golden_problem(
     # the pixels of the golden numbers are preprocessed already; tests hand them to the methods themselves
     pictures = Images(np.zeros((len(arrays["labels"]), 32, 32, 3), np.uint8), arrays["labels"])
     scale = backbone.logit_scale
-    return Problem(names, features, labels, scale, backbone, images={"train": pictures})
+    return FewShotProblem(names, features, labels, scale, backbone, images={"train": pictures})

@@ -18,7 +18,7 @@ from vlmadapt.grid.runs import execute_now
 from vlmadapt.methods import METHODS
 from vlmadapt.methods.generation import PETL
 from vlmadapt.mini.tasks import MINI_TASKS
-from vlmadapt.problems.classification import Problem, few_shot
+from vlmadapt.problems.classification import FewShotProblem, few_shot
 from vlmadapt.problems.generation import load_task
 from vlmadapt.training.fit import fit
 
@@ -90,7 +90,7 @@ TOWER_METHODS = {
 }
 
 
-def feature_problem() -> Problem:
+def feature_problem() -> FewShotProblem:
     "Six classes of Gaussian features in float64, four support images with three views each."
     rng = np.random.default_rng(7)
     classes, width, shots, views = 6, 32, 4, 3
@@ -102,7 +102,7 @@ def feature_problem() -> Problem:
 
     support, labels = draw(shots, 1.5)
     augmented = support + 0.3 * rng.normal(size=(views, *support.shape))
-    return Problem.from_features(
+    return FewShotProblem.from_features(
         [f"class {k}" for k in range(classes)],
         centres + rng.normal(size=centres.shape),
         train=(augmented, labels),

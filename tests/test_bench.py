@@ -75,7 +75,17 @@ def test_command_works_without_notebooks_and_schedulers(tmp_path):
     for name in ABSENT:
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not there')")
     out = tmp_path / "bench.json"
-    command = ["-m", "vlmadapt.reporting.bench", "--tiny", "--device", "cpu", "--repeats", "1", "--out", out]
+    command = [
+        "-m",
+        "vlmadapt.reporting.bench",
+        "--tiny",
+        "--device",
+        "cpu",
+        "--repeats",
+        "1",
+        "--out",
+        out,
+    ]
     done = run(*command, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "share_of_matmul" in done.stdout

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from vlmadapt.training.fit import evaluate, fit, tune
 from vlmadapt.methods import METHODS
-from vlmadapt.problems.classification import Problem
+from vlmadapt.problems.classification import FewShotProblem
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared/data/clip_vitb32_imagenet"
 pytestmark = pytest.mark.skipif(
@@ -24,7 +24,7 @@ def problem():
         json.loads((FOLDER / "classnames.json").read_text()),
     )
     pair = lambda s: (x[f"{s}_x"], x[f"{s}_y"])
-    return Problem.from_features(
+    return FewShotProblem.from_features(
         names, x["text"], train=pair("train"), val=pair("val"), test=pair("test")
     )
 

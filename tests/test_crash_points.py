@@ -25,9 +25,9 @@ sys.path.insert(0, str(HOOKS))
 
 import crash_hook  # noqa: E402
 
-from vlmadapt.core import files as foundation# noqa: E402
-from vlmadapt.grid import runner as grid# noqa: E402
-from vlmadapt.grid import runs# noqa: E402
+from vlmadapt.core import files as foundation  # noqa: E402
+from vlmadapt.grid import runner as grid  # noqa: E402
+from vlmadapt.grid import runs  # noqa: E402
 
 PARAMETERS = """dataset = 'mini-digits'
 methods = ['ZeroShot']

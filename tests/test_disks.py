@@ -22,7 +22,7 @@ from vlmadapt.problems import classification as problem
 from vlmadapt.data.datasets import rebuild_split
 from vlmadapt.core.files import CannotWrite, load_arrays, save_arrays, write_json
 from vlmadapt.methods import METHODS
-from vlmadapt.problems.classification import Problem, cached, cached_rows
+from vlmadapt.problems.classification import FewShotProblem, cached, cached_rows
 
 WIDTH = 64
 ROWS = torch.arange(4000.0)[:, None] * torch.ones(WIDTH)  # one megabyte
@@ -367,7 +367,9 @@ def test_a_damaged_memory_map_is_named_and_encoded_again(cache, damage, told):
 
 def small_method():
     x = torch.eye(3, 8)
-    return METHODS["TaskRes"](Problem.from_features(["a", "b", "c"], x, train=(x, [0, 1, 2])))
+    return METHODS["TaskRes"](
+        FewShotProblem.from_features(["a", "b", "c"], x, train=(x, [0, 1, 2]))
+    )
 
 
 SAVERS = {

@@ -73,7 +73,8 @@ def test_site(site, pages):
         and "05_methods/18_hegraph_adapter.html#hegraphadapter" in pages["api.html"].links
     )
     assert any(
-        re.search(r"/blob/main/vlmadapt/method.py#L\d+$", l) for l in pages["05_methods/00_base.html"].links
+        re.search(r"/blob/main/vlmadapt/methods/base.py#L\d+$", l)
+        for l in pages["05_methods/00_base.html"].links
     )
 
 

@@ -17,7 +17,7 @@ from vlmadapt.methods.graph_adapter import visual_nodes
 from vlmadapt.methods.proto_clip import layer_shapes
 from vlmadapt.methods.task_res import raw_text
 from vlmadapt.models.adapted_attention import AdaptedAttention, ReleasedAdapter, Site
-from vlmadapt.problems.classification import Problem
+from vlmadapt.problems.classification import FewShotProblem
 from vlmadapt.problems.generation import TaskBatches, load_task
 from vlmadapt.training.fit import Batches, fit, fit_many, hold_out
 from vlmadapt.training.paper_protocol import PAPER_RULES, SEARCH_ENDS, as_released, tip_adapter_grid
@@ -49,7 +49,7 @@ def class_names(count):
 
 
 def from_arrays(text, train=None, **kwargs):
-    return Problem.from_features(class_names(len(text)), text, train=train, **kwargs)
+    return FewShotProblem.from_features(class_names(len(text)), text, train=train, **kwargs)
 
 
 def gradients(method, batch, *parameters):

@@ -23,7 +23,7 @@ from vlmadapt.grid.task_rows import try_rates
 from vlmadapt.methods import METHODS
 from vlmadapt.methods.base import RECIPE, Method, hyper
 from vlmadapt.methods.generation import PETL
-from vlmadapt.problems.classification import Problem, few_shot
+from vlmadapt.problems.classification import FewShotProblem, few_shot
 from vlmadapt.training.fit import evaluate, fit, fit_many, sweep, tune, tune_many
 
 PARAMS = Path(__file__).resolve().parent.parent / "params"
@@ -285,7 +285,7 @@ def test_few_shot_refuses_impossible_arguments(given, told):
 def test_logit_scale_is_finite_and_positive(scale):
     text = np.eye(2, 4)
     assert "logit_scale" in message(
-        lambda: Problem.from_features(["a", "b"], text, logit_scale=scale)
+        lambda: FewShotProblem.from_features(["a", "b"], text, logit_scale=scale)
     )
 
 
@@ -467,7 +467,7 @@ def test_tune_never_takes_a_diverged_candidate(problem):
     told = message(lambda: tune(Shift, problem, **hopeless), FloatingPointError)
     assert "all 2 candidates diverged, such as Shift on mini-digits" in told
     one_shot = problem.features.train[::4], problem.labels["train"][::4]
-    single = Problem.from_features(problem.classnames, problem.features.text, train=one_shot)
+    single = FewShotProblem.from_features(problem.classnames, problem.features.text, train=one_shot)
     message(lambda: tune(Shift, single, fixed=dict(lr=1e38, epochs=1)), FloatingPointError)
 
 

@@ -20,7 +20,7 @@ from vlmadapt.methods import METHODS
 from vlmadapt.methods.base import as_inputs
 from vlmadapt.methods.generation import PETL
 from vlmadapt.models.backbones import load_backbone
-from vlmadapt.problems.classification import Problem, few_shot
+from vlmadapt.problems.classification import FewShotProblem, few_shot
 from vlmadapt.problems.features import as_features, as_labels
 from vlmadapt.problems.generation import load_task
 from vlmadapt.training.fit import evaluate, fit, fit_many, tune
@@ -35,7 +35,7 @@ X = TEXT[Y] + 0.1 * RNG.normal(size=(K * SHOTS, D))
 
 def features_problem(names=NAMES, text=TEXT, x=X, y=Y, **options):
     split = (x, y)
-    return Problem.from_features(names, text, **{"train": split, "test": split, **options})
+    return FewShotProblem.from_features(names, text, **{"train": split, "test": split, **options})
 
 
 def refused(function, *arguments, **options):
@@ -497,7 +497,7 @@ def test_fit_many_and_loaded_methods_are_no_exception(digits, tmp_path):
 
 
 def test_every_method_can_be_fitted_twice_and_again_after_loading(tmp_path):
-    problem = Problem(
+    problem = FewShotProblem(
         NAMES, features_problem().features, dict(train=Y, test=Y)
     )  # without provenance
     for name, cls in METHODS.items():

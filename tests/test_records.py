@@ -31,7 +31,7 @@ from vlmadapt.data.images import CorruptImage, open_image
 from vlmadapt.methods.base import read_card
 from vlmadapt.methods import METHODS
 from vlmadapt.mini.models import untrained
-from vlmadapt.problems.classification import Problem, cached_rows
+from vlmadapt.problems.classification import FewShotProblem, cached_rows
 from vlmadapt.data.prompts import read_descriptions
 from vlmadapt.core.records import RecordError, read_json, read_json_lines, read_lines, read_text
 from vlmadapt.models.adapted_attention import add_adapters, load_adapters, save_adapters
@@ -185,7 +185,7 @@ def is_array(x):
     assert isinstance(x, torch.Tensor)
 
 
-PROBLEM = Problem.from_features(
+PROBLEM = FewShotProblem.from_features(
     ["a", "b", "c"], torch.eye(3, 8), train=(torch.eye(3, 8), [0, 1, 2]), test=None
 )
 MODEL = untrained("mini", rows=300)
@@ -864,6 +864,6 @@ def test_a_bundle_that_does_not_fit_names_its_file(tmp_path):
     write_bundle(tmp_path)
     (tmp_path / "classnames.json").write_text('["cat", "dog", "cow"]')
     with pytest.raises(RecordError, match="features.safetensors: 3 class names but 2 text"):
-        Problem.from_bundle(tmp_path)
+        FewShotProblem.from_bundle(tmp_path)
     (tmp_path / "classnames.json").write_text('["cat", "dog"]')
-    assert Problem.from_bundle(tmp_path).K == 2
+    assert FewShotProblem.from_bundle(tmp_path).K == 2

@@ -19,7 +19,14 @@ from vlmadapt.reporting.figures import gain_bars, shot_panels
 from vlmadapt.core.files import content_key, write_json
 from vlmadapt.grid.runner import vlmadapt_grid
 from vlmadapt.reporting.published import beside, show_beside
-from vlmadapt.reporting.tables import averages, cells, dataset_table, read_results, read_rows, save_frame
+from vlmadapt.reporting.tables import (
+    averages,
+    cells,
+    dataset_table,
+    read_results,
+    read_rows,
+    save_frame,
+)
 from vlmadapt.grid.rows import NAMED_FILES, Rows, deviation, file_contents, file_hash, row_key
 from vlmadapt.grid.runs import execute, read_runs
 

@@ -16,7 +16,7 @@ from vlmadapt.data.text_metrics import bleu, caption_scores, cider, rouge_l, vqa
 from vlmadapt.methods.generation import PETL
 from vlmadapt.mini.tasks import Example
 from vlmadapt.models.decoding import END, greedy, prompt_tokens, stepper, write
-from vlmadapt.problems.generation import METRICS, TaskProblem, load_task, load_writer
+from vlmadapt.problems.generation import METRICS, GenerationProblem, load_task, load_writer
 from vlmadapt.training.fit import evaluate
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared/golden/vqa_accuracy.safetensors"
@@ -43,7 +43,7 @@ def a_task(metric="accuracy", candidates=(), backbone="mini", images=None, **ans
             Example(0, f"what colour is it in {split} {n}?", a) for n, a in enumerate(people)
         ]
         splits[split] = images, examples
-    return TaskProblem(splits, metric, backbone, candidates)
+    return GenerationProblem(splits, metric, backbone, candidates)
 
 
 def folder_task(root, lines=None, **settings):
@@ -383,7 +383,7 @@ def test_task_images_are_turned_and_put_on_white(tmp_path):
     Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     paths = [str(tmp_path / name) for name in ("turned.jpg", "clear.png")]
     examples = [Example(n, "what is it?", "red") for n in range(2)]
-    task = TaskProblem(dict(val=(paths, examples)), "accuracy")
+    task = GenerationProblem(dict(val=(paths, examples)), "accuracy")
     upright, clear = task.pixels("val").images
     assert upright.size == (32, 40)
     top, bottom = upright.getpixel((16, 5)), upright.getpixel((16, 35))
@@ -395,7 +395,7 @@ def test_images_that_lose_more_than_half_to_the_crop_are_counted_once():
     images = [picture(size) for size in ((400, 100), (100, 400), (200, 100), (32, 32))]
     examples = [Example(n, "what is it?", "red") for n in range(4)]
     splits = dict(train=(images, examples), val=(images[2:], examples[:2]))
-    _, messages = warned(lambda: TaskProblem(splits, "accuracy"))
+    _, messages = warned(lambda: GenerationProblem(splits, "accuracy"))
     assert len(messages) == 1
     assert messages[0].startswith("2 of 4 images lose more than half to the central crop of mini")
     assert "400 x 100" in messages[0]
@@ -433,9 +433,9 @@ def test_leaks_are_found_among_arrays_and_whatever_the_case_of_the_prompt():
         train=([x], [Example(0, "What is it?", "red")]),
         test=([x.copy()], [Example(0, "what  is it", "red")]),
     )
-    assert "1 of 1 test examples" in warned(lambda: TaskProblem(splits, "accuracy"))[1][0]
+    assert "1 of 1 test examples" in warned(lambda: GenerationProblem(splits, "accuracy"))[1][0]
     splits["test"] = [x + 1], splits["test"][1]
-    assert warned(lambda: TaskProblem(splits, "accuracy"))[1] == []
+    assert warned(lambda: GenerationProblem(splits, "accuracy"))[1] == []
 
 
 def test_test_answers_and_sorts_are_sealed():
@@ -470,7 +470,7 @@ def test_test_answers_and_sorts_are_sealed():
 )
 def test_wrong_examples_are_refused(example, message):
     with pytest.raises(ValueError, match=message):
-        TaskProblem(dict(val=([picture()], [example])), "accuracy")
+        GenerationProblem(dict(val=([picture()], [example])), "accuracy")
 
 
 def test_one_answer_as_text_is_one_answer_and_empty_ones_are_counted():
@@ -481,9 +481,9 @@ def test_one_answer_as_text_is_one_answer_and_empty_ones_are_counted():
 
 def test_splits_without_examples_or_of_another_name_are_refused():
     with pytest.raises(ValueError, match="val: there are no examples"):
-        TaskProblem(dict(val=([picture()], [])), "accuracy")
+        GenerationProblem(dict(val=([picture()], [])), "accuracy")
     with pytest.raises(ValueError, match="unknown split 'valid'; did you mean 'val'"):
-        TaskProblem(dict(valid=([picture()], [Example(0, "a", "b")])), "accuracy")
+        GenerationProblem(dict(valid=([picture()], [Example(0, "a", "b")])), "accuracy")
 
 
 @pytest.mark.parametrize(

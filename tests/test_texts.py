@@ -31,7 +31,7 @@ from vlmadapt.data.datasets import load_dataset
 from vlmadapt.core.files import import_open_clip
 from vlmadapt.methods.base import Batch
 from vlmadapt.methods import METHODS
-from vlmadapt.problems.classification import Problem, few_shot
+from vlmadapt.problems.classification import FewShotProblem, few_shot
 from vlmadapt.data.prompts import check_classnames, class_prompts, fill, read_descriptions
 
 LONG = (
@@ -296,7 +296,7 @@ def test_class_names(names):
 def test_wrong_class_names(names, part):
     refused(lambda: check_classnames(names), part)
     text = torch.eye(2)
-    refused(lambda: Problem.from_features(names, text, (text, [0, 1])), part)
+    refused(lambda: FewShotProblem.from_features(names, text, (text, [0, 1])), part)
 
 
 def test_repeated_class_names(digits):

@@ -138,7 +138,7 @@ class Gathered:
         return len(self.images) - 1
 
     def split(self) -> tuple[list, list]:
-        "Return images and examples, as a `TaskProblem` takes them; refuse a file without any."
+        "Return images and examples, as a `GenerationProblem` takes them; refuse a file without any."
         if not self.examples:
             raise RecordError(
                 f"{shown_path(self.source)}: no examples with images in {self.folder}"

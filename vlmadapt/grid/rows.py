@@ -41,7 +41,7 @@ from ..core.records import RecordError, read_json, validate
 from ..core.values import plain
 from ..methods import METHODS
 from ..methods.generation import PETL
-from ..problems.classification import Problem
+from ..problems.classification import FewShotProblem
 from ..training.fit import evaluate, fit_many, tune_many
 
 # %% ../../nbs/07_grid/00_rows.ipynb #45923370
@@ -186,7 +186,7 @@ def measure_many(
 
 def measure(
     cls,  # a class of METHODS
-    problem: Problem,  # the problem to solve
+    problem: FewShotProblem,  # the problem to solve
     seed: int = 1,  # as in `measure_many`
     **kwargs,  # further arguments of `measure_many`
 ) -> dict:  # plain values, ready for JSON

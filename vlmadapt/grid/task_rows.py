@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..core.files import environment
 from .rows import base_of, peak, reset_peak
-from ..problems.generation import TaskProblem
+from ..problems.generation import GenerationProblem
 from ..training.fit import evaluate, fit
 
 # %% ../../nbs/07_grid/03_task_rows.ipynb #21f91a98
@@ -39,7 +39,7 @@ def rates_of(
 # %% ../../nbs/07_grid/03_task_rows.ipynb #a9192982
 def try_rates(
     cls: type,  # a class of PETL
-    problem: TaskProblem,  # a `TaskProblem` with validation examples
+    problem: GenerationProblem,  # a `GenerationProblem` with validation examples
     rates: list,  # learning rates, more than one
     seed: int,  # of the trials
     fixed: dict,  # hyper-parameters that are given
@@ -98,7 +98,7 @@ def _row(tuner, problem, trials, cost):
 # %% ../../nbs/07_grid/03_task_rows.ipynb #778ad818
 def measure_task(
     cls: type,  # a class of PETL
-    problem: TaskProblem,  # a `TaskProblem`
+    problem: GenerationProblem,  # a `GenerationProblem`
     seeds: list[int],  # of start values, batches and answers
     rates: list,  # learning rates to try on the validation examples; one is taken as it is
     fixed: dict | None = None,  # hyper-parameters that are given

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .base import Batch, Method, hyper
-from ..problems.classification import Problem
+from ..problems.classification import FewShotProblem
 from ..core.values import NonNegative, PositiveInteger
 
 # %% ../../nbs/05_methods/20_anchored_probe.ipynb #074ba6c6
@@ -54,7 +54,7 @@ def objective(self: AnchoredProbe, batch: Batch) -> torch.Tensor:
 
 # %% ../../nbs/05_methods/20_anchored_probe.ipynb #91d8555c
 @patch
-def solve(self: AnchoredProbe, problem: Problem):
+def solve(self: AnchoredProbe, problem: FewShotProblem):
     "Minimise the objective on the support images of `problem`."
     batch = Batch(
         problem.features.train.to(self.text), problem.labels["train"].to(self.text.device)

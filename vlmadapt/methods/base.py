@@ -49,7 +49,7 @@ from vlmadapt.core.values import (
 from ..data.images import CorruptImage, Images, eight_bits, numbers_of
 from ..data.photos import named_errors, open_photo
 from ..models.backbones import Backbone, Pixels, ahead, cores, load_backbone
-from ..problems.classification import Problem
+from ..problems.classification import FewShotProblem
 from ..problems.features import as_features
 
 # %% ../../nbs/05_methods/00_base.ipynb #31d66af5
@@ -83,7 +83,7 @@ def _named(backbone):
 
 
 def problem_width(
-    problem: Problem,  # of classification or generation
+    problem: FewShotProblem,  # of classification or generation
 ) -> int | None:
     "The width of a problem's features, None where it has none."
     if problem.backbone is not None:
@@ -98,7 +98,7 @@ class Method(nn.Module):
 
     def __init__(
         self,
-        problem: Problem,  # what the method is built on
+        problem: FewShotProblem,  # what the method is built on
         hyper: dict
         | None = None,  # hyper-parameters; a subclass without a constructor takes them by name
         **more,
@@ -117,7 +117,7 @@ class Method(nn.Module):
             feature_width=problem_width(problem),
         )
 
-    def constants(self, problem: Problem) -> dict:
+    def constants(self, problem: FewShotProblem) -> dict:
         raise NotImplementedError
 
     def init(self, generator: torch.Generator):
@@ -438,7 +438,7 @@ def reads_images(cls: Method) -> bool:
 
 
 @patch
-def inputs(self: Method, problem: Problem, split: str) -> torch.Tensor | Pixels:
+def inputs(self: Method, problem: FewShotProblem, split: str) -> torch.Tensor | Pixels:
     "What the method reads of a `split`: raw features (N, D), or `Pixels`."
     if self.reads_images():
         return Pixels(problem.images(split), self.backbone.preprocess)

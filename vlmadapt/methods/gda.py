@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from .base import Method, hyper
-from ..problems.classification import Problem
+from ..problems.classification import FewShotProblem
 from ..data.prompts import class_means
 from ..core.values import Flag, NonNegative, Positive
 
@@ -81,7 +81,7 @@ class GDA(Method):
 
 # %% ../../nbs/05_methods/13_gda.ipynb #9355469c
 @patch
-def solve(self: GDA, problem: Problem):
+def solve(self: GDA, problem: FewShotProblem):
     "Means and precision from every view of the support images of `problem`."
     views = problem.features.views
     x, y = (

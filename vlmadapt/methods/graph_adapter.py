@@ -17,13 +17,13 @@ from torch import nn
 from ..core.files import choose
 from .base import Method, hyper, same_length
 from .task_res import raw_text
-from ..problems.classification import Problem
+from ..problems.classification import FewShotProblem
 from ..data.prompts import class_means
 from ..core.values import Fraction, PositiveInteger
 
 # %% ../../nbs/05_methods/16_graph_adapter.ipynb #7681363a
 def visual_nodes(
-    problem: Problem,  # with text and views of its support images
+    problem: FewShotProblem,  # with text and views of its support images
     norm: Literal["unit", "raw"] = "unit",  # unit rows, or means of the features as they are
 ) -> torch.Tensor:  # (K, D)
     "Mean support feature per class; a class without support image falls back to its text embedding."

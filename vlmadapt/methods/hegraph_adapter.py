@@ -19,7 +19,7 @@ from torch import nn
 from .base import Method, hyper, same_length
 from .graph_adapter import visual_nodes
 from .tip_adapter import by_class, cache_keys, class_layout, class_sums
-from ..problems.classification import Problem
+from ..problems.classification import FewShotProblem
 from ..core.values import Flag, NonNegative, Real
 
 # %% ../../nbs/05_methods/18_hegraph_adapter.ipynb #7fefc675
@@ -175,7 +175,7 @@ def unused(cls: HeGraphAdapter, hyper: dict) -> set:
 
 # %% ../../nbs/05_methods/18_hegraph_adapter.ipynb #ab63ebd2
 def graph_nodes(
-    problem: Problem,  # with text, views and, for relations that need them, negative text
+    problem: FewShotProblem,  # with text, views and, for relations that need them, negative text
     relations: Iterable[str],  # keys of `RELATIONS`
 ) -> dict:  # node type -> (K, D) unit rows
     "The frozen nodes: positive text, negative text, and mean support feature per class."
@@ -185,7 +185,7 @@ def graph_nodes(
     return nodes
 
 # %% ../../nbs/05_methods/18_hegraph_adapter.ipynb #e6f1d196
-def cache_layout(problem: Problem) -> dict:
+def cache_layout(problem: FewShotProblem) -> dict:
     "The cache of `problem` by class: keys (K, S, D), which of them are `held` (K, S), and the `place` (N,) of each support image."
     keys = cache_keys(problem)
     place, held = class_layout(problem.labels["train"], problem.K)

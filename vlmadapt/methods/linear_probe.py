@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .base import Method, hyper
-from ..problems.classification import Problem
+from ..problems.classification import FewShotProblem
 from ..core.values import Positive, PositiveInteger
 
 # %% ../../nbs/05_methods/11_linear_probe.ipynb #8c00776d
@@ -84,7 +84,7 @@ def _rows(classifier, K):
 
 
 @patch
-def solve(self: LinearProbeScratch, problem: Problem):
+def solve(self: LinearProbeScratch, problem: FewShotProblem):
     "Fit scikit-learn's logistic regression; with one class there is nothing to separate."
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from .base import Method, hyper, same_length
-from ..problems.classification import Problem
+from ..problems.classification import FewShotProblem
 from ..data.prompts import class_means
 from ..core.values import NonNegative
 
 # %% ../../nbs/05_methods/15_task_res.ipynb #5be57db5
 def raw_text(
-    problem: Problem,  # with a backbone, or built from raw text features
+    problem: FewShotProblem,  # with a backbone, or built from raw text features
 ) -> torch.Tensor:  # (K, D)
     "Text features of the classes before normalisation; the mean over a class's prompts."
     features = problem.features

@@ -12,12 +12,12 @@ from fastcore.basics import patch
 from torch import nn
 
 from .base import Method, hyper
-from ..problems.classification import Problem
+from ..problems.classification import FewShotProblem
 from ..core.values import Flag, NonNegative
 
 # %% ../../nbs/05_methods/12_tip_adapter.ipynb #79562eb2
 def cache_keys(
-    problem: Problem,  # with views of its support images
+    problem: FewShotProblem,  # with views of its support images
 ) -> torch.Tensor:  # (N, D) unit rows
     "Keys of the cache: the mean over views of each support image, normalised."
     return F.normalize(problem.features.views.mean(0), dim=-1)

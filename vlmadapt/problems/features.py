@@ -331,7 +331,7 @@ class SealedLabels:
 # %% ../../nbs/04_problems/00_features.ipynb #5b14e9d2
 def read_bundle(
     folder: str | Path,  # with features.safetensors and classnames.json
-) -> tuple[list[str], dict]:  # class names; arguments of `Problem.from_features`
+) -> tuple[list[str], dict]:  # class names; arguments of `FewShotProblem.from_features`
     "Read a bundle of features; raise RecordError that names file and array."
     listed, path = Path(folder) / "classnames.json", Path(folder) / "features.safetensors"
     classnames = validate(read_json(listed), Annotated[list[str], Field(min_length=1)], listed)

@@ -6,10 +6,11 @@
 __all__ = ['VQA_VERSION', 'METRICS', 'SPLITS', 'COMPARED', 'LOOKED_AT', 'LOADERS', 'KEPT', 'Spelled', 'spell', 'Words',
            'different_words', 'word_losses', 'decoder_states', 'token_losses', 'answer_losses', 'vqa_scores',
            'plain_scores', 'captions_first_cider', 'clean_example', 'clean_split', 'check_scorable', 'check_candidates',
-           'warn_unmatched', 'Lengths', 'check_lengths', 'warn_leaks', 'warn_crops', 'load_writer', 'TaskProblem',
+           'warn_unmatched', 'Lengths', 'check_lengths', 'warn_leaks', 'warn_crops', 'load_writer', 'GenerationProblem',
            'TaskImages', 'load_task', 'TaskBatch', 'TaskBatches', 'ranked', 'written', 'judged']
 
 # %% ../../nbs/04_problems/05_generation.ipynb #48492078
+import importlib
 import os
 import warnings
 from collections.abc import Callable
@@ -475,7 +476,10 @@ def warn_crops(
         )
 
 # %% ../../nbs/04_problems/05_generation.ipynb #bd20cfce
-LOADERS = {}  # beginning of a name -> function from name to backbone; later notebooks add theirs
+LOADERS = {  # beginning of a name -> module and function that loads it
+    "blip-": ("vlmadapt.models.blip", "load_blip"),
+    "Salesforce/blip": ("vlmadapt.models.blip", "load_blip"),
+}
 
 
 def load_writer(
@@ -483,17 +487,13 @@ def load_writer(
     **options,  # of `load_backbone`, such as `precision`
 ) -> Backbone:
     "The backbone of that `name`: open_clip's, unless the name begins as one of `LOADERS`."
-    return next(
-        (
-            load
-            for start, load in LOADERS.items()
-            if isinstance(name, str) and name.startswith(start)
-        ),
-        load_backbone,
-    )(name, **options)
+    for start, (module, function) in LOADERS.items():
+        if isinstance(name, str) and name.startswith(start):
+            return getattr(importlib.import_module(module), function)(name, **options)
+    return load_backbone(name, **options)
 
 # %% ../../nbs/04_problems/05_generation.ipynb #47151751
-class TaskProblem:
+class GenerationProblem:
     """Images, prompts and answers of a generative task, its metric, and the backbone to tune.
 
     Raises ValueError, in one line, for examples without answers, for texts that do not fit the
@@ -540,11 +540,11 @@ class TaskProblem:
 
     def __repr__(self):
         name = self.provenance.get("task", self.metric)
-        return f"TaskProblem({name}; {', '.join(f'{s} {len(y)}' for s, y in self.labels.items())})"
+        return f"GenerationProblem({name}; {', '.join(f'{s} {len(y)}' for s, y in self.labels.items())})"
 
 # %% ../../nbs/04_problems/05_generation.ipynb #0a93a20b
 @patch
-def images(self: TaskProblem, split: str) -> list:
+def images(self: GenerationProblem, split: str) -> list:
     "The images of a `split`, one for each example."
     return choose(split, self._images, "split")
 
@@ -563,7 +563,7 @@ class TaskImages:
 
 
 @patch
-def pixels(self: TaskProblem, split: str) -> Pixels:
+def pixels(self: GenerationProblem, split: str) -> Pixels:
     "Return the images of a `split` as the image tower takes them."
     return Pixels(TaskImages(self.images(split)), self.backbone.preprocess)
 
@@ -573,14 +573,14 @@ KEPT = 2 << 30  # bytes; the image tokens of a larger split are computed batch b
 
 @patch
 @torch.no_grad()
-def encode(self: TaskProblem, x: torch.Tensor) -> torch.Tensor:  # (B, tokens, D)
+def encode(self: GenerationProblem, x: torch.Tensor) -> torch.Tensor:  # (B, tokens, D)
     "Image tokens of pixels `x`, from the frozen image tower."
     with self.backbone.autocast():
         return self.backbone.model._encode_image(x.to(self.backbone.device))[1].float()
 
 # %% ../../nbs/04_problems/05_generation.ipynb #12828c1a
 @patch
-def keeps(self: TaskProblem, split: str) -> bool:
+def keeps(self: GenerationProblem, split: str) -> bool:
     "Are the image tokens of a `split` few enough to be kept?"
     return (
         split in self._kept
@@ -589,7 +589,7 @@ def keeps(self: TaskProblem, split: str) -> bool:
 
 
 @patch
-def patches(self: TaskProblem, split: str) -> torch.Tensor:  # (N, tokens, D)
+def patches(self: GenerationProblem, split: str) -> torch.Tensor:  # (N, tokens, D)
     "Image tokens of a `split`, computed once."
     if split not in self._kept:
         self._kept[split] = torch.cat([self.encode(x).cpu() for x in self.pixels(split).split(128)])
@@ -603,7 +603,7 @@ def load_task(
     root: str | Path | None = None,  # the folder of a task on disk; default: below VLMADAPT_DATA
     metric: str | None = None,  # a key of `METRICS`; default: the task's own
     candidates: tuple | None = None,  # answers to rank; default: the task's own; () for none
-) -> TaskProblem:
+) -> GenerationProblem:
     "Load a built-in task or one on disk."
     task = choose(name, MINI_TASKS | TASKS, "task")
     metric = metric or task.metric
@@ -629,7 +629,7 @@ def load_task(
         provenance["metric"] = metric
     if own_candidates:
         provenance["candidates"] = content_key(candidates=candidates)
-    return TaskProblem(splits, metric, backbone, candidates, provenance)
+    return GenerationProblem(splits, metric, backbone, candidates, provenance)
 
 
 def _task_splits(name, root):
@@ -660,7 +660,7 @@ class TaskBatches:
 
     def __init__(
         self,
-        problem: TaskProblem,
+        problem: GenerationProblem,
         seed: int,
         size: int,
         device: str | torch.device = "cpu",
@@ -707,7 +707,7 @@ class TaskBatches:
 @torch.no_grad()
 def ranked(
     model: torch.nn.Module,  # a CoCa, with or without adapters
-    problem: TaskProblem,  # with candidates
+    problem: GenerationProblem,  # with candidates
     split: str = "val",  # which examples
     batch_size: int = 64,  # examples at once
 ) -> list[str]:  # one candidate for each example
@@ -733,7 +733,7 @@ def ranked(
 @torch.no_grad()
 def written(
     model: torch.nn.Module,
-    problem: TaskProblem,
+    problem: GenerationProblem,
     split: str = "val",
     batch_size: int = 128,
     **search,
@@ -755,7 +755,7 @@ def written(
 # %% ../../nbs/04_problems/05_generation.ipynb #1a113ae1
 def judged(
     model: torch.nn.Module,  # a CoCa, with or without adapters
-    problem: TaskProblem,  # what is asked
+    problem: GenerationProblem,  # what is asked
     truth: list,  # answers that people gave, one tuple for each example
     split: str = "test",  # which examples
     **search,  # of `write`

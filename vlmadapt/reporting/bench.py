@@ -37,7 +37,7 @@ from ..methods.graph_adapter import GraphAdapter
 from ..methods.hegraph_adapter import HeGraphAdapter
 from ..methods.mudpt import MuDPT
 from ..models.backbones import default_device, default_precision, free_memory, load_backbone
-from ..problems.classification import Features, Problem
+from ..problems.classification import Features, FewShotProblem
 from ..training.fit import OPTIMIZERS, deterministic, fit
 
 # %% ../../nbs/08_reporting/09_bench.ipynb #f9138da9
@@ -197,7 +197,7 @@ def _feature_problem(sizes, views):
     K, D, S = sizes.classes, sizes.width, sizes.shots
     support = random_unit_rows(views, K * S, D, name="support")
     labels = torch.arange(K).repeat_interleave(S)
-    return Problem.from_features(
+    return FewShotProblem.from_features(
         [f"class {k}" for k in range(K)],
         random_unit_rows(K, D, name="text"),
         train=(support, labels),
@@ -217,7 +217,7 @@ def _lacking_memory(sizes, views, device):
 # %% ../../nbs/08_reporting/09_bench.ipynb #ba9c64ba
 def training_step_teraflop(
     method: Method,  # on its device
-    problem: Problem,  # with a train split
+    problem: FewShotProblem,  # with a train split
 ) -> float:
     "Count the operations of the matrix products in one training step, forward and backward."
     batch = next(iter(method.batches(problem, 1)))
@@ -280,7 +280,7 @@ def _prompt_problem(backbone, class_names, batch_size):
     features = random_unit_rows(batch_size, backbone.feature_width, name="prompt features")
     shape = (batch_size, backbone.size, backbone.size, 3)
     pixels = np_stream(1, "bench", "prompt pixels").integers(0, 256, shape, dtype=np.uint8)
-    return Problem(
+    return FewShotProblem(
         [f"object {k}" for k in range(class_names)],
         Features(views=features[None], train=features),
         {"train": labels},

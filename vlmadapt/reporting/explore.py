@@ -33,7 +33,7 @@ from ..methods.prompted import TextTower
 from ..models.adapted_attention import project
 from ..models.backbones import Backbone, Pixels, load_backbone
 from ..models.p_laplacian import attention_matrix, plap_attention
-from ..problems.classification import Problem, few_shot
+from ..problems.classification import FewShotProblem, few_shot
 from vlmadapt.reporting.figures import (
     _columns,
     _legend,
@@ -284,7 +284,7 @@ NODES = dict(
 
 
 def class_edges(
-    problem: Problem,  # with text, negative text and views
+    problem: FewShotProblem,  # with text, negative text and views
     classname: str,  # the class that receives
     most: int = 4,  # senders to keep per relation, beside the class itself
 ) -> pd.DataFrame:  # relation, source and destination type, sender, weight
@@ -368,7 +368,7 @@ def _draw_nodes(ax, places, classname):
 
 # %% ../../nbs/08_reporting/06_explore.ipynb #a7e5bf5d
 def class_graph(
-    problem: Problem,  # with text, negative text and views
+    problem: FewShotProblem,  # with text, negative text and views
     classname: str,  # the class in the middle
     most: int = 4,  # senders per relation, beside the class itself
     width: float = 5.2,  # inches

@@ -26,7 +26,7 @@ from ..data.datasets import VAL_SHOTS
 from ..problems.features import SealedLabels, as_labels, same_count
 from ..core.files import choose, np_stream, stream
 from ..methods.base import Batch, Method, problem_width
-from ..problems.classification import Features, Problem, drawing_from
+from ..problems.classification import Features, FewShotProblem, drawing_from
 from ..core.values import NonNegativeInteger, convert
 
 # %% ../../nbs/06_training/00_fit.ipynb #18c8ee40
@@ -79,7 +79,7 @@ class Batches:
 
     def __init__(
         self,
-        problem: Problem,  # with a train split
+        problem: FewShotProblem,  # with a train split
         seed: int,  # draws the order and the views
         batch_size: int,  # images per batch
         device: str | torch.device,  # where the batches are needed
@@ -120,7 +120,7 @@ class ImageBatches(Batches):
 
     def __init__(
         self,
-        problem: Problem,  # with support images
+        problem: FewShotProblem,  # with support images
         seed: int,  # draws the order and the crops
         batch_size: int,  # images per batch
         device: str | torch.device,  # where the batches are needed
@@ -293,7 +293,7 @@ def _note_nonfinite(method, problem, seed):
 @patch
 def batches(
     self: Method,
-    problem: Problem,  # with a train split
+    problem: FewShotProblem,  # with a train split
     seed: int,  # draws their order
 ) -> Batches:  # iterated once for each epoch
     "The training batches of this method."
@@ -435,7 +435,7 @@ def _check_method(method, what):
 
 def check_partners(
     method: Method,  # built on some problem, or loaded
-    problem: Problem,  # the problem it is to be fitted or tested on
+    problem: FewShotProblem,  # the problem it is to be fitted or tested on
     fitting: bool = False,  # also compare class names, text and support images
 ):
     "Raise ValueError in one line where `method` and `problem` do not belong together."
@@ -494,7 +494,7 @@ def _start(method, problem, seed, device):
     return method
 
 
-def problem_device(problem: Problem) -> str:
+def problem_device(problem: FewShotProblem) -> str:
     "Where methods on `problem` are trained: beside its backbone, or on a GPU where there is one."
     return (
         problem.backbone.device
@@ -509,7 +509,7 @@ def _trains(method):
 # %% ../../nbs/06_training/00_fit.ipynb #d05074cb
 def fit(
     method: Method,  # a method built on `problem`
-    problem: Problem,  # support images to fit
+    problem: FewShotProblem,  # support images to fit
     seed: int = 1,  # start values, order of batches, views
     device: str | None = None,  # default: the backbone's device
     progress: bool = True,  # show a bar on long runs
@@ -624,7 +624,7 @@ def metrics(
 # %% ../../nbs/06_training/00_fit.ipynb #da0494ad
 def evaluate(
     method: Method,  # fitted
-    problem: Problem,  # with a test split; other images and class names are allowed
+    problem: FewShotProblem,  # with a test split; other images and class names are allowed
 ) -> dict:  # accuracy, macro_f1, per_class, predictions, correct, n
     "Test `method` on the sealed test split of `problem`."
     if "test" not in problem.labels:
@@ -645,8 +645,8 @@ def evaluate(
 
 # %% ../../nbs/06_training/00_fit.ipynb #d17fdce0
 def hold_out(
-    problem: Problem,  # without validation images
-) -> Problem:  # the rest as support images, what was set aside as val
+    problem: FewShotProblem,  # without validation images
+) -> FewShotProblem:  # the rest as support images, what was set aside as val
     "Set min(S/4, 4) support images per class aside for validation."
     y, seen, aside = problem.labels["train"], {}, []
     counts = torch.bincount(y, minlength=problem.K).tolist()
@@ -673,7 +673,7 @@ def hold_out(
         for s, i in dict(train=rest, val=aside).items()
         if "train" in problem._images
     }
-    return Problem(
+    return FewShotProblem(
         problem.classnames,
         kept,
         dict(train=y[rest], val=y[aside]),
@@ -866,7 +866,7 @@ def _check_search(cls, problems, seeds):
 
 def tune_many(
     cls: type,  # a method class
-    problems: list[Problem],  # support and validation images
+    problems: list[FewShotProblem],  # support and validation images
     seeds: list[int],  # of the candidates and of their training, one for each problem
     fixed: dict | None = None,  # hyper-parameters that are given
     space: dict | None = None,  # name -> values to try; default: the class's own
@@ -888,7 +888,7 @@ def tune_many(
 
 def tune(
     cls: type,  # a method class
-    problem: Problem,  # support and validation images
+    problem: FewShotProblem,  # support and validation images
     fixed: dict | None = None,  # hyper-parameters that are given
     space: dict | None = None,  # name -> values to try; default: the class's own
     trials: int = 16,  # how many trained candidates, the defaults among them; 0 takes the defaults

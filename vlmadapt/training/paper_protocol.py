@@ -16,7 +16,7 @@ from ..data.datasets import DATASETS
 from .fit import evaluate, fit, sweep
 from ..methods.base import Method
 from ..methods import METHODS
-from ..problems.classification import Problem
+from ..problems.classification import FewShotProblem
 
 # %% ../../nbs/06_training/08_paper_protocol.ipynb #9940bc3e
 SEARCH_ENDS = dict(  # dataset -> upper ends of beta and alpha (Tip-Adapter's configurations)
@@ -56,7 +56,7 @@ def proto_clip_grid() -> dict:  # alpha and beta -> the values tried
 # %% ../../nbs/06_training/08_paper_protocol.ipynb #c0819ce6
 def best_epoch(
     method: Method,  # built on `problem`
-    problem: Problem,  # to fit
+    problem: FewShotProblem,  # to fit
     seed: int,  # of the training
     judge: Callable,  # function of the method; the epoch with the highest value is kept
     ties: Literal["first", "last"] = "first",  # which of several best epochs
@@ -154,7 +154,7 @@ PAPER_RULES = dict(  # method -> the rule in words, and the function that follow
 # %% ../../nbs/06_training/08_paper_protocol.ipynb #2b2fc6b5
 def as_released(
     name: str,  # name in METHODS
-    problem: Problem,  # with validation and test images
+    problem: FewShotProblem,  # with validation and test images
     seed: int = 1,  # of the training
     **given,  # hyper-parameters
 ) -> dict | None:  # accuracy, rule, selection; None where the fair rule is the released one
