@@ -155,4 +155,4 @@ def test_search(site):
     with served(site) as address, chromium() as driver:
         driver.get(f"{address}/search.html?q=HeGraphAdapter")
         hits = "return [...document.querySelectorAll('#search-results li a')].map(a => a.pathname)"
-        wait(driver, lambda d: any("08_hegraph_adapter" in h for h in d.execute_script(hits)))
+        wait(driver, lambda d: any("18_hegraph_adapter" in h for h in d.execute_script(hits)))
