@@ -12,11 +12,11 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test lab docs export clean distclean
+.PHONY: help setup demo lint test test-slow lab docs export clean distclean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  PYTHON=python3.12 picks the interpreter, GRID=name another params/name.yml for the demo,"
 	@echo "  ARGS='...' goes on to the grid, pytest or JupyterLab: make test ARGS='-k backbones'."
 
@@ -33,12 +33,20 @@ $(READY): settings.ini constraints.txt setup.py pyproject.toml
 	@$(BIN)/jupyter labextension disable --level=sys_prefix @jupyterlab/apputils-extension:announcements >/dev/null 2>&1 || true
 	@touch $@
 
-demo: $(READY) ## run the grid on the embedded world, then its table and figure (minutes, two cores)
+demo: $(READY) ## run the grid on the built-in synthetic benchmark, then its table and figure (minutes, two cores)
 	@HF_HUB_OFFLINE=1 $(BIN)/vlmadapt_grid params/$(GRID).yml $(ARGS)
 	@HF_HUB_OFFLINE=1 $(BIN)/vlmadapt_report $(GRID)
 
-test: $(READY) ## all notebooks and the tests around them
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+lint: $(READY) ## format, rules and types of notebooks, tests and library (seconds)
+	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+	@$(BIN)/basedpyright
+
+test: $(READY) ## the tests that a change needs first (10 minutes, two cores)
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+
+test-slow: $(READY) ## the other tests: whole grids, every experiment and report, the site in a browser
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
 
 lab: $(READY) ## open JupyterLab on the first tutorial
 	@$(BIN)/jupyter lab $(START) --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
