@@ -36,8 +36,11 @@ from pydantic import (
     StrictStr,
 )
 
-from ..core.files import choose, content_key, environment, write_json
+from ..core.environment import environment
+from ..core.files import write_json
+from ..core.hashing import content_key
 from ..core.records import RecordError, read_json, validate
+from ..core.registry import choose
 from ..core.values import plain
 from ..methods import METHODS
 from ..methods.generation import PETL
@@ -243,8 +246,10 @@ import os
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from ..data.datasets import BENCHMARKS, DATASETS, REBUILT, data_root, digest, locate
-from ..data.task_files import TASKS
+from ..core.hashing import digest
+from ..data.benchmarks import BENCHMARKS
+from ..data.datasets import DATASETS, REBUILT, data_root, locate
+from ..data.tasks import TASKS
 
 # %% ../../nbs/07_grid/00_rows.ipynb #933ffa0e
 BLOCK = 1 << 16  # bytes read at either end of a file
@@ -345,7 +350,7 @@ def _dataset_files(value, settings):
 
 def _task_files(value, settings):
     "Return the annotations of a task on disk; of a task of JSON lines all that lies beside them."
-    if value not in TASKS:
+    if value not in TASKS or TASKS[value].folder is None:
         return []
     folder = data_root() / TASKS[value].folder
     if settings.get("root"):

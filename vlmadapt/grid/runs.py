@@ -40,8 +40,9 @@ from papermill.iorw import papermill_io
 
 import vlmadapt
 from ..core import values as declarations
-from ..core.files import CannotWrite, choose, import_open_clip, locked, write_atomic
+from ..core.files import CannotWrite, locked, write_atomic
 from ..core.records import check_file, read_text
+from ..core.registry import choose
 from vlmadapt.core.values import (
     Flag,
     Integer,
@@ -53,10 +54,10 @@ from vlmadapt.core.values import (
 )
 from ..data.datasets import DATASETS
 from ..data.prompts import PROMPTS
-from ..data.task_files import TASKS
+from ..data.tasks import TASKS
 from .rows import KNOWN, Rows, base_of, method_of
-from ..mini.tasks import MINI_TASKS
 from ..models.backbones import BACKBONES
+from ..models.open_clip_import import import_open_clip
 from ..problems.generation import LOADERS
 
 # %% ../../nbs/07_grid/04_runs.ipynb #c61c277c
@@ -398,7 +399,7 @@ TABLES = dict(
     dataset=("dataset", DATASETS),
     targets=("dataset", DATASETS),
     methods=("method", KNOWN),
-    task=("task", MINI_TASKS | TASKS),
+    task=("task", TASKS),
 )
 WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")
 

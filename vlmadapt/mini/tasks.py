@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMON', 'LONGER', 'SORTS', 'CLAIM', 'VERDICTS', 'HUMAN', 'CAPTION', 'FAIR', 'FAIR_COUNT', 'LEVEL', 'MINI_TASKS',
-           'Example', 'human_answers', 'fair_caption', 'MiniTask', 'draw_task']
+           'human_answers', 'fair_caption', 'MiniTask', 'draw_task']
 
 # %% ../../nbs/03_mini/08_tasks.ipynb #1ad8941f
 import random
@@ -15,21 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.files import choose
+from ..core.registry import choose
 from .atlas import POSITIONS, STYLES
 from .drawing import Scenes, concat, render
 from .frames import COLOUR_NAMES, NUMBERS, PLACES, PLURALS, SHAPE_NAMES, fix_articles
 from .language import ground, questions, thing
 from .scenes import EASY_SHAPES, counts, singles
-
-# %% ../../nbs/03_mini/08_tasks.ipynb #753feda5
-class Example(NamedTuple):
-    "A `prompt` about the image in row `image`, the `answers` that people gave, and the `sort` of question."
-
-    image: int
-    prompt: str
-    answers: tuple
-    sort: str = ""
+from ..data.task_files import Example
 
 # %% ../../nbs/03_mini/08_tasks.ipynb #b8fd5891
 COMMON = {
