@@ -512,7 +512,9 @@ def adapted_attention(golden, metadata, kind, p):
     put(mha.out_proj.bias, weights["output.dense.bias"])
     site = Site(kind=kind, width=width, heads=heads)
     settings = {"mu": float(metadata["mu"]), "pool": int(metadata["pool"])}
-    adapter = ReleasedAdapterLayer(site, hidden=width // int(metadata["factor"]), **settings).double()
+    adapter = ReleasedAdapterLayer(
+        site, hidden=width // int(metadata["factor"]), **settings
+    ).double()
     for own, official in {"down": "i", "up": "o", "gate": "gate"}.items():
         layer = adapter.get_submodule(own)
         put(layer.weight, weights[f"output.text_laplacian_adapter_{official}.weight"])

@@ -234,7 +234,9 @@ def test_each_example_alone_equals_itself_in_a_mixed_batch(writer, num_beams, ca
     x = noise(writer, len(prompts))
     together = generate(writer, x, prompts, num_beams=num_beams, max_new_tokens=7, cache=cache)
     for n, prompt in enumerate(prompts):
-        alone = generate(writer, x[n : n + 1], [prompt], num_beams=num_beams, max_new_tokens=7, cache=cache)
+        alone = generate(
+            writer, x[n : n + 1], [prompt], num_beams=num_beams, max_new_tokens=7, cache=cache
+        )
         assert alone == [together[n]], (n, prompt)
     assert any(together[:2])
 
@@ -258,13 +260,17 @@ def test_one_limit_for_all_rows_would_be_noticed(writer):
     assert texts[0] == writer.tokenizer.decode(first).strip()
 
 
-@pytest.mark.parametrize("settings", [dict(num_beams=3, min_new_tokens=4), dict(num_beams=4, length_penalty=0.0, min_new_tokens=2)])
+@pytest.mark.parametrize(
+    "settings",
+    [dict(num_beams=3, min_new_tokens=4), dict(num_beams=4, length_penalty=0.0, min_new_tokens=2)],
+)
 def test_search_settings_do_not_mix_rows(writer, settings):
     prompts = mixed_prompts(writer)[:4]
     x = noise(writer, len(prompts), seed=2)
     together = generate(writer, x, prompts, max_new_tokens=6, **settings)
     alone = [
-        generate(writer, x[n : n + 1], [p], max_new_tokens=6, **settings)[0] for n, p in enumerate(prompts)
+        generate(writer, x[n : n + 1], [p], max_new_tokens=6, **settings)[0]
+        for n, p in enumerate(prompts)
     ]
     assert together == alone
 
@@ -287,7 +293,10 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_lengths(writer, num_bea
     [
         (dict(num_beams=0), "num_beams: input should be greater than or equal to 1"),
         (dict(max_new_tokens=-3), "max_new_tokens: input should be greater than or equal to 1"),
-        (dict(num_beams=3, min_new_tokens=-1), "min_new_tokens: input should be greater than or equal to 0"),
+        (
+            dict(num_beams=3, min_new_tokens=-1),
+            "min_new_tokens: input should be greater than or equal to 0",
+        ),
         (dict(beams=3), "unknown argument of the search 'beams'"),
         (dict(prompts=["a", "b"]), "1 images, but 2 prompts"),
         (dict(prompts=[None]), "task prompt: expected a text, got None"),

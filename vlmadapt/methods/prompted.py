@@ -7,6 +7,7 @@ __all__ = ['PromptMethod', 'ImagePromptMethod']
 
 # %% ../../nbs/05_methods/30_prompted.ipynb #391957da
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,10 @@ class PromptMethod(Method):
     place = "end"  # of the class name: "end", "middle" or "front"
     class_specific = False  # one context for each class?
 
+    backbone: Any
+    classnames: list[str]
+    n_ctx: int
+    cosine_logits: Callable
     text_tower: TextTower
     plans: dict
     budget: int
@@ -78,10 +83,10 @@ class PromptMethod(Method):
         prompts: tuple | None = None,  # of `text_prompts`, if they are known already
     ) -> torch.Tensor:  # (K, D) unit rows
         "Compute the text classifier."
-        classnames = self.classnames if classnames is None else check_classnames(classnames)
-        first, deep = prompts or self.text_prompts(classnames)
+        names = self.classnames if classnames is None else check_classnames(classnames)
+        first, deep = prompts or self.text_prompts(names)
         with self.backbone.autocast():
-            features = self.plan(classnames).features(first, deep)
+            features = self.plan(names).features(first, deep)
         return F.normalize(features.flatten(0, 1).to(first.dtype), dim=-1)
 
     def logits(self, batch):

@@ -11,7 +11,7 @@ __all__ = ['ACTIVATIONS', 'SKIPS', 'LEARN', 'ADAPTERS', 'Site', 'AdapterLayer', 
 import inspect
 import math
 from collections import OrderedDict
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -291,7 +291,8 @@ class AdaptedMLP(nn.Sequential):
         self.parallel = parallel
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        *frozen, adapter = self
+        layers: list[Any] = list(self)
+        *frozen, adapter = layers
         h = x
         for layer in frozen:
             h = layer(h)

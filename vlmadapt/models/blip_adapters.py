@@ -165,11 +165,12 @@ def _(model: Blip, tower):
                     f"decoder layer {n}: attention is of class {type(attention).__name__}, "
                     "not BlipTextSelfAttention"
                 )
-    return [
+    found: list[TowerBlock] = [
         BlipBlock(f"decoder.{n}", kind, n + 1, layer)
         for kind in SUBLAYERS
         for n, layer in enumerate(layers)
     ]
+    return found
 
 # %% ../../nbs/02_models/21_blip_adapters.ipynb #dd6626b1
 @add_lora.register

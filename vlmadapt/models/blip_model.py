@@ -95,7 +95,7 @@ class Blip(nn.Module):
         return self.core.text_decoder
 
     def _encode_image(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        "Compute the class token (B, D) and all tokens (B, N, D), under the name that CoCa gives it."
+        "Compute the class token (B, D) and all tokens (B, N, D), as the method of CoCa does."
         tokens = self.core.vision_model(pixel_values=images).last_hidden_state
         return tokens[:, 0], tokens
 

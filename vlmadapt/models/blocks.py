@@ -202,7 +202,7 @@ class AdaptedAttention(nn.MultiheadAttention):
         nn.Module.__init__(self)
         for name, value in attn.__dict__.items():
             self.__dict__[name] = value.copy() if isinstance(value, dict) else value
-        self.adapter = adapter
+        self.adapter: Any = adapter
 
     def graph(
         self,
@@ -228,18 +228,19 @@ class AdaptedAttention(nn.MultiheadAttention):
         states = (query, key, value)
         attended = graph = weights = None
         if "attended" in wants:
-            masks = dict(key_padding_mask=key_padding_mask, attn_mask=attn_mask)
-            attended = super().forward(*states, need_weights=False, **masks)[0]
+            attended, _ = super().forward(
+                *states, key_padding_mask, need_weights=False, attn_mask=attn_mask
+            )
         if "graph" in wants or need_weights:
             mask = merge_masks(attn_mask, key_padding_mask, self.num_heads)
             graph = self.graph(states, mask)
-        if need_weights:
+        if need_weights and graph is not None:
             weights = graph.M.mean(1) if average_attn_weights else graph.M
         return self.adapter(attended, graph), weights
 
 # %% ../../nbs/02_models/10_blocks.ipynb #3d20846b
 def block_forward(
-    block: nn.Module,  # open_clip's residual attention block
+    block: Any,  # open_clip's residual attention block
     x: torch.Tensor,  # (..., S, D) states that enter it
     before: KeyValues | None = None,  # (..., H, P, D/H) of the tokens before `x`
     memory: KeyValues | None = None,  # (..., H, N, D/H) of all tokens to attend to

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['START', 'END', 'PAD', 'SEARCH', 'Stepper', 'text_states', 'all_logits', 'UncachedStepper', 'check_causal',
            'CachedStepper', 'stepper', 'without_padding', 'greedy_search', 'beam_search', 'shortened', 'text_tokens',
-           'prompt_tokens', 'pad_rows', 'generate', 'answer_likelihood', 'rank_answers']
+           'prompt_tokens', 'pad_rows', 'generate']
 
 # %% ../../nbs/02_models/18_decoding.ipynb #365da1f2
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import singledispatch
 from typing import Any, Protocol
 
@@ -347,15 +347,16 @@ def generate(
     for name in search:
         choose(name, SEARCH, "argument of the search")
     search = {name: convert(value, SEARCH[name], name) for name, value in search.items()}
+    tokenizer: Any = backbone.tokenizer
     prompts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
     if len(prompts) != len(images):
         raise ValueError(f"{len(images)} images, but {len(prompts)} prompts")
-    rows = prompt_tokens(backbone.tokenizer, prompts, model.context_length)
+    rows = prompt_tokens(tokenizer, prompts, model.context_length)
     tokens = pad_rows(rows).to(images.device)
     given = torch.tensor([len(row) for row in rows], device=images.device)
     limits = (model.context_length - given).clamp(max=max_new_tokens)
     step = stepper(model, images, cache)
-    end = getattr(backbone.tokenizer, "end", END)  # CLIP's tokenizer does not name it
+    end = getattr(tokenizer, "end", END)  # CLIP's tokenizer does not name it
     if num_beams == 1 and not search:
         found = greedy_search(step, tokens, limits, end)
     else:
@@ -363,44 +364,5 @@ def generate(
     texts = []
     for row, n in zip(found.tolist(), given.tolist(), strict=True):
         new = [token for token in row[n:] if token not in (PAD, end)]
-        texts.append(backbone.tokenizer.decode(new).strip())
+        texts.append(tokenizer.decode(new).strip())
     return texts
-
-# %% ../../nbs/02_models/18_decoding.ipynb #23d6fc5e
-@torch.no_grad()
-def answer_likelihood(
-    model: Any,  # an open_clip CoCa, with or without adapters
-    patches: torch.Tensor,  # (B, N, D) image tokens
-    prompts: torch.Tensor,  # (B, T) tokens, padded on the right
-    answers: torch.Tensor,  # (B, T') tokens with the end, padded on the right
-    pad: int = PAD,
-) -> torch.Tensor:  # (B,)
-    "Compute the log-probability of each answer after its prompt."
-    rows = [torch.cat([p[p != pad], a[a != pad]]) for p, a in zip(prompts, answers, strict=True)]
-    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
-    logp = all_logits(model, patches, tokens[:, :-1]).float().log_softmax(-1)
-    next_tokens = tokens[:, 1:]
-    given = (prompts != pad).sum(1)
-    after_prompt = torch.arange(1, tokens.shape[1], device=tokens.device) >= given[:, None]
-    answer_mask = after_prompt & (next_tokens != pad)
-    return (logp.gather(-1, next_tokens[..., None])[..., 0] * answer_mask).sum(1)
-
-
-@torch.no_grad()
-def rank_answers(
-    model: Any,  # an open_clip CoCa, with or without adapters
-    images: torch.Tensor,  # (B, 3, s, s) preprocessed
-    prompts: torch.Tensor,  # (B, T) tokens, padded on the right
-    answers: torch.Tensor,  # (C, T') tokens of the candidates with the end, padded on the right
-    k: int = 32,  # compared in full (released code: 32 for VQA, 3 for entailment)
-    pad: int = PAD,
-) -> torch.Tensor:  # (B, C) log-probabilities, -inf for those left out after their first token
-    "Score a list of `answers` for each image and prompt."
-    patches = model._encode_image(images)[1]
-    last = (prompts != pad).sum(1) - 1
-    logits = all_logits(model, patches, prompts)[torch.arange(len(prompts)), last]
-    first = logits.log_softmax(-1)[:, answers[:, 0]]
-    best = first.topk(min(k, len(answers)), dim=1).indices
-    rows = torch.arange(len(prompts), device=images.device).repeat_interleave(best.shape[1])
-    full = answer_likelihood(model, patches[rows], prompts[rows], answers[best.flatten()], pad)
-    return torch.full_like(first, -torch.inf).scatter(1, best, full.view(best.shape))

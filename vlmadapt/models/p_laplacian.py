@@ -33,8 +33,8 @@ def node_weights(
     other: torch.Tensor | None = None,  # (..., N2) degrees of the nodes that send; None: 1
 ) -> tuple[torch.Tensor, torch.Tensor]:  # edge weights (..., N1, N2), self weights (..., N1)
     "Compute the edge and self weights of one step, eq. 12 and 13."
-    like = dict(dtype=logits.dtype, device=logits.device)
-    itself = torch.as_tensor(mu, **like).log() - torch.as_tensor(p / 2, **like).log()
+    zero = logits.new_zeros(())
+    itself = (zero + mu).log() - (zero + p / 2).log()
     itself = torch.where((logits > -torch.inf).any(-1), itself, 0)
     if own is not None:
         logits = logits - own.log()[..., None]
@@ -153,17 +153,7 @@ def plap_attention(
     return x.to(dtype), (weights, itself)
 
 # %% ../../nbs/02_models/11_p_laplacian.ipynb #1e15a4dd
-def _noise(q, offset):
-    return torch.randn(offset + q.shape[-2], 4096, generator=stream(0, "query nodes"))[
-        offset:, : q.shape[-1]
-    ].to(q)
-
-
-QUERY_NODES = dict(
-    query=lambda q, offset: q,
-    zero=lambda q, offset: torch.zeros_like(q),
-    noise=lambda q, offset: q.square().mean(-1, keepdim=True).sqrt() * _noise(q, offset),
-)
+QUERY_NODES = dict.fromkeys(("query", "zero", "noise"))
 
 
 def query_nodes(
@@ -171,8 +161,16 @@ def query_nodes(
     kind: str = "query",  # "query", "zero" or "noise"
     offset: int = 0,  # position of the first query
 ) -> torch.Tensor:  # (..., N1, D)
-    "The node features of the queries, or what the paper's table 3 puts in their place."
-    return choose(kind, QUERY_NODES, "query nodes")(q, offset)
+    "Return the features of the query nodes, or what the paper's table 3 replaces them by."
+    choose(kind, QUERY_NODES, "query nodes")
+    if kind == "query":
+        return q
+    if kind == "zero":
+        return torch.zeros_like(q)
+    count, width = q.shape[-2:]
+    noise = torch.randn(offset + count, 4096, generator=stream(0, "query nodes"))
+    length = q.square().mean(-1, keepdim=True).sqrt()
+    return length * noise[offset:, :width].to(q)
 
 # %% ../../nbs/02_models/11_p_laplacian.ipynb #a64c0729
 def plap_released(
@@ -180,23 +178,23 @@ def plap_released(
     v: torch.Tensor,  # (..., N2, D) value nodes
     p: float | torch.Tensor,  # exponent
     mu: float | torch.Tensor,  # weight of the node itself
-    q: torch.Tensor
-    | None = None,  # (..., N1, D) query nodes of cross-attention; None for self-attention, whose nodes are the last N1 values
+    q: torch.Tensor | None = None,  # (..., N1, D) query nodes; None: the last N1 values
     eps: float = 1e-8,  # their guard against zeros
-) -> tuple[
-    torch.Tensor, tuple[torch.Tensor, torch.Tensor]
-]:  # (..., N1, D); weights of the values (..., N1, N2) and of the node itself (..., N1)
-    "The aggregation of the authors' released code."
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """Aggregate as the authors' released code does: with `q` in cross-, without in self-attention.
+
+    Returns the aggregated nodes (..., N1, D), and the weights of the values (..., N1, N2) and of
+    the node itself (..., N1).
+    """
+    dtype = v.dtype
     with torch.autocast(v.device.type, enabled=False):
-        dtype, M, v = v.dtype, at_least_single(M), at_least_single(v)
+        M, v = at_least_single(M), at_least_single(v)
         nodes = v[..., -M.shape[-2] :, :] if q is None else at_least_single(q)
         gaps = torch.cdist(nodes, v, compute_mode="donot_use_mm_for_euclid_dist").square()
-        logits = (
-            edge_logits(M, (M + eps) * gaps + v.shape[-1] * eps**2, p)
-            + (1 - p / 2) * M.masked_fill(M <= 0, 1).log()
-        )
+        logits = edge_logits(M, (M + eps) * gaps + v.shape[-1] * eps**2, p)
+        logits = logits + (1 - p / 2) * M.masked_fill(M <= 0, 1).log()
         weights, itself = node_weights(logits, p, mu)
-        return (weights @ v + (itself[..., None] * nodes if q is None else 0)).to(dtype), (
-            weights,
-            itself,
-        )
+        out = weights @ v
+        if q is None:
+            out = out + itself[..., None] * nodes
+    return out.to(dtype), (weights, itself)

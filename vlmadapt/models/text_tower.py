@@ -22,16 +22,14 @@ def residual_blocks(
     name: str,  # "text" or "image", for the message
 ) -> list:
     "Return the blocks of a tower; refuse blocks with other than `nn.MultiheadAttention`."
-    blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
-    plain = blocks is not None and all(
-        isinstance(getattr(block, "attn", None), nn.MultiheadAttention) for block in blocks
-    )
-    if not plain:
+    blocks = list(getattr(getattr(tower, "transformer", None), "resblocks", []))
+    attentions = [getattr(block, "attn", None) for block in blocks]
+    if not blocks or not all(isinstance(a, nn.MultiheadAttention) for a in attentions):
         raise ValueError(
             f"prompts need a transformer of open_clip's plain blocks, which the {name} tower "
             f"{type(tower).__name__} is not"
         )
-    return list(blocks)
+    return blocks
 
 
 def insert_prompt(
@@ -188,7 +186,7 @@ BUCKET = 256  # tokens that an additional bucket has to save
 def buckets(
     lengths: list[int],  # of each text
 ) -> list[list[int]]:  # indices of the texts of each bucket
-    "Group texts of similar length at the least cost: their tokens with padding, plus `BUCKET` each."
+    "Group texts of similar length at the least cost: padded tokens plus `BUCKET` for each group."
     sizes = sorted(set(lengths))
     upto = [0] + [sum(n <= size for n in lengths) for size in sizes]
     best = [(0, 0)]  # of the first j sizes: the least cost, and where the last bucket begins
