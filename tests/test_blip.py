@@ -2,13 +2,14 @@
 
 import copy
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-pytest.importorskip("transformers")
-pytest.importorskip("peft")
+if find_spec("transformers") is None or find_spec("peft") is None:
+    pytest.skip("needs the extra `blip`", allow_module_level=True)
 
 from vlmadapt.core.files import content_key, load_arrays, stream  # noqa: E402
 from vlmadapt.methods.generation import PETL  # noqa: E402

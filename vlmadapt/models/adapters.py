@@ -108,7 +108,9 @@ class GCNAdapterLayer(AdapterLayer):
 
     def forward(self, attended: torch.Tensor | None, graph: AttentionGraph) -> torch.Tensor:
         u = graph.out(self.aggregate(graph))
-        kept = u if attended is None or self.skip == "aggregate" else attended
+        kept = u
+        if attended is not None and self.skip == "attention":
+            kept = attended
         return kept + self.branch(u)
 
 # %% ../../nbs/02_models/12_adapters.ipynb #95a3b55d
@@ -132,8 +134,9 @@ class GCNIIAdapterLayer(APPNPAdapterLayer):
 
     def forward(self, attended: torch.Tensor | None, graph: AttentionGraph) -> torch.Tensor:
         u = graph.out(self.aggregate(graph))
-        keep_attention = attended is not None and self.skip == "attention"
-        kept = attended if keep_attention else (1 - self.beta) * u
+        kept = (1 - self.beta) * u
+        if attended is not None and self.skip == "attention":
+            kept = attended
         return kept + self.beta * self.branch(u)
 
 # %% ../../nbs/02_models/12_adapters.ipynb #77b8b69e

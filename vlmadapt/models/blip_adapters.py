@@ -152,9 +152,9 @@ class BlipBlock(TowerBlock):
 @tower_blocks.register
 def _(model: Blip, tower):
     if tower != "decoder":
-        found = type(model.core.vision_model.encoder.layers[0].self_attn).__name__
+        name = type(model.core.vision_model.encoder.layers[0].self_attn).__name__
         raise ValueError(
-            f"the {tower} tower of BLIP has attention of class {found}; "
+            f"the {tower} tower of BLIP has attention of class {name}; "
             "adapters go into its decoder"
         )
     layers = model.text_decoder.bert.encoder.layer
