@@ -16,7 +16,8 @@ from vlmadapt.methods.generation import PETL
 from vlmadapt.methods.graph_adapter import visual_nodes
 from vlmadapt.methods.proto_clip import layer_shapes
 from vlmadapt.methods.task_res import raw_text
-from vlmadapt.models.adapted_attention import AdaptedAttention, ReleasedAdapter, Site
+from vlmadapt.models.adapters import ReleasedAdapterLayer, Site
+from vlmadapt.models.blocks import AdaptedAttention
 from vlmadapt.problems.classification import FewShotProblem
 from vlmadapt.problems.generation import TaskBatches, load_task
 from vlmadapt.training.fit import Batches, fit, fit_many, hold_out
@@ -511,7 +512,9 @@ def adapted_attention(golden, metadata, kind, p):
     put(mha.out_proj.bias, weights["output.dense.bias"])
     site = Site(kind=kind, width=width, heads=heads)
     settings = {"mu": float(metadata["mu"]), "pool": int(metadata["pool"])}
-    adapter = ReleasedAdapter(site, hidden=width // int(metadata["factor"]), **settings).double()
+    adapter = ReleasedAdapterLayer(
+        site, hidden=width // int(metadata["factor"]), **settings
+    ).double()
     for own, official in {"down": "i", "up": "o", "gate": "gate"}.items():
         layer = adapter.get_submodule(own)
         put(layer.weight, weights[f"output.text_laplacian_adapter_{official}.weight"])

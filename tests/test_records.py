@@ -42,7 +42,7 @@ from vlmadapt.data.tasks import (
 from vlmadapt.methods import METHODS
 from vlmadapt.methods.base import read_card
 from vlmadapt.mini.models import untrained
-from vlmadapt.models.adapted_attention import add_adapters, load_adapters, save_adapters
+from vlmadapt.models.adapted_models import add_adapters, load_adapters, save_adapters
 from vlmadapt.problems.classification import FewShotProblem, cached_rows
 from vlmadapt.problems.features import read_bundle
 

@@ -25,9 +25,7 @@ PACKAGES = (
 )
 LIBRARY = ROOT / "vlmadapt"
 MODULES = sorted(
-    path
-    for path in LIBRARY.rglob("*.py")
-    if path.name != "_modidx.py" and path.parent != LIBRARY
+    path for path in LIBRARY.rglob("*.py") if path.name != "_modidx.py" and path.parent != LIBRARY
 )
 
 

@@ -15,7 +15,7 @@ from vlmadapt.data.task_files import Example
 from vlmadapt.data.tasks import read_karpathy, read_snli_ve, read_textcaps, read_vqa
 from vlmadapt.data.text_metrics import bleu, caption_scores, cider, rouge_l, vqa_accuracy
 from vlmadapt.methods.generation import PETL
-from vlmadapt.models.decoding import END, greedy, prompt_tokens, stepper, write
+from vlmadapt.models.decoding import END, generate, greedy_search, prompt_tokens, stepper
 from vlmadapt.problems.generation import METRICS, GenerationProblem, load_task, load_writer
 from vlmadapt.training.fit import evaluate
 
@@ -228,13 +228,15 @@ def noise(writer, n, seed=1):
     return torch.randn(n, 3, writer.size, writer.size, generator=generator).double()
 
 
-@pytest.mark.parametrize("beams, cache", [(1, True), (3, True), (1, False), (3, False)])
-def test_each_example_alone_equals_itself_in_a_mixed_batch(writer, beams, cache):
+@pytest.mark.parametrize("num_beams, cache", [(1, True), (3, True), (1, False), (3, False)])
+def test_each_example_alone_equals_itself_in_a_mixed_batch(writer, num_beams, cache):
     prompts = mixed_prompts(writer)
     x = noise(writer, len(prompts))
-    together = write(writer, x, prompts, beams=beams, length=7, cache=cache)
+    together = generate(writer, x, prompts, num_beams=num_beams, max_new_tokens=7, cache=cache)
     for n, prompt in enumerate(prompts):
-        alone = write(writer, x[n : n + 1], [prompt], beams=beams, length=7, cache=cache)
+        alone = generate(
+            writer, x[n : n + 1], [prompt], num_beams=num_beams, max_new_tokens=7, cache=cache
+        )
         assert alone == [together[n]], (n, prompt)
     assert any(together[:2])
 
@@ -249,29 +251,33 @@ def test_one_limit_for_all_rows_would_be_noticed(writer):
     tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     end = getattr(writer.tokenizer, "end", END)
     limits = torch.tensor([min(7, context - n) for n in given])
-    own = greedy(stepper(writer.model, x), tokens, limits, end)
-    common = greedy(stepper(writer.model, x), tokens, int(limits.min()), end)
+    own = greedy_search(stepper(writer.model, x), tokens, limits, end)
+    common = greedy_search(stepper(writer.model, x), tokens, int(limits.min()), end)
     first, cut = (found[0, given[0] :].tolist() for found in (own, common))
     first, cut = ([word for word in words if word not in (0, end)] for words in (first, cut))
     assert cut == first[:1] != first
-    texts = write(writer, x, prompts, length=7)
+    texts = generate(writer, x, prompts, max_new_tokens=7)
     assert texts[0] == writer.tokenizer.decode(first).strip()
 
 
-@pytest.mark.parametrize("settings", [dict(beams=3, least=4), dict(beams=4, penalty=0.0, least=2)])
+@pytest.mark.parametrize(
+    "settings",
+    [dict(num_beams=3, min_new_tokens=4), dict(num_beams=4, length_penalty=0.0, min_new_tokens=2)],
+)
 def test_search_settings_do_not_mix_rows(writer, settings):
     prompts = mixed_prompts(writer)[:4]
     x = noise(writer, len(prompts), seed=2)
-    together = write(writer, x, prompts, length=6, **settings)
+    together = generate(writer, x, prompts, max_new_tokens=6, **settings)
     alone = [
-        write(writer, x[n : n + 1], [p], length=6, **settings)[0] for n, p in enumerate(prompts)
+        generate(writer, x[n : n + 1], [p], max_new_tokens=6, **settings)[0]
+        for n, p in enumerate(prompts)
     ]
     assert together == alone
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("extra", [-1, 0, 10, 200])
-def test_a_prompt_that_does_not_fit_is_refused_with_both_lengths(writer, beams, extra):
+def test_a_prompt_that_does_not_fit_is_refused_with_both_lengths(writer, num_beams, extra):
     context = writer.model.context_length
     x = torch.zeros(2, 3, writer.size, writer.size).double()
     long = " ".join(["red"] * (context + extra))
@@ -279,24 +285,27 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_lengths(writer, beams, 
         f"task prompt 'red red.*is {context + extra + 1} tokens long, the decoder reads {context}"
     )
     with pytest.raises(ValueError, match=message):
-        write(writer, x, ["a photo of", long], beams=beams)
+        generate(writer, x, ["a photo of", long], num_beams=num_beams)
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(beams=0), "beams: input should be greater than or equal to 1"),
-        (dict(length=-3), "length: input should be greater than or equal to 1"),
-        (dict(beams=3, least=-1), "least: input should be greater than or equal to 0"),
-        (dict(lenght=3), "unknown argument of the search 'lenght'"),
+        (dict(num_beams=0), "num_beams: input should be greater than or equal to 1"),
+        (dict(max_new_tokens=-3), "max_new_tokens: input should be greater than or equal to 1"),
+        (
+            dict(num_beams=3, min_new_tokens=-1),
+            "min_new_tokens: input should be greater than or equal to 0",
+        ),
+        (dict(beams=3), "unknown argument of the search 'beams'"),
         (dict(prompts=["a", "b"]), "1 images, but 2 prompts"),
         (dict(prompts=[None]), "task prompt: expected a text, got None"),
     ],
 )
-def test_wrong_arguments_of_write_are_refused(changes, message):
+def test_wrong_arguments_of_generate_are_refused(changes, message):
     backbone = load_writer("mini")
     with pytest.raises(ValueError, match=message):
-        write(backbone, torch.zeros(1, 3, 32, 32), **changes)
+        generate(backbone, torch.zeros(1, 3, 32, 32), **changes)
 
 
 # Texts that are too long

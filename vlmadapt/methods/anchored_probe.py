@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
+from ..core.values import NonNegative, PositiveInteger
 from .base import Batch, Method, hyper
 from ..problems.classification import FewShotProblem
-from ..core.values import NonNegative, PositiveInteger
 
 # %% ../../nbs/05_methods/20_anchored_probe.ipynb #074ba6c6
 class AnchoredProbe(Method):

@@ -15,7 +15,8 @@ from torch import nn
 
 from ..core.values import Flag, PositiveInteger
 from .base import hyper
-from .prompted import PromptMethod, context_start, depth_within
+from .prompted import PromptMethod
+from ..models.class_prompts import depth_within, initial_context
 from ..problems.classification import drawing_from
 
 # %% ../../nbs/05_methods/31_coop.ipynb #1f8d5df6
@@ -51,13 +52,13 @@ class CoOp(PromptMethod):
 def init(self: CoOp, generator):
     "The context from words or from the `generator`, deeper prompts from the latter."
     self.begin()
-    depth_within(self.depth, self.tower)
+    depth_within(self.depth, self.text_tower)
     if self.depth > 1 and (self.class_specific or self.place != "end"):
         raise ValueError(
             "deep prompts must be common to all classes and stand in front of the name"
         )
-    draw = lambda: context_start(
-        self.tower, self.backbone.tokenizer, self.n_ctx, self.words, generator
+    draw = lambda: initial_context(
+        self.text_tower, self.backbone.tokenizer, self.n_ctx, self.words, generator
     )
     self.context = nn.Parameter(
         torch.stack([draw() for _ in self.classnames]) if self.class_specific else draw()
@@ -66,7 +67,8 @@ def init(self: CoOp, generator):
         None
         if self.depth == 1
         else nn.Parameter(
-            0.02 * torch.randn(self.depth - 1, self.n_ctx, self.tower.width, generator=generator)
+            0.02
+            * torch.randn(self.depth - 1, self.n_ctx, self.text_tower.width, generator=generator)
         )
     )
 
@@ -108,10 +110,12 @@ class CoCoOp(PromptMethod):
 def init(self: CoCoOp, generator):
     "The context from words or from the `generator`, and the network from PyTorch's law for linear layers."
     self.begin()
-    D, d = self.backbone.feature_width, self.tower.width
+    D, d = self.backbone.feature_width, self.text_tower.width
     self.context, H = (
         nn.Parameter(
-            context_start(self.tower, self.backbone.tokenizer, self.n_ctx, self.words, generator)
+            initial_context(
+                self.text_tower, self.backbone.tokenizer, self.n_ctx, self.words, generator
+            )
         ),
         max(1, D // self.reduction),
     )
@@ -129,7 +133,7 @@ def conditional(
     z = F.normalize(x, dim=-1)
     first = self.context + self.meta(z)[:, None]
     with self.backbone.autocast():
-        t = self.tower.features(self.plan(classnames or self.classnames, len(x)), first)
+        t = self.plan(classnames or self.classnames, len(x)).features(first)
     return self.logit_scale * torch.einsum("bd,bkd->bk", z, F.normalize(t.to(z.dtype), dim=-1))
 
 

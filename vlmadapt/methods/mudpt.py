@@ -15,7 +15,8 @@ from torch import nn
 from ..core.registry import choose
 from ..core.values import Flag, PositiveInteger
 from .base import hyper
-from .prompted import ImagePromptMethod, context_start, depth_within
+from .prompted import ImagePromptMethod
+from ..models.class_prompts import depth_within, initial_context
 from ..problems.classification import drawing_from
 
 # %% ../../nbs/05_methods/32_mudpt.ipynb #608e2f51
@@ -113,7 +114,7 @@ def init(self: MuDPT, generator):
     "Prompts, then injections, from the `generator`."
     self.begin()
     D, n, make = (
-        depth_within(self.depth, self.tower, self.eyes),
+        depth_within(self.depth, self.text_tower, self.image_tower),
         self.n_ctx,
         choose(self.injection, INJECTIONS, "injection"),
     )
@@ -123,17 +124,17 @@ def init(self: MuDPT, generator):
     if self.one_way and not make:
         raise ValueError("one_way needs an injection")
     normal = lambda *shape: torch.randn(*shape, generator=generator) * 0.02
-    start = context_start(self.tower, self.backbone.tokenizer, n, self.words, generator)
-    self.T = nn.Parameter(torch.cat([start[None], normal(D - 1, n, self.tower.width)]))
-    self.V = None if self.one_way else nn.Parameter(normal(D, m, self.eyes.width))
+    start = initial_context(self.text_tower, self.backbone.tokenizer, n, self.words, generator)
+    self.T = nn.Parameter(torch.cat([start[None], normal(D - 1, n, self.text_tower.width)]))
+    self.V = None if self.one_way else nn.Parameter(normal(D, m, self.image_tower.width))
     with drawing_from(generator):
         self.to_vision = make and make(
-            self.tower.width, self.eyes.width, D - 1, self.one_way or self.fuse_first
+            self.text_tower.width, self.image_tower.width, D - 1, self.one_way or self.fuse_first
         )
         self.to_text = (
             None
             if self.one_way or not make
-            else make(self.eyes.width, self.tower.width, D - 1, False)
+            else make(self.image_tower.width, self.text_tower.width, D - 1, False)
         )
 
 # %% ../../nbs/05_methods/32_mudpt.ipynb #75eee968

@@ -16,8 +16,9 @@ from torch import nn
 from ..core.values import PositiveInteger
 from ..data.prompts import check_classnames
 from .base import Method, hyper, one_or_more
-from .prompted import photo_tokens
-from ..models.adapted_attention import Adapter, add_adapters, parameter_groups
+from ..models.adapted_models import add_adapters, parameter_groups
+from ..models.adapters import AdapterLayer
+from ..models.class_prompts import photo_tokens
 
 # %% ../../nbs/05_methods/34_p_adapter.ipynb #da3f15c3
 class PAdapter(Method):
@@ -75,7 +76,7 @@ def init(self: PAdapter, generator):
         **settings,
     )
     self.adapters = nn.ModuleList(
-        [m.reset(generator) for m in adapted.modules() if isinstance(m, Adapter)]
+        [m.reset(generator) for m in adapted.modules() if isinstance(m, AdapterLayer)]
     )
     self.__dict__["adapted"], self.__dict__["fixed"] = adapted, {}
 

@@ -15,7 +15,8 @@ from ..core.values import PositiveInteger
 from ..data.prompts import check_classnames
 from .base import hyper
 from .mudpt import MuDPT
-from .prompted import PHOTO_WORDS, ImagePromptMethod, depth_within, photo_tokens
+from .prompted import ImagePromptMethod
+from ..models.class_prompts import PHOTO_WORDS, depth_within, photo_tokens
 
 # %% ../../nbs/05_methods/33_vpt_maple.ipynb #9fa7b37d
 class VPT(ImagePromptMethod):
@@ -38,8 +39,10 @@ def init(self: VPT, generator):
     "Visual prompts from the `generator`."
     self.begin()
     self.fixed = {}
-    D = depth_within(self.eyes.depth if self.depth is None else self.depth, self.eyes)
-    self.V = nn.Parameter(torch.randn(D, self.n_ctx, self.eyes.width, generator=generator) * 0.02)
+    D = depth_within(self.image_tower.depth if self.depth is None else self.depth, self.image_tower)
+    self.V = nn.Parameter(
+        torch.randn(D, self.n_ctx, self.image_tower.width, generator=generator) * 0.02
+    )
 
 
 @patch

@@ -16,12 +16,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.registry import choose
+from ..data.task_files import Example
 from .atlas import POSITIONS, STYLES
 from .drawing import Scenes, concat, render
 from .frames import COLOUR_NAMES, NUMBERS, PLACES, PLURALS, SHAPE_NAMES, fix_articles
 from .language import ground, questions, thing
 from .scenes import EASY_SHAPES, counts, singles
-from ..data.task_files import Example
 
 # %% ../../nbs/03_mini/08_tasks.ipynb #b8fd5891
 COMMON = {

@@ -29,10 +29,10 @@ from ..data.images import Images
 from ..methods import METHODS
 from ..methods.base import Batch, Method
 from ..methods.hegraph_adapter import RELATIONS, edge_weights, graph_nodes, propagation
-from ..methods.prompted import TextTower
-from ..models.adapted_attention import project
 from ..models.backbones import Backbone, Pixels, load_backbone
-from ..models.p_laplacian import attention_matrix, plap_attention
+from ..models.blocks import attention_matrix, project
+from ..models.p_laplacian import plap_attention
+from ..models.text_tower import TextTower
 from ..problems.classification import FewShotProblem, few_shot
 from vlmadapt.reporting.figures import (
     _columns,
@@ -432,11 +432,11 @@ def nearest_words(
     context = getattr(method, "context", None)
     if not isinstance(context, torch.Tensor) or context.ndim != 2:
         raise ValueError(f"{type(method).__name__} has no context vectors that all classes share")
-    words = known_words(method.tower, method.backbone.tokenizer)
+    words = known_words(method.text_tower, method.backbone.tokenizer)
     ids = torch.tensor(list(words))
     near = torch.cdist(
         context.detach().cpu().float(),
-        method.tower.embed.weight[ids].cpu().float(),
+        method.text_tower.embed.weight[ids].cpu().float(),
         compute_mode="donot_use_mm_for_euclid_dist",
     ).topk(most, largest=False)
     rows = [

@@ -21,8 +21,8 @@ from numpy.typing import ArrayLike
 
 from ..core.files import write_atomic
 from ..core.markup import escape_figure, file_stem
-from .tables import averages, by_point, cells
 from ..grid.rows import base_of, deviation, in_order
+from .tables import averages, by_point, cells
 
 # %% ../../nbs/08_reporting/03_figures.ipynb #40a61f0d
 STYLE = dict(
