@@ -78,7 +78,6 @@ class HubDownloader:
             repo_type=file.kind,
             revision=file.revision,
             local_dir=self.folder,
-            endpoint=hub_endpoint(),
         )
 
 # %% ../../nbs/01_data/13_hub.ipynb #8eec985c
@@ -106,7 +105,7 @@ def resolve(source: Source) -> Source:
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns at each of its tries
     try:
-        names = HfApi(endpoint=hub_endpoint()).list_repo_files(match[1], repo_type="dataset")
+        names = HfApi().list_repo_files(match[1], repo_type="dataset")
     except Exception as e:  # whatever the hub's client raises
         raise Gone(f"{source.url}: {error_line(e)}") from None
     archives = [name for name in names if archive_stem(name)]

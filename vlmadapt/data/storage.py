@@ -44,9 +44,9 @@ def error_line(
 ) -> str:
     "Return the cause of `error` on one printable line of at most 300 characters."
     error = _innermost(error)
-    if isinstance(error, socket.gaierror):
-        return "no such host, or no network"
     text = str(error).strip()
+    if isinstance(error, socket.gaierror) or "Errno -2" in text or "Errno -3" in text:
+        return "no such host, or no network"
     line = text.splitlines()[0] if text else type(error).__name__
     return "".join(c if c.isprintable() else "?" for c in line)[:300]
 
