@@ -472,7 +472,7 @@ def test_complete_dataset_on_a_read_only_disk(good_only, data, monkeypatch):
     def refuse(*args):
         raise AssertionError("nothing is to be written")
 
-    monkeypatch.setattr(preparation, "workplace", refuse)
+    monkeypatch.setattr(preparation, "work_folder", refuse)
     assert prepare("dtd", data, good_only).note == "CoOp's split"
 
 
