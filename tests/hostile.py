@@ -19,6 +19,7 @@ import tarfile
 import tempfile
 import threading
 import traceback
+import warnings
 import zipfile
 from dataclasses import dataclass, field
 from typing import IO
@@ -142,7 +143,9 @@ def make_zip(members, method=zipfile.ZIP_DEFLATED):
             info = zipfile.ZipInfo(member.name + "/" * is_folder)
             info.external_attr = ZIP_KINDS[member.kind] << 16
             info.compress_type = method
-            archive.writestr(info, member.link or member.data)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a name may be there twice
+                archive.writestr(info, member.link or member.data)
     return stream.getvalue()
 
 

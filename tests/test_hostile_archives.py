@@ -49,7 +49,7 @@ LIMITS = {
     "timeout": 1.0,
     "window": 0.4,
     "slowest": 1000,
-    "largest": 20e6,
+    "largest": 5e6,
 }
 ARCHIVES = hostile_archives()
 

@@ -47,6 +47,33 @@ def read_pins(
     return pins
 
 # %% ../../nbs/01_data/14_fetch.ipynb #786799ca
+def _downloader(url, target, reserve, limits) -> Any:  # pooch's own type names other arguments
+    if hub_file(url):
+        return HubDownloader(target.with_name(f"{target.name}.hub"), reserve)
+    part = target.with_name(f"{target.name}.part")
+    return ResumingDownloader(part, {"reserve": reserve, **limits})
+
+
+def _retrieve(url, target, expected, downloader):
+    "Download `url` unless `target` is there; return its hash, or raise `ValueError` for another."
+    is_checked = expected.startswith(("md5:", "sha256:"))  # pooch knows no ids of git
+    pooch.get_logger().setLevel("WARNING")
+    pooch.retrieve(
+        url,
+        known_hash=expected if is_checked else None,
+        fname=target.name,
+        path=target.parent,
+        downloader=downloader,
+    )
+    if is_checked:
+        return expected
+    got = digest(target, "git" if expected else "sha256")
+    if expected and got != expected:
+        remove(target)
+        raise ValueError(f"its hash is {got}, the known hash {expected}")
+    return got
+
+
 def fetch(
     source: Source,  # url, and perhaps a hash
     target: Path,  # the file to make
@@ -56,33 +83,14 @@ def fetch(
 ) -> str:  # the hash of the file, kind:digits
     "Fetch a file, unless it is there already, and check its hash."
     pins = pins or {}
-    expected = known_hash(source, pins)
     target = Path(target)
-    downloader: Any  # its interface in pooch names other arguments than pooch passes
-    if hub_file(source.url):
-        downloader = HubDownloader(target.with_name(f"{target.name}.hub"), reserve)
-    else:
-        part = target.with_name(f"{target.name}.part")
-        downloader = ResumingDownloader(part, {"reserve": reserve, **limits})
-    pooch.get_logger().setLevel("WARNING")
-    checked_here = not expected or expected.startswith("git:")  # pooch knows no ids of git
+    downloader = _downloader(source.url, target, reserve, limits)
     try:
-        pooch.retrieve(
-            source.url,
-            known_hash=None if checked_here else expected,
-            fname=target.name,
-            path=target.parent,
-            downloader=downloader,
-        )
-        got = digest(target, expected.partition(":")[0] or "sha256") if checked_here else expected
-        if expected and got != expected:
-            remove(target)
-            raise ValueError(f"its hash is {got}, the known hash {expected}")
+        return _retrieve(source.url, target, known_hash(source, pins), downloader)
     except Refused:
         raise
     except ValueError as e:
-        fix = ""
+        reason = str(e).partition(". Deleted download")[0]  # pooch goes on with general advice
         if not source.hash and source.url in pins:
-            fix = "; if the file was replaced, remove it from downloads.json"
-        raise Refused(f"{source.url}: {e}{fix}") from None
-    return got
+            reason += "; if the file was replaced, remove it from downloads.json"
+        raise Refused(f"{source.url}: {reason}") from None

@@ -244,7 +244,7 @@ class _Transfer:
         if response.status_code in (408, 416, 429) or response.status_code >= 500:
             return ConnectionError(status)
         if response.status_code not in (200, 206):
-            raise Gone(error_line(ConnectionError(f"{status}, no file")))
+            raise Gone(error_line(ConnectionError(status)))
         start, total = _extent(response, start)
         self._write(response, start, total, self._largest(response, start, total))
         received = self.part.stat().st_size
