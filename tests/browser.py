@@ -25,23 +25,26 @@ QUIET = (
 )
 
 
+def _first_installed(*names):
+    "Return the path of the first of some commands that is installed, or None."
+    paths = (shutil.which(name) for name in names)
+    return next((path for path in paths if path), None)
+
+
 @contextlib.contextmanager
 def chromium():
-    "A Selenium driver of the installed Chromium, which finds this machine and no other; the test is skipped where there is none."
+    """Yield a Selenium driver of the installed Chromium, which finds this machine and no other.
+
+    The test is skipped where there is no Chromium.
+    """
     webdriver = pytest.importorskip(
         "selenium.webdriver", reason="Selenium is not installed: pip install -e '.[dev]'"
     )
-    browser, driver = (
-        next(filter(None, map(shutil.which, names)), None)
-        for names in (
-            ("chromium", "chromium-browser", "google-chrome"),
-            ("chromedriver", "chromium.chromedriver"),
-        )
-    )
+    browser = _first_installed("chromium", "chromium-browser", "google-chrome")
+    driver = _first_installed("chromedriver", "chromium.chromedriver")
     if not browser or not driver:
-        pytest.skip(
-            "no Chromium with ChromeDriver on this machine (Debian, Ubuntu: apt install chromium chromium-driver)"
-        )
+        install = "Debian, Ubuntu: apt install chromium chromium-driver"
+        pytest.skip(f"no Chromium with ChromeDriver on this machine ({install})")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = webdriver.ChromeOptions()
         options.binary_location = browser
@@ -60,7 +63,7 @@ def chromium():
 
 
 def width(driver, pixels, height=900):
-    "Give the page `pixels` of width, as on a telephone."
+    "Set the width of the page in pixels; below 700 it is shown as on a telephone."
     driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         dict(width=pixels, height=height, deviceScaleFactor=1, mobile=pixels < 700),
@@ -74,7 +77,7 @@ class _Silent(http.server.SimpleHTTPRequestHandler):
 
 @contextlib.contextmanager
 def served(folder):
-    "The address of `folder` on this machine."
+    "Yield the address of a server for `folder`."
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(_Silent, directory=str(folder))
     )

@@ -1,4 +1,4 @@
-"What all tests share: the root of the checkout, one thread per worker, caches that stay out of the user's home."
+"""What all tests share: the root of the checkout, one thread per worker, caches of their own."""
 
 import os
 import sys
@@ -30,13 +30,13 @@ def scratch(tmp_path_factory, worker_id):
 
 @pytest.fixture(scope="session", autouse=True)
 def own_caches(scratch):
-    "Features encoded in this test run are shared by its notebooks and kept out of the user's cache."
+    "Share encoded features among the notebooks of this test run, outside of the user's cache."
     os.environ["VLMADAPT_CACHE"] = str(scratch / "cache")
     os.environ["MPLBACKEND"] = "agg"
 
 
 def write_experiment(path, parameters, body):
-    "Write a notebook with a cell of parameters and a cell of code; returns its cells."
+    "Write a notebook with a cell of parameters and a cell of code; return its cells."
     cells = [
         nbformat.v4.new_code_cell(parameters, metadata=dict(tags=["parameters"])),
         nbformat.v4.new_code_cell(body),

@@ -1,19 +1,98 @@
-"Archives and servers that are broken in every way that we know of, made from a seed."
+"""Archives and servers that are broken in every way that we know of, and a small dataset.
+
+What is random is made from a seed.
+"""
 
 import contextlib
 import gzip
+import hashlib
 import io
+import json
 import lzma
+import os
 import random
 import socket
 import socketserver
 import struct
+import sys
 import tarfile
+import tempfile
 import threading
+import traceback
+import warnings
 import zipfile
 from dataclasses import dataclass, field
+from typing import IO
 
-IMAGES = [f"{c}/{c}_{i}.jpg" for c in ("banded", "dotted") for i in range(4)]
+from vlmadapt.data.annotations import class_folders
+from vlmadapt.data.benchmarks import Benchmark, Source
+
+# ---- a small dataset ----
+
+CLASSES = ("banded", "dotted")
+IMAGES = [f"{name}/{name}_{i}.jpg" for name in CLASSES for i in range(4)]
+
+
+def toy_split():
+    "Six of the images in the form of CoOp's split files."
+    items = [[path, CLASSES.index(path.split("/")[0]), path.split("/")[0]] for path in IMAGES]
+    return {"train": items[0::4], "val": items[1::4], "test": items[2::4]}
+
+
+def toy_benchmark(url, *archives):
+    "A dataset whose images come from `archives` at `url`; also the bytes of its split file."
+    split = json.dumps(toy_split()).encode()
+    split_hash = "sha256:" + hashlib.sha256(split).hexdigest()
+    sources = {
+        "images": tuple(Source(f"{url}/{name}") for name in archives),
+        "split.json": (Source(f"{url}/split.json", split_hash),),
+    }
+    sizes = (2, 2, 2)
+    benchmark = Benchmark(
+        "dtd", "images", 2, sizes, class_folders, "split.json", split_hash, sources=sources
+    )
+    return benchmark, split
+
+
+# ---- another process ----
+
+
+@dataclass
+class Child:
+    "A fork of this process, and what it prints to stderr."
+
+    pid: int
+    printed: IO[str]
+
+
+def fork(function, *args, **kwargs):
+    "Call `function` in a fork of this process; an integer that it returns is the exit code."
+    printed = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed by `join`
+    pid = os.fork()
+    if pid:
+        return Child(pid, printed)
+    code = 1
+    try:
+        sys.stderr = printed
+        returned = function(*args, **kwargs)
+        code = returned if isinstance(returned, int) else 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        printed.flush()
+        os._exit(code)
+
+
+def join(child):
+    "Wait for a child; return its exit code (minus the signal that ended it) and what it printed."
+    _, status = os.waitpid(child.pid, 0)
+    child.printed.seek(0)
+    with child.printed:
+        return os.waitstatus_to_exitcode(status), child.printed.read()
+
+
+# ---- archives ----
+
 TAR_MODES = {"tar": "w", "tgz": "w:gz", "tbz": "w:bz2", "txz": "w:xz"}
 
 
@@ -64,7 +143,9 @@ def make_zip(members, method=zipfile.ZIP_DEFLATED):
             info = zipfile.ZipInfo(member.name + "/" * is_folder)
             info.external_attr = ZIP_KINDS[member.kind] << 16
             info.compress_type = method
-            archive.writestr(info, member.link or member.data)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a name may be there twice
+                archive.writestr(info, member.link or member.data)
     return stream.getvalue()
 
 

@@ -1,11 +1,13 @@
-"The widgets of the first tutorial in a real JupyterLab with a real browser: choices change the picture."
+"The widgets of the first tutorial in a real JupyterLab with a real browser."
 
+import json
 import os
 import re
 import secrets
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -14,48 +16,76 @@ from browser import chromium
 from conftest import ROOT
 from test_docs import wait
 
-RUN = "const s = jupyterapp.shell.currentWidget; jupyterapp.commands.execute('notebook:run-all-cells'); return s.title.label"
-PICTURE = "const e = document.querySelector('.widget-output img, .jupyter-widgets-output-area img'); return e && e.src.length + e.src.slice(-3000)"
-ERRORS = """return [...document.querySelectorAll('[data-mime-type="application/vnd.jupyter.stderr"], [data-mime-type="application/vnd.jupyter.error"]')].map(e => e.textContent.slice(0, 200))"""
-SELECT = """const found = [...document.querySelectorAll('.widget-dropdown')].find(w => w.textContent.startsWith(arguments[0])).querySelector('select');
-found.value = arguments[1]; found.dispatchEvent(new Event('change', {bubbles: true}));"""
+TUTORIAL = "nbs/tutorials/explore.ipynb"
+IS_IDLE = """
+const widget = window.jupyterapp && jupyterapp.shell.currentWidget;
+return widget?.sessionContext?.session?.kernel?.status == 'idle';
+"""
+RUN_ALL = """
+const shell = jupyterapp.shell.currentWidget;
+jupyterapp.commands.execute('notebook:run-all-cells');
+return shell.title.label;
+"""
+PICTURE = """
+const image = document.querySelector(
+  '.widget-output img, .jupyter-widgets-output-area img');
+return image && image.src.length + image.src.slice(-3000);
+"""
+ERRORS = """
+const outputs = document.querySelectorAll(
+  '[data-mime-type="application/vnd.jupyter.stderr"],' +
+  '[data-mime-type="application/vnd.jupyter.error"]');
+return [...outputs].map(output => output.textContent.slice(0, 200));
+"""
+SELECT = """
+const dropdowns = [...document.querySelectorAll('.widget-dropdown')];
+const found = dropdowns.find(widget => widget.textContent.startsWith(arguments[0]));
+const select = found.querySelector('select');
+select.value = arguments[1];
+select.dispatchEvent(new Event('change', {bubbles: true}));
+"""
 
 
-@pytest.fixture
-def lab(tmp_path):
-    "The address of a JupyterLab as `make lab` starts it, on the imports and the widgets of the tutorial; its other cells are run as notebooks are."
-    (tmp_path / "nbs/tutorials").mkdir(parents=True)
-    nb = nbformat.read(ROOT / "nbs/tutorials/explore.ipynb", as_version=4)
-    nb.cells = [
-        c
-        for c in nb.cells
-        if c.cell_type == "code"
-        and (
-            "import explorer" in c.source
-            or "import PICTURES" in c.source
-            or c.source == "explorer()"
-        )
+def write_tutorial(folder):
+    "Write the imports and the widgets of the tutorial; its other cells run with the notebooks."
+    notebook = nbformat.read(ROOT / TUTORIAL, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    imports = [
+        cell
+        for cell in code
+        if "import explorer" in cell.source or "import PICTURES" in cell.source
     ]
-    assert len(nb.cells) == 2
-    nbformat.write(nb, tmp_path / "nbs/tutorials/explore.ipynb")
-    page = tmp_path / "config/labconfig/page_config.json"
+    widgets = [cell for cell in code if cell.source == "explorer()"]
+    assert len(imports) == len(widgets) == 1
+    notebook.cells = imports + widgets
+    (folder / TUTORIAL).parent.mkdir(parents=True)
+    nbformat.write(notebook, folder / TUTORIAL)
+
+
+def write_configuration(folder):
+    "Switch off JupyterLab's question about news."
+    page = folder / "config/labconfig/page_config.json"
     page.parent.mkdir(parents=True)
-    page.write_text(
-        '{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}'
-    )
-    env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | {
+    disabled = {"@jupyterlab/apputils-extension:announcements": True}
+    page.write_text(json.dumps({"disabledExtensions": disabled}))
+
+
+@contextmanager
+def jupyterlab(folder, token):
+    "Start a JupyterLab in `folder` as `make lab` does; yield the process and its log."
+    environment = {name: v for name, v in os.environ.items() if name != "MPLBACKEND"}
+    environment |= {
         "PYTHONPATH": str(ROOT),
         "JUPYTER_PREFER_ENV_PATH": "1",
-        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
-        "JUPYTER_DATA_DIR": str(tmp_path / "data"),
-        "IPYTHONDIR": str(tmp_path / "ipython"),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTER_DATA_DIR": str(folder / "data"),
+        "IPYTHONDIR": str(folder / "ipython"),
     }
-    token = secrets.token_hex()
     command = [
         sys.executable,
         "-m",
         "jupyterlab",
-        f"--notebook-dir={tmp_path}",
+        f"--notebook-dir={folder}",
         "--no-browser",
         "--ip=127.0.0.1",
         "--port=0",
@@ -64,44 +94,67 @@ def lab(tmp_path):
         "--ServerApp.password=",
         "--LabApp.expose_app_in_browser=True",
     ]
-    with open(tmp_path / "log", "w") as log:
+    with open(folder / "log", "w") as log:
         server = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=env, cwd=tmp_path
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=folder
         )
     try:
-        for _ in range(1200):
-            if found := re.search(r"http://127\.0\.0\.1:(\d+)/lab", (tmp_path / "log").read_text()):
-                break
-            assert server.poll() is None, (tmp_path / "log").read_text()[-2000:]
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{found[1]}/lab/tree/nbs/tutorials/explore.ipynb?reset&token={token}"
+        yield server, folder / "log"
     finally:
         server.terminate()
         server.wait(20)
 
 
+def port_of(server, log):
+    "Wait for the line of the log that names the port."
+    for _ in range(1200):
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/lab", log.read_text())
+        if found:
+            return found[1]
+        assert server.poll() is None, log.read_text()[-2000:]
+        time.sleep(0.1)
+    raise AssertionError(f"JupyterLab does not start: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture
+def lab(tmp_path):
+    "The address of the tutorial in a JupyterLab."
+    write_tutorial(tmp_path)
+    write_configuration(tmp_path)
+    token = secrets.token_hex()
+    with jupyterlab(tmp_path, token) as (server, log):
+        port = port_of(server, log)
+        yield f"http://127.0.0.1:{port}/lab/tree/{TUTORIAL}?reset&token={token}"
+
+
+def settled(driver, script, other_than=None, seconds=200):
+    "Wait until `script` returns something, other than before; return it."
+
+    def changed(driver):
+        found = driver.execute_script(script)
+        return found if found != other_than else None
+
+    return wait(driver, changed, seconds)
+
+
 def test_widgets_change_the_picture(lab, tmp_path):
-    shot = Path(os.environ.get("VLMADAPT_SHOTS", tmp_path)) / "explorer.png"
+    screenshot = Path(os.environ.get("VLMADAPT_SHOTS", tmp_path)) / "explorer.png"
+    choices = [
+        ("dataset", "mini-shapes"),
+        ("picture", "graph around a class"),
+        ("class", "star"),
+    ]
     with chromium() as driver:
         driver.get(lab)
-        script = lambda code, *args: driver.execute_script(code, *args)
-        settled = lambda code, seconds=200, other_than=None: wait(
-            driver, lambda d: (found := script(code)) and found != other_than and found, seconds
-        )
         try:
-            settled(
-                "return window.jupyterapp && jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status == 'idle'"
-            )
-            assert script(RUN) == "explore.ipynb"
-            first = settled(PICTURE)
-            script(SELECT, "dataset", "mini-shapes")
-            second = settled(PICTURE, other_than=first)
-            script(SELECT, "picture", "graph around a class")
-            third = settled(PICTURE, other_than=second)
-            script(SELECT, "class", "star")
-            fourth = settled(PICTURE, other_than=third)
+            settled(driver, IS_IDLE)
+            assert driver.execute_script(RUN_ALL) == "explore.ipynb"
+            pictures = [settled(driver, PICTURE)]
+            for label, value in choices:
+                driver.execute_script(SELECT, label, value)
+                pictures.append(settled(driver, PICTURE, other_than=pictures[-1]))
         finally:
-            driver.save_screenshot(str(shot))
-            print(shot)
-        assert len({first, second, third, fourth}) == 4
-        assert not script(ERRORS)
+            driver.save_screenshot(str(screenshot))
+            print(screenshot)
+        assert len(set(pictures)) == 4
+        assert not driver.execute_script(ERRORS)

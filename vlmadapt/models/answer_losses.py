@@ -16,17 +16,9 @@ import torch.nn.functional as F
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..core.seeding import stream
+from ..core.texts import shortened
 from .blocks import at_least_single
-from vlmadapt.models.decoding import (
-    END,
-    PAD,
-    START,
-    all_logits,
-    pad_rows,
-    shortened,
-    text_states,
-    text_tokens,
-)
+from .decoding import END, PAD, START, all_logits, pad_rows, text_states, text_tokens
 
 # %% ../../nbs/02_models/19_answer_losses.ipynb #4bf5cd3a
 class TokenizedBatch(NamedTuple):

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['START', 'END', 'PAD', 'SEARCH', 'Stepper', 'text_states', 'all_logits', 'UncachedStepper', 'check_causal',
-           'CachedStepper', 'stepper', 'without_padding', 'greedy_search', 'beam_search', 'shortened', 'text_tokens',
-           'prompt_tokens', 'pad_rows', 'generate']
+           'CachedStepper', 'stepper', 'without_padding', 'greedy_search', 'beam_search', 'generate']
 
 # %% ../../nbs/02_models/18_decoding.ipynb #365da1f2
 from collections.abc import Sequence
@@ -274,54 +273,6 @@ def beam_search(
             return beams.tokens[::num_beams], scores
         step.select(rows)
         logits = step(token)
-
-# %% ../../nbs/02_models/18_decoding.ipynb #c38cb65b
-def shortened(
-    text: str,  # of any length
-    most: int = 60,  # characters
-) -> str:
-    "Return `text` with its middle left out where it is long."
-    if len(text) <= most:
-        return text
-    half = (most - 5) // 2
-    return f"{text[:half]} ... {text[-half:]}"
-
-
-def text_tokens(
-    tokenizer: Any,  # of a backbone
-    text: str,  # a prompt or an answer
-) -> list[int]:  # without start and end, uncut
-    "Tokenize one text; padding tokens in it are left out."
-    return [token for token in tokenizer.encode(text) if token != PAD]
-
-
-def prompt_tokens(
-    tokenizer: Any,  # of a backbone
-    prompts: Sequence[str],  # B prompts
-    context_length: int,  # of the model
-) -> list[list[int]]:  # start token and prompt, for each
-    "Tokenize prompts; refuse one that leaves no room for a new token."
-    start = getattr(tokenizer, "start", START)  # CLIP's tokenizer does not name it
-    rows = []
-    for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise ValueError(f"task prompt: expected a text, got {prompt!r:.60}")
-        row = [start, *text_tokens(tokenizer, prompt)]
-        if len(row) >= context_length:
-            raise ValueError(
-                f"task prompt {shortened(prompt)!r} is {len(row)} tokens long, the decoder "
-                f"reads {context_length} and needs one of them to answer; shorten it"
-            )
-        rows.append(row)
-    return rows
-
-
-def pad_rows(
-    rows: Sequence[Sequence[int]],  # B lists of tokens
-) -> torch.Tensor:  # (B, T)
-    "Stack lists of tokens, padded on the right."
-    tensors = [torch.tensor(row) for row in rows]
-    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=PAD)
 
 # %% ../../nbs/02_models/18_decoding.ipynb #aa9545b4
 SEARCH = {"min_new_tokens": NonNegativeInteger, "length_penalty": Real}
