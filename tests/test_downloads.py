@@ -1,40 +1,33 @@
 """Downloads from a server that cuts connections, changes its files, lies about them, or is gone."""
 
-from dataclasses import replace
-from functools import partial
-from hostile import IMAGES
-from hostile import fork
-from hostile import join
-from hostile import toy_benchmark
-from http.server import BaseHTTPRequestHandler
-from http.server import ThreadingHTTPServer
-from pathlib import Path
-from vlmadapt.core.files import write_json
-from vlmadapt.core.hashing import digest
-from vlmadapt.data import transfers
-from vlmadapt.data.archives import unpack
-from vlmadapt.data.benchmarks import BENCHMARKS
-from vlmadapt.data.benchmarks import Source
-from vlmadapt.data.downloads import state
-from vlmadapt.data.downloads import vlmadapt_data
-from vlmadapt.data.fetch import fetch
-from vlmadapt.data.hub import resolve
-from vlmadapt.data.preparation import prepare
-from vlmadapt.data.storage import Gone
-from vlmadapt.data.storage import NoRoom
-from vlmadapt.data.storage import Refused
-from vlmadapt.data.transfers import Limits
 import hashlib
 import json
 import os
-import pytest
 import random
 import shutil
 import signal
 import threading
 import time
 import zipfile
+from dataclasses import replace
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import pytest
+from hostile import IMAGES, fork, join, toy_benchmark
+
+from vlmadapt.core.files import write_json
+from vlmadapt.core.hashing import digest
+from vlmadapt.data import transfers
+from vlmadapt.data.archives import unpack
+from vlmadapt.data.benchmarks import BENCHMARKS, Source
+from vlmadapt.data.downloads import state, vlmadapt_data
+from vlmadapt.data.fetch import fetch
+from vlmadapt.data.hub import resolve
+from vlmadapt.data.preparation import prepare
+from vlmadapt.data.storage import Gone, NoRoom, Refused
+from vlmadapt.data.transfers import Limits
 
 DATA = random.Random(0).randbytes(100_000)
 FAST = {"tries": 3, "wait": 0.01, "timeout": 5}
@@ -145,24 +138,8 @@ def test_cut_connections_are_resumed(host, source, tmp_path):
 def test_a_later_process_resumes(host, source, tmp_path):
     "A process that is killed leaves a partial file; the next one requests the rest."
     host.files["/a.bin"] = DATA * 20
-<<<<<<< /tmp/tmpkj4hzsoy.txt
-    host.slow = 0.005
-    code = f"from pathlib import Path; from vlmadapt.data.benchmarks import Source; from vlmadapt.data.fetch import fetch; fetch(Source({host.url + '/a.bin'!r}), Path({str(tmp_path / 'a.bin')!r}))"
-    run = subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"},
-    )
-||||||| /tmp/tmp_vo6i98i.txt
-    host.slow = 0.005
-    code = f"from pathlib import Path; from vlmadapt.data.benchmarks import Source; from vlmadapt.data.fetch import fetch; fetch(Source({host.url + '/a.bin'!r}), Path({str(tmp_path / 'a.bin')!r}))"
-    run = subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"},
-    )
-=======
     host.pause = 0.005
     child = fork(fetch, source, tmp_path / "a.bin")
->>>>>>> /tmp/tmp0th34cg6.txt
     part = tmp_path / "a.bin.part"
     deadline = time.time() + 60
     while time.time() < deadline and not (part.exists() and part.stat().st_size > 300_000):
@@ -397,129 +374,6 @@ def test_disk_that_is_too_small_for_what_comes_out(tmp_path, small_disk, kind):
     (tmp_path / "zeros/a").write_bytes(bytes(50_000_000))
     archive = shutil.make_archive(str(tmp_path / "bomb"), kind, tmp_path / "zeros")
     small_disk(20_000_000)
-<<<<<<< /tmp/tmpkj4hzsoy.txt
-    for name in ("bomb.zip", "bomb.tgz"):
-        with pytest.raises(NoRoom, match="0.05 GB"):
-            unpack(tmp_path / name, tmp_path / "out")
-        assert not list((tmp_path / "out").iterdir())
-
-
-def test_interrupted_unpacking_leaves_no_half_dataset(host, tmp_path, row, monkeypatch):
-    "Killed while it unpacks: no folder of the dataset stands there, and the next run makes it whole."
-    code = (
-        f"import vlmadapt.data.downloads as d, os, signal, zipfile\nfrom vlmadapt.data.benchmarks import *\nextract, n = zipfile.ZipFile.open, []\n"
-        f"def slow(*a, **k):\n n.append(1)\n if len(n) > 5: os.kill(os.getpid(), signal.SIGKILL)\n return extract(*a, **k)\nzipfile.ZipFile.open = slow\n"
-        f"d.prepare('dtd', {str(tmp_path / 'data')!r}, Benchmark('dtd', 'images', 2, (2, 2, 2), None, 'split.json', 'md5:', sources=dict(images=(Source({host.url + '/dtd.zip'!r}),))))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == -signal.SIGKILL, run.stderr
-    left = list((tmp_path / "data/.downloads/dtd").glob("unpacked-*"))
-    assert left and list(left[0].rglob("*.jpg")) and not (tmp_path / "data/dtd").exists()
-    d = prepare("dtd", tmp_path / "data", row, **FAST)
-    assert (
-        sum(len(x) for x in d.splits.values()) == 6
-        and len(list((tmp_path / "data/dtd/images").rglob("*.jpg"))) == 8
-        and not list((tmp_path / "data/.downloads/dtd").glob("unpacked-*"))
-    )
-
-
-def test_the_command(host, tmp_path, row, monkeypatch, capsys):
-    monkeypatch.setitem(BENCHMARKS, "dtd", row)
-    monkeypatch.setattr(
-        downloads, "receive", lambda *a, f=downloads.receive, **k: f(*a, **k, **FAST)
-    )
-    assert vlmadapt_data(["dtd"], root=str(tmp_path / "data")) == 0
-    assert "dtd: 2 classes, 2 train, 2 val, 2 test" in capsys.readouterr().out
-    assert (
-        vlmadapt_data(["dtd"], root=str(tmp_path / "data"), check=True) == 0
-        and "1 of 1 complete" in capsys.readouterr().out
-    )
-    assert vlmadapt_data(root=str(tmp_path / "data"), check=True) == 0  # what is absent is no error
-    (tmp_path / "data/dtd/images/banded/banded_0.jpg").unlink()
-    assert (
-        vlmadapt_data(["dtd"], root=str(tmp_path / "data"), check=True) == 1
-        and "1 of 6 images are missing, the first is" in capsys.readouterr().out
-    )
-    assert (
-        vlmadapt_data(["imagenet", "mini-digits"], root=str(tmp_path / "data")) == 1
-        and "needs an account" in capsys.readouterr().err
-    )
-    assert vlmadapt_data(["dtdd"]) == 2 and "did you mean 'dtd'?" in capsys.readouterr().err
-    assert (
-        vlmadapt_data(list=True) == 0
-        and len([line for line in capsys.readouterr().out.splitlines() if " classes " in line])
-        == 15
-    )
-
-
-def test_rebuilt_where_the_split_file_cannot_be_had(host, tmp_path, row, monkeypatch, capsys):
-||||||| /tmp/tmp_vo6i98i.txt
-    for name in ("bomb.zip", "bomb.tgz"):
-        with pytest.raises(NoRoom, match="0.05 GB"):
-            unpack(tmp_path / name, tmp_path / "out")
-        assert not list((tmp_path / "out").iterdir())
-
-
-def test_interrupted_unpacking_leaves_no_half_dataset(host, tmp_path, row, monkeypatch):
-    "Killed while it unpacks: no folder of the dataset stands there, and the next run makes it whole."
-    code = (
-        f"import vlmadapt.data.downloads as d, os, signal, zipfile\nfrom vlmadapt.data.datasets import *\nextract, n = zipfile.ZipFile.open, []\n"
-        f"def slow(*a, **k):\n n.append(1)\n if len(n) > 5: os.kill(os.getpid(), signal.SIGKILL)\n return extract(*a, **k)\nzipfile.ZipFile.open = slow\n"
-        f"d.prepare('dtd', {str(tmp_path / 'data')!r}, Benchmark('dtd', 'images', 2, (2, 2, 2), None, 'split.json', 'md5:', sources=dict(images=(Source({host.url + '/dtd.zip'!r}),))))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == -signal.SIGKILL, run.stderr
-    left = list((tmp_path / "data/.downloads/dtd").glob("unpacked-*"))
-    assert left and list(left[0].rglob("*.jpg")) and not (tmp_path / "data/dtd").exists()
-    d = prepare("dtd", tmp_path / "data", row, **FAST)
-    assert (
-        sum(len(x) for x in d.splits.values()) == 6
-        and len(list((tmp_path / "data/dtd/images").rglob("*.jpg"))) == 8
-        and not list((tmp_path / "data/.downloads/dtd").glob("unpacked-*"))
-    )
-
-
-def test_the_command(host, tmp_path, row, monkeypatch, capsys):
-    monkeypatch.setitem(BENCHMARKS, "dtd", row)
-    monkeypatch.setattr(
-        downloads, "receive", lambda *a, f=downloads.receive, **k: f(*a, **k, **FAST)
-    )
-    assert vlmadapt_data(["dtd"], root=str(tmp_path / "data")) == 0
-    assert "dtd: 2 classes, 2 train, 2 val, 2 test" in capsys.readouterr().out
-    assert (
-        vlmadapt_data(["dtd"], root=str(tmp_path / "data"), check=True) == 0
-        and "1 of 1 complete" in capsys.readouterr().out
-    )
-    assert vlmadapt_data(root=str(tmp_path / "data"), check=True) == 0  # what is absent is no error
-    (tmp_path / "data/dtd/images/banded/banded_0.jpg").unlink()
-    assert (
-        vlmadapt_data(["dtd"], root=str(tmp_path / "data"), check=True) == 1
-        and "1 of 6 images are missing, the first is" in capsys.readouterr().out
-    )
-    assert (
-        vlmadapt_data(["imagenet", "mini-digits"], root=str(tmp_path / "data")) == 1
-        and "needs an account" in capsys.readouterr().err
-    )
-    assert vlmadapt_data(["dtdd"]) == 2 and "did you mean 'dtd'?" in capsys.readouterr().err
-    assert (
-        vlmadapt_data(list=True) == 0
-        and len([line for line in capsys.readouterr().out.splitlines() if " classes " in line])
-        == 15
-    )
-
-
-def test_rebuilt_where_the_split_file_cannot_be_had(host, tmp_path, row, monkeypatch, capsys):
-=======
     with pytest.raises(NoRoom, match=r"0\.05 GB"):
         unpack(archive, tmp_path / "out")
     assert not any(path.is_file() for path in (tmp_path / "out").rglob("*"))
@@ -600,7 +454,6 @@ def test_command_lists_every_benchmark(command):
 
 
 def test_rebuilt_where_the_split_file_cannot_be_had(host, command, data, benchmark):
->>>>>>> /tmp/tmp0th34cg6.txt
     del host.files["/split.json"]
     code, printed = command("dtd")
     assert (code, "--rebuild-split" in printed) == (1, True)

@@ -1,53 +1,48 @@
 "A broken source costs one line, never the dataset: archives and servers from `hostile`."
 
-from dataclasses import replace
-from functools import partial
-from hostile import GOOD
-from hostile import IMAGES
-from hostile import Member
-from hostile import RawHost
-from hostile import SERVERS
-from hostile import fork
-from hostile import good_members
-from hostile import head
-from hostile import hostile_archives
-from hostile import join
-from hostile import make
-from hostile import make_tar
-from hostile import make_zip
-from hostile import serve
-from hostile import toy_benchmark
-from hostile import toy_split
-from pathlib import Path
-from tqdm import tqdm
-from vlmadapt.core.files import CannotWrite
-from vlmadapt.core.hashing import content_key
-from vlmadapt.data import archives
-from vlmadapt.data import preparation
-from vlmadapt.data import transfers
-from vlmadapt.data.archives import unpack
-from vlmadapt.data.benchmarks import BENCHMARKS
-from vlmadapt.data.benchmarks import Source
-from vlmadapt.data.downloads import vlmadapt_data
-from vlmadapt.data.fetch import read_pins
-from vlmadapt.data.layout import lacks
-from vlmadapt.data.layout import missing_parts
-from vlmadapt.data.preparation import prepare
-from vlmadapt.data.storage import Gone
-from vlmadapt.data.storage import NoRoom
-from vlmadapt.data.storage import Refused
-from vlmadapt.data.storage import remove
-from vlmadapt.data.transfers import Limits
-from vlmadapt.data.transfers import resume_point
 import json
 import os
-import pytest
 import random
 import resource
 import signal
 import threading
 import zipfile
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
+import pytest
+from hostile import (
+    GOOD,
+    IMAGES,
+    SERVERS,
+    Member,
+    RawHost,
+    fork,
+    good_members,
+    head,
+    hostile_archives,
+    join,
+    make,
+    make_tar,
+    make_zip,
+    serve,
+    toy_benchmark,
+    toy_split,
+)
+from tqdm import tqdm
+
+from vlmadapt.core.files import CannotWrite
+from vlmadapt.core.hashing import content_key
+from vlmadapt.data import archives, preparation, transfers
+from vlmadapt.data.archives import unpack
+from vlmadapt.data.benchmarks import BENCHMARKS, Source
+from vlmadapt.data.downloads import vlmadapt_data
+from vlmadapt.data.fetch import read_pins
+from vlmadapt.data.layout import lacks, missing_parts
+from vlmadapt.data.preparation import prepare
+from vlmadapt.data.storage import Gone, NoRoom, Refused, remove
+from vlmadapt.data.transfers import Limits, resume_point
 
 LIMITS = {
     "tries": 2,
@@ -484,35 +479,6 @@ def test_complete_dataset_on_a_read_only_disk(good_only, data, monkeypatch):
 
 # ---- full disks and interruptions ----
 
-<<<<<<< /tmp/tmpdg9171cd.txt
-CHILD = """
-import json, os, resource, signal, sys, zipfile
-import vlmadapt.data.downloads as downloads
-from vlmadapt.data.annotations import class_folders
-from vlmadapt.data.benchmarks import BENCHMARKS, Benchmark, Source
-images, split, split_hash, root, event = sys.argv[1:]
-sources = {"images": (Source(images),), "split.json": (Source(split, split_hash),)}
-BENCHMARKS["dtd"] = Benchmark("dtd", "images", 2, (2, 2, 2), class_folders, "split.json",
-                              split_hash, sources=sources)
-if event.isdecimal():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(event), int(event)))
-elif event:
-    opened = []
-||||||| /tmp/tmpcxbklbm6.txt
-CHILD = """
-import json, os, resource, signal, sys, zipfile
-import vlmadapt.data.downloads as downloads
-from vlmadapt.data.annotations import class_folders
-from vlmadapt.data.benchmarks import BENCHMARKS, Benchmark, Source
-images, split, split_hash, root, event = sys.argv[1:]
-sources = {"images": (Source(images),), "split.json": (Source(split, split_hash),)}
-BENCHMARKS["dtd"] = Benchmark("dtd", "images", 2, (2, 2, 2), class_folders, "split.json",
-                              split_hash, sources=sources)
-if event.isdecimal():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(event), int(event)))
-elif event:
-    opened = []
-=======
 
 def completes(data, benchmark):
     "The next call goes on from what is there."
@@ -561,7 +527,6 @@ def test_full_disk(host, good_only, data, command_in_child, limit, padding):
 
 @pytest.mark.parametrize("event", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_unpacking(host, good_only, data, command_in_child, event):
->>>>>>> /tmp/tmps04hn9uq.txt
     plain = zipfile.ZipFile.open
     opened = []
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['START', 'END', 'PAD', 'SEARCH', 'Stepper', 'text_states', 'all_logits', 'UncachedStepper', 'check_causal',
-           'CachedStepper', 'stepper', 'without_padding', 'greedy_search', 'beam_search', 'generate']
+           'CachedStepper', 'stepper', 'without_padding', 'greedy_search', 'beam_search', 'text_tokens',
+           'prompt_tokens', 'pad_rows', 'generate']
 
 # %% ../../nbs/02_models/18_decoding.ipynb #365da1f2
 from collections.abc import Sequence
@@ -273,6 +274,43 @@ def beam_search(
             return beams.tokens[::num_beams], scores
         step.select(rows)
         logits = step(token)
+
+# %% ../../nbs/02_models/18_decoding.ipynb #c38cb65b
+def text_tokens(
+    tokenizer: Any,  # of a backbone
+    text: str,  # a prompt or an answer
+) -> list[int]:  # without start and end, uncut
+    "Tokenize one text; padding tokens in it are left out."
+    return [token for token in tokenizer.encode(text) if token != PAD]
+
+
+def prompt_tokens(
+    tokenizer: Any,  # of a backbone
+    prompts: Sequence[str],  # B prompts
+    context_length: int,  # of the model
+) -> list[list[int]]:  # start token and prompt, for each
+    "Tokenize prompts; refuse one that leaves no room for a new token."
+    start = getattr(tokenizer, "start", START)  # CLIP's tokenizer does not name it
+    rows = []
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise ValueError(f"task prompt: expected a text, got {prompt!r:.60}")
+        row = [start, *text_tokens(tokenizer, prompt)]
+        if len(row) >= context_length:
+            raise ValueError(
+                f"task prompt {shortened(prompt)!r} is {len(row)} tokens long, the decoder "
+                f"reads {context_length} and needs one of them to answer; shorten it"
+            )
+        rows.append(row)
+    return rows
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int]],  # B lists of tokens
+) -> torch.Tensor:  # (B, T)
+    "Stack lists of tokens, padded on the right."
+    tensors = [torch.tensor(row) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=PAD)
 
 # %% ../../nbs/02_models/18_decoding.ipynb #aa9545b4
 SEARCH = {"min_new_tokens": NonNegativeInteger, "length_penalty": Real}
