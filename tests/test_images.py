@@ -18,7 +18,7 @@ from vlmadapt.data.photos import open_photos, read_photos
 from vlmadapt.data.sampling import few_shot_indices
 from vlmadapt.data.splits import read_parts, read_split
 from vlmadapt.methods import METHODS
-from vlmadapt.models.backbones import Pixels, load_backbone
+from vlmadapt.models.backbones import Pixels, Views, load_backbone
 from vlmadapt.problems.classification import FewShotProblem, few_shot
 from vlmadapt.training.fit import evaluate, fit, tune
 
@@ -844,3 +844,20 @@ def test_wide_pictures_are_counted_when_they_are_encoded(tmp_path):
         lambda: problem.backbone.encode_images(Images(files, torch.zeros(6), plain=True))
     )
     assert told == []  # a benchmark's protocol is what it is
+
+
+def test_random_views_are_cut_from_what_is_shown(tmp_path):
+    "Crops come from the picture as it is turned and composed, not from what lies in the file."
+    lying = Image.new("RGB", (16, 8))
+    lying.putpixel((0, 0), (250, 0, 0))
+    lying.getexif()[274] = 6  # turn right
+    lying.save(tmp_path / "a.png", exif=lying.getexif())
+    photo = Images([tmp_path / "a.png"] * 4, torch.zeros(4))
+    crop = load_backbone("mini", device="cpu").train_transform()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        views = torch.cat(list(Views(photo, crop, 2).split(4)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        plain = torch.stack([torch.stack([crop(image) for image in photo]) for _ in range(2)])
+    assert torch.equal(views.unflatten(0, (-1, 2)).transpose(0, 1), plain)
