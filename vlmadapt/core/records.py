@@ -45,9 +45,11 @@ def read_text(
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        fault, start = "not UTF-8", e.start
+        fault = "not UTF-8"
+        start = e.start
     else:
-        fault, start = "NUL characters, so it is not UTF-8", data.find(b"\0")
+        fault = "NUL characters, so it is not UTF-8"
+        start = data.find(b"\0")
     if start < 0:
         return text
     place = f"{shown_path(path)}, line {data.count(10, 0, start) + 1}"

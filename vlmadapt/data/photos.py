@@ -73,7 +73,8 @@ def open_photos(
 ) -> tuple[list[str], list[Image.Image]]:  # names and pictures
     "Open pictures; a path is its own name, others get their position."
     choose(on_corrupt, ON_CORRUPT, "value of on_corrupt")
-    names, images = [], []
+    names = []
+    images = []
     errors = []
     for n, item in enumerate(_listed(items)):
         try:
@@ -367,7 +368,8 @@ def _warn_small_classes(root, parts):
 # %% ../../nbs/01_data/06_photos.ipynb #d7b71981
 def _labelled(classes: Classes, names: list[str]) -> Images:
     "Return the images of the classes `names` with their labels, in this order."
-    paths, labels = [], []
+    paths = []
+    labels = []
     for label, name in enumerate(names):
         found = classes.get(name, [])
         paths += found

@@ -143,7 +143,8 @@ def _match(classnames, described, source):
     by_plain = {}
     for name in described:
         by_plain.setdefault(_plain_name(name), []).append(name)
-    matched, taken = {}, {}
+    matched = {}
+    taken = {}
     for name in dict.fromkeys(classnames):
         matched[name] = _described_name(name, described, by_plain, source)
     for name, other in matched.items():
@@ -222,9 +223,11 @@ def class_prompts(
     if prompts == "template":
         return _not_all_equal(filled)
     if prompts == "descriptions":
-        descriptions, source = dataset.descriptions or {}, f"dataset {dataset.name}"
+        source = f"dataset {dataset.name}"
+        descriptions = dataset.descriptions or {}
     else:
-        descriptions, source = read_descriptions(prompts), shown_path(prompts)
+        source = shown_path(prompts)
+        descriptions = read_descriptions(prompts)
     described = match_descriptions(names, descriptions, source, others)
     return _not_all_equal([a + b for a, b in zip(filled, described, strict=True)])
 
