@@ -1,20 +1,17 @@
-"The readers of the 11 + 4 datasets on miniatures in CoOp's layout, and the published split files and few-shot lists."
+"The readers of fifteen benchmarks on miniatures; the published split files and few-shot lists."
 
 import hashlib
 import json
 import pkgutil
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
-import torch
 from conftest import ROOT
 from PIL import Image
 
-from vlmadapt.core.hashing import digest
 from vlmadapt.data.annotations import class_folders, imagenet_names
 from vlmadapt.data.benchmarks import BENCHMARKS
 from vlmadapt.data.datasets import (
@@ -39,7 +36,8 @@ def image(path, shade=0):
     Image.new("RGB", (8, 8), (shade * 37 % 256, shade * 91 % 256, 128)).save(path)
 
 
-# Per dataset: items of the split file in their order, [path, label, name]; the names expected; files that must not be read.
+# Per dataset: items of the split file in their order (path, label, name); the names expected; files
+# that must not be read.
 SPLITS = dict(
     caltech101=(
         [
@@ -190,7 +188,7 @@ def imagenet_miniature(root, name):
         return replace(row, classes=4, sizes=(36, 0, 12)), [names[w] for w in WNIDS]
     wnids = VARIANTS[name]
     (images.parent if name == "imagenet_sketch" else images).mkdir(parents=True)
-    for k, w in enumerate(wnids):
+    for w in wnids:
         for i in range(3):
             image(images / w / f"{i}.jpg", 10 * WNIDS.index(w) + i)
     (images / "README.txt").write_text("not a class")
@@ -226,15 +224,13 @@ def test_reader_of_a_dataset_with_a_split_file(root, name, monkeypatch):
     ) == 2 * len(names)  # groups in order of first appearance
 
 
-def test_label_orders_of_the_miniatures_are_odd(root):
-    first = lambda name: list(
-        dict.fromkeys(k for _, k, _ in split_miniature(root, name)[2]["train"])
-    )
-    assert (
-        first("oxford_flowers") == [2, 0, 1]
-        and first("stanford_cars") == [1, 0]
-        and first("caltech101") == [2, 0, 1]
-    )
+@pytest.mark.parametrize(
+    "name, order",
+    [("oxford_flowers", [2, 0, 1]), ("stanford_cars", [1, 0]), ("caltech101", [2, 0, 1])],
+)
+def test_labels_of_the_miniatures_are_not_in_order(root, name, order):
+    _, _, parts = split_miniature(root, name)
+    assert list(dict.fromkeys(label for _, label, _ in parts["train"])) == order
 
 
 def test_reader_of_aircraft(root):
@@ -325,7 +321,7 @@ def test_copies_with_other_names(root):
     ] and d.classnames == names
 
 
-def test_rebuilt_split_is_told_and_has_the_sizes(root):
+def test_a_rebuilt_split_is_reported_and_has_the_sizes(root):
     row, names, _ = split_miniature(root, "eurosat")
     (root / row.folder / row.split).unlink()
     with pytest.raises(
@@ -335,11 +331,9 @@ def test_rebuilt_split_is_told_and_has_the_sizes(root):
     rebuild_split("eurosat")
     with pytest.warns(UserWarning, match="no split of CoOp's"):
         d = read_benchmark("eurosat", row)
-    assert (
-        d.classnames == names
-        and [len(d.splits[s]) for s in COPIES] == [15, 6, 9]
-        and "rebuilt" in d.note
-    )
+    assert d.classnames == names
+    assert [len(d.splits[s]) for s in COPIES] == [15, 6, 9]
+    assert "rebuilt" in d.note
 
 
 @pytest.mark.parametrize("name", ["caltech101", "food101", "dtd", "eurosat"])
@@ -381,7 +375,7 @@ def test_methods_fitted_on_imagenet_are_tested_on_its_variants(root, monkeypatch
 
 @pytest.mark.parametrize("name, method", [("nodes", "HeGraphAdapter"), ("prompts", "VPT")])
 def test_looking_at_imagenet_needs_no_val_part(root, monkeypatch, name, method):
-    "Images that are looked at come from the train folders, and are none of the support images of any seed."
+    "Validation images come from the train folders, and are support images of no seed."
     row, *_ = imagenet_miniature(root, "imagenet")
     monkeypatch.setitem(DATASETS, "imagenet", benchmark_spec("imagenet", row))
     done = run_experiment(
@@ -395,13 +389,13 @@ def test_looking_at_imagenet_needs_no_val_part(root, monkeypatch, name, method):
     )
     looked_at = set(validation_images(done["loaded"], 2, [1, 2]).items)
     assert len(looked_at) >= 4 and len(done["rows"].rows) == 2
-    assert all("/train/" in i for i in looked_at) and not looked_at & {
-        i for p in done["problems"].values() for i in p.images("train").items
-    }
+    assert all("/train/" in item for item in looked_at)
+    for problem in done["problems"].values():
+        assert not looked_at & set(problem.images("train").items)
 
 
 def test_classes_of_a_and_r_are_selected_by_what_they_are():
-    "The columns that an ImageNet classifier selects by name are those of the WordNet ids, for all 200 classes; timm lists the ids."
+    "An ImageNet classifier selects by name the columns of the WordNet ids that timm lists."
     from vlmadapt.methods.base import Method
 
     names = imagenet_names()
@@ -417,7 +411,8 @@ def short_hash(index):
     return hashlib.sha256(",".join(map(str, index)).encode()).hexdigest()[:12]
 
 
-# The first 12 digits of sha256 over the positions drawn, train / val, for seeds 1 to 3: from the published few-shot lists.
+# The first 12 digits of sha256 over the positions drawn, train / val, for seeds 1 to 3, of the
+# published few-shot lists.
 PUBLISHED = {
     (
         "oxford_pets",
@@ -465,29 +460,27 @@ def labels():
 @pytest.mark.parametrize("name, shots", PUBLISHED)
 def test_few_shot_lists_image_for_image(labels, name, shots):
     train, val = labels(name)
-    assert (
-        " ".join(
-            short_hash(i) for seed in (1, 2, 3) for i in few_shot_indices(train, val, shots, seed)
-        )
-        == PUBLISHED[name, shots]
-    )
+    found = []
+    for seed in (1, 2, 3):
+        found += map(short_hash, few_shot_indices(train, val, shots, seed))
+    assert " ".join(found) == PUBLISHED[name, shots]
 
 
 @needs_shared
-def test_all_published_lists_of_dtd(labels):
-    train, val = labels("dtd")
+def test_all_published_lists_of_dtd():
+    _, splits = read_split(SHARED / "splits" / BENCHMARKS["dtd"].split, "")
+    parts = {part: splits[part] for part in ("train", "val")}
+    train, val = (images.labels for images in parts.values())
     files = sorted((SHARED / "fewshot_indices/dtd").glob("*.json"))
     assert len(files) == 15
     for f in files:
-        shots, seed = (
-            int(x.partition("_")[2])
-            for x in f.stem.split("-")[:1] + ["seed_" + f.stem.rpartition("_")[2]]
-        )
-        found = json.loads(f.read_text())
-        assert few_shot_indices(train, val, shots, seed) == (
-            found["train"]["indices"],
-            found["val"]["indices"],
-        )
+        shots = int(f.stem.split("-")[0].partition("_")[2])
+        seed = int(f.stem.rpartition("_")[2])
+        published = json.loads(f.read_text())
+        for part, drawn in zip(parts, few_shot_indices(train, val, shots, seed), strict=True):
+            assert drawn == published[part]["indices"]
+            paths = [item["impath"].split("/images/")[1] for item in published[part]["data"]]
+            assert [parts[part].items[i] for i in drawn] == paths
 
 
 @needs_shared
@@ -524,7 +517,8 @@ def test_real_split_files(root, name):
             for part, splits in dict(trainval=("train", "val"), test=("test",)).items()
         }
         (folder / "annotations").mkdir()
-        [(folder / f"annotations/{part}.txt").write_text(text) for part, text in listed.items()]
+        for part, text in listed.items():
+            (folder / f"annotations/{part}.txt").write_text(text)
         assert {tuple(i) for part in row.listing(row, folder).values() for i in part} == {
             tuple(i) for part in parts.values() for i in part
         }
@@ -533,17 +527,15 @@ def test_real_split_files(root, name):
 
 
 def test_the_table_is_whole():
-    "Every row has sources or instructions, a hash for its split file, a template with one place for the name."
-    for name, b in BENCHMARKS.items():
-        assert (
-            b.template.count("{}") == 1 and b.sources and (b.manual or all(b.sources.values()))
-        ), name
-        assert bool(b.split) == bool(b.split_hash) and (
-            not b.split or all(s.hash == b.split_hash for s in b.sources[b.split])
-        ), name
-        assert all(
-            s.url.startswith(("https://", "http://")) and "drive.google" not in s.url
-            for part in b.sources.values()
-            for s in part
-        ), name
-    assert len({b.folder for b in BENCHMARKS.values()}) == 15
+    "Every row has sources or instructions, a hash of its split file, a template with one {}."
+    for name, row in BENCHMARKS.items():
+        assert row.template.count("{}") == 1, name
+        assert row.sources, name
+        assert row.manual or all(row.sources.values()), name
+        assert bool(row.split) == bool(row.split_hash), name
+        if row.split:
+            assert {source.hash for source in row.sources[row.split]} == {row.split_hash}, name
+        for source in (source for part in row.sources.values() for source in part):
+            assert source.url.startswith(("https://", "http://")), name
+            assert "drive.google" not in source.url, name
+    assert len({row.folder for row in BENCHMARKS.values()}) == 15

@@ -1,7 +1,8 @@
 """Full and read-only disks, paths that cannot exist, and files that another process left behind.
 
-Saving fails in one line (`CannotWrite`) and leaves nothing behind. The cache of features never fails: what cannot be stored stays in
-memory, one warning says why, and the next process completes the work.
+Saving fails in one line (`CannotWrite`) and leaves nothing behind. The cache of features never
+fails: what cannot be stored stays in memory, one warning says why, and the next process completes
+the work.
 """
 
 import contextlib
@@ -74,10 +75,10 @@ def enlarge(folder, size):
 def warned():
     "The messages of the warnings in the block."
     messages = []
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield messages
-    messages += [str(w.message) for w in told]
+    messages += [str(w.message) for w in caught]
 
 
 def files(folder):
@@ -335,7 +336,7 @@ def record_of_another_shape(path):
 
 
 @pytest.mark.parametrize(
-    "damage, told",
+    "damage, message",
     [
         (flip, "content and digest differ"),
         (empty, "0 bytes, 1024128 expected"),
@@ -345,7 +346,7 @@ def record_of_another_shape(path):
         (record_of_another_shape, "shape or type are not as recorded"),
     ],
 )
-def test_a_damaged_memory_map_is_named_and_encoded_again(cache, damage, told):
+def test_a_damaged_memory_map_is_named_and_encoded_again(cache, damage, message):
     encoder = Encoder()
 
     def rows():
@@ -356,7 +357,7 @@ def test_a_damaged_memory_map_is_named_and_encoded_again(cache, damage, told):
     damage(path)
     with warned() as messages:
         assert rows().equal(ROWS)
-    assert len(messages) == 1 and path.name in messages[0] and told in messages[0]
+    assert len(messages) == 1 and path.name in messages[0] and message in messages[0]
     assert messages[0].endswith("encoding again") and encoder.calls == 8
     with warned() as messages:
         assert rows().equal(ROWS)
@@ -465,7 +466,7 @@ LIMITED = """
     folder, limit = Path(sys.argv[1]), int(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     rows = torch.arange(4000.0)[:, None] * torch.ones(64)
-    told = {}
+    report = {}
     for name, save in (
         ("arrays", lambda path: save_arrays(path, {"x": rows})),
         ("json", lambda path: write_json(path, list(range(200_000)))),
@@ -473,14 +474,14 @@ LIMITED = """
         try:
             save(folder / name)
         except CannotWrite as e:
-            told[name] = str(e)
+            report[name] = str(e)
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         x = cached(lambda: rows, what="limit")
         y = cached_rows(lambda a, b, n: rows[a:b], 4000, lambda: 8, shard=1000, what="limit")
-    told["equal"] = x.equal(rows) and y.equal(rows)
-    told["warnings"] = [str(w.message) for w in found]
-    print(json.dumps(told))
+    report["equal"] = x.equal(rows) and y.equal(rows)
+    report["warnings"] = [str(w.message) for w in found]
+    print(json.dumps(report))
 """
 
 
@@ -491,9 +492,13 @@ def test_files_that_may_not_grow(tmp_path, cache, limit):
     command = [sys.executable, "-c", textwrap.dedent(LIMITED), str(tmp_path / "out"), str(limit)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    told = json.loads(done.stdout)
-    assert told["equal"] and len(told["warnings"]) == 1 and "File too large" in told["warnings"][0]
-    assert "File too large" in told["json"] and "arrays cannot be written" in told["arrays"]
+    report = json.loads(done.stdout)
+    assert (
+        report["equal"]
+        and len(report["warnings"]) == 1
+        and "File too large" in report["warnings"][0]
+    )
+    assert "File too large" in report["json"] and "arrays cannot be written" in report["arrays"]
     assert files(tmp_path / "out") == [] and not leftovers(cache)
     encoder = Encoder()
     x = cached_rows(encoder, 4000, lambda: 8, shard=SHARD, what="limit")

@@ -1,4 +1,4 @@
-"""Pictures from outside: the image door, folders, split files, keys, small classes and copies."""
+"""Pictures from outside: opening, folders, split files, keys, small classes and copies."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from vlmadapt.data.photos import open_photos, read_photos
 from vlmadapt.data.sampling import few_shot_indices
 from vlmadapt.data.splits import read_parts, read_split
 from vlmadapt.methods import METHODS
-from vlmadapt.models.backbones import Pixels, load_backbone
+from vlmadapt.models.backbones import Pixels, Views, load_backbone
 from vlmadapt.problems.classification import FewShotProblem, few_shot
 from vlmadapt.training.fit import evaluate, fit, tune
 
@@ -409,9 +409,11 @@ def test_sealed_labels_are_carried():
     ],
 )
 def test_part_names_in_any_spelling(names, expected, tmp_path):
-    (dataset, told) = warned(lambda: read_photos(parts(tmp_path, names)))
+    (dataset, messages) = warned(lambda: read_photos(parts(tmp_path, names)))
     assert (
-        dataset.classnames == ["blue", "green", "red"] and sizes(dataset) == expected and told == []
+        dataset.classnames == ["blue", "green", "red"]
+        and sizes(dataset) == expected
+        and messages == []
     )
 
 
@@ -524,7 +526,7 @@ def test_a_class_may_be_called_train_and_classes_may_be_nested(tmp_path):
     shutil.copytree(fill(tmp_path / "elsewhere", 2) / "red", tmp_path / "far")
     (tmp_path / "set/car/linked").symlink_to(tmp_path / "far")
     (tmp_path / "far/round").symlink_to(tmp_path / "far")
-    dataset, told = warned(lambda: read_photos(tmp_path / "set"))
+    dataset, messages = warned(lambda: read_photos(tmp_path / "set"))
     assert dataset.classnames == ["bus", "car", "train"] and sum(sizes(dataset).values()) == 5
 
 
@@ -544,20 +546,22 @@ def test_system_folders_are_no_classes_and_other_files_are_named_once(tmp_path):
     for name in ("red/a.heic", "red/b.txt", "blue/c.mov"):
         (root / name).write_bytes(b"no image")
     shutil.copy(root / "red/0.png", root / "stray.png")
-    dataset, told = warned(lambda: read_photos(root))
+    dataset, messages = warned(lambda: read_photos(root))
     assert dataset.classnames == ["blue", "green", "red"] and sum(sizes(dataset).values()) == 12
     assert (
-        len(told) == 1 and "4 files or folders are left out" in told[0] and "stray.png" in told[0]
+        len(messages) == 1
+        and "4 files or folders are left out" in messages[0]
+        and "stray.png" in messages[0]
     )
 
 
 def test_folders_beside_the_parts_are_named(tmp_path):
     root = parts(tmp_path, ["train", "test", "extra"])
-    dataset, told = warned(lambda: read_photos(root))
+    dataset, messages = warned(lambda: read_photos(root))
     assert sizes(dataset) == {"train": 12, "test": 12}
     assert (
-        len(told) == 1
-        and "1 files or folders are left out, which are no images of a class: extra" in told[0]
+        len(messages) == 1
+        and "1 files or folders are left out, which are no images of a class: extra" in messages[0]
     )
 
 
@@ -585,12 +589,12 @@ def test_corrupt_files_are_refused_or_skipped_in_one_warning(name, tmp_path):
         make(root / folder / name)
     with pytest.raises(CorruptImage, match=name):
         read_photos(root)
-    dataset, told = warned(lambda: read_photos(root, on_corrupt="skip"))
+    dataset, messages = warned(lambda: read_photos(root, on_corrupt="skip"))
     assert (
         sum(sizes(dataset).values()) == 12
-        and len(told) == 1
-        and told[0].count(name) == 2
-        and "skipped: 2 of 14 files" in told[0]
+        and len(messages) == 1
+        and messages[0].count(name) == 2
+        and "skipped: 2 of 14 files" in messages[0]
     )
 
 
@@ -626,11 +630,11 @@ def test_classes_without_test_or_val_picture_are_named_in_one_warning(tmp_path):
     root = tmp_path / "set"
     for name, number in {"one": 1, "two": 2, "three": 3, "ten": 10}.items():
         fill(root, number, {name: (9, 9, 9)})
-    dataset, told = warned(lambda: read_photos(root))
+    dataset, messages = warned(lambda: read_photos(root))
     assert sizes(dataset) == {"train": 1 + 1 + 2 + 5, "val": 0 + 0 + 1 + 2, "test": 0 + 1 + 0 + 3}
-    assert len(told) == 1
-    assert "2 of 4 classes have no val picture: 'one' (1), 'two' (2)" in told[0]
-    assert "2 of 4 classes have no test picture: 'one' (1), 'three' (3)" in told[0]
+    assert len(messages) == 1
+    assert "2 of 4 classes have no val picture: 'one' (1), 'two' (2)" in messages[0]
+    assert "2 of 4 classes have no test picture: 'one' (1), 'three' (3)" in messages[0]
 
 
 @pytest.mark.parametrize(
@@ -674,9 +678,9 @@ def test_copies_are_warned_of_and_the_same_file_is_refused(tmp_path):
         shutil.copy(root / f"train/red/{i}.png", root / f"test/red/{i}.png")
     shutil.copy(root / "val/blue/3.png", root / "test/blue/3.png")
     shutil.copy(root / "train/green/0.png", root / "train/red/again.png")  # two classes
-    _, told = warned(lambda: read_photos(root))
-    assert len(told) == 1 and "4 pictures are in two places with the same bytes" in told[0]
-    assert "(train/red)" in told[0] and "(test/red)" in told[0]
+    _, messages = warned(lambda: read_photos(root))
+    assert len(messages) == 1 and "4 pictures are in two places with the same bytes" in messages[0]
+    assert "(train/red)" in messages[0] and "(test/red)" in messages[0]
     (root / "test/red/1.png").unlink()
     (root / "test/red/1.png").symlink_to(root / "train/red/1.png")
     with pytest.raises(
@@ -732,8 +736,10 @@ def test_copies_in_a_split_file_of_own_photos(tmp_path):
         "train": [["red/0.png", 0, "a"], ["blue/0.png", 1, "b"]],
         "test": [["blue/copy.png", 1, "b"]],
     }
-    (_, splits), told = warned(lambda: read_split(split(tmp_path, **found), tmp_path, plain=False))
-    assert len(told) == 1 and "1 pictures are in two places with the same bytes" in told[0]
+    (_, splits), messages = warned(
+        lambda: read_split(split(tmp_path, **found), tmp_path, plain=False)
+    )
+    assert len(messages) == 1 and "1 pictures are in two places with the same bytes" in messages[0]
     assert not splits["train"].plain
     found["test"][0][0] = "blue/gone.png"
     with pytest.raises(FileNotFoundError, match="no such image file: .*gone.png"):
@@ -794,11 +800,11 @@ def test_files_that_are_no_split_file(content, tmp_path):
 def test_unknown_parts_are_left_out_with_a_warning_and_a_byte_order_mark_is_read(tmp_path):
     text = json.dumps({"train": [CAT, DOG], "extra": [CAT], "info": []})
     (tmp_path / "split.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    found, told = warned(lambda: read_parts(tmp_path / "split.json"))
+    found, messages = warned(lambda: read_parts(tmp_path / "split.json"))
     assert (
         list(found) == ["train"]
-        and len(told) == 1
-        and "2 parts are left out, for example 'extra', 'info'" in told[0]
+        and len(messages) == 1
+        and "2 parts are left out, for example 'extra', 'info'" in messages[0]
     )
 
 
@@ -833,14 +839,31 @@ def test_wide_pictures_are_counted_when_they_are_encoded(tmp_path):
         for i, size in enumerate([(400, 100), (30, 20), (40, 80)]):
             noise(rng, size=size).save(root / folder / f"{i}.png")
     problem = FewShotProblem.from_folder(root, shots=1, views=1)
-    _, told = warned(lambda: problem.features.test)
-    assert len(told) == 1
+    _, messages = warned(lambda: problem.features.test)
+    assert len(messages) == 1
     assert (
-        "2 of 6 pictures lose more than half of their area to the centre crop" in told[0]
-        and "test/a/0.png" in told[0]
+        "2 of 6 pictures lose more than half of their area to the centre crop" in messages[0]
+        and "test/a/0.png" in messages[0]
     )
     files = problem.images("test").items
-    _, told = warned(
+    _, messages = warned(
         lambda: problem.backbone.encode_images(Images(files, torch.zeros(6), plain=True))
     )
-    assert told == []  # a benchmark's protocol is what it is
+    assert messages == []  # a benchmark's protocol is what it is
+
+
+def test_random_views_are_cut_from_what_is_shown(tmp_path):
+    "Crops come from the picture as it is turned and composed, not from what lies in the file."
+    lying = Image.new("RGB", (16, 8))
+    lying.putpixel((0, 0), (250, 0, 0))
+    lying.getexif()[274] = 6  # turn right
+    lying.save(tmp_path / "a.png", exif=lying.getexif())
+    photo = Images([tmp_path / "a.png"] * 4, torch.zeros(4))
+    crop = load_backbone("mini", device="cpu").train_transform()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        views = torch.cat(list(Views(photo, crop, 2).split(4)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        plain = torch.stack([torch.stack([crop(image) for image in photo]) for _ in range(2)])
+    assert torch.equal(views.unflatten(0, (-1, 2)).transpose(0, 1), plain)

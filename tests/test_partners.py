@@ -623,7 +623,7 @@ def test_methods_that_read_images_refuse_features(digits):
 def alive(monkeypatch):
     "The largest number of opened pictures that were alive at once."
     seen = {"now": 0, "most": 0, "total": 0}
-    opened = vlmadapt.methods.base.open_photo
+    opened = vlmadapt.methods.base.open_image
 
     def closed():
         seen["now"] -= 1
@@ -636,7 +636,7 @@ def alive(monkeypatch):
         seen["most"] = max(seen["most"], seen["now"])
         return image
 
-    monkeypatch.setattr(vlmadapt.methods.base, "open_photo", counting)
+    monkeypatch.setattr(vlmadapt.methods.base, "open_image", counting)
     return seen
 
 

@@ -1,7 +1,8 @@
-"""Every file format that is read, in many damaged forms: a right result or one line that names file and place.
+"""Every file format that is read, in many damaged forms: a right result, or one line that names it.
 
-A seeded mutator changes one file of a valid set: fields of JSON documents, bytes, and what lies in the file's place. Each reader must
-end within five seconds in a result that a validator of this file accepts, or in one exception of a known type with one line.
+A seeded mutator changes one file of a valid set: fields of JSON documents, bytes, and what lies in
+the file's place. Each reader must end within five seconds in a result that a validator of this file
+accepts, or in one exception of a known type with one line.
 """
 
 import contextlib
@@ -654,7 +655,7 @@ def outcome(form, folder, mutation, key=None):
     if key is not None and key not in text and not re.search(item, text):
         known = ("not JSON", "nested too deeply", "holds no method", "no class", "damaged file")
         extra = ("no examples", "no name of class", "do not", "other frozen", "lacks", "card: ")
-        if not any(told in text for told in known + extra):
+        if not any(part in text for part in known + extra):
             return f"{mutation}: no field in {text!r}"
     return "refused"
 
@@ -782,10 +783,10 @@ def test_damaged_caches_are_named_and_made_again(tmp_path, kind, monkeypatch):
         else:
             mutation, content = changed_bytes(whole, rng)
             path.write_bytes(content)
-        with seconds(), warnings.catch_warnings(record=True) as told:
+        with seconds(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             are_rows(read_rows(tmp_path))
-        messages = [str(w.message) for w in told]
+        messages = [str(w.message) for w in caught]
         assert all(len(m.splitlines()) == 1 and str(tmp_path) in m for m in messages), mutation
         for left in sorted(tmp_path.rglob("*"), reverse=True):
             if left.is_dir() and not left.is_symlink():
@@ -798,7 +799,7 @@ def test_damaged_caches_are_named_and_made_again(tmp_path, kind, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "content, told",
+    "content, message",
     [
         (b'{"a": 1, "b": 2, "a": 3}', "f.json: not JSON (the name 'a' occurs twice)"),
         (b'[{"a": 1, "a": 3, "a": 4}]', "f.json: not JSON (the name 'a' occurs 3 times)"),
@@ -812,11 +813,11 @@ def test_damaged_caches_are_named_and_made_again(tmp_path, kind, monkeypatch):
         (b"[1, 2", "f.json: not JSON (Expecting ',' delimiter at line 1, column 6)"),
     ],
 )
-def test_json(tmp_path, content, told):
+def test_json(tmp_path, content, message):
     (tmp_path / "f.json").write_bytes(content)
     with pytest.raises(RecordError) as refused:
         read_json(tmp_path / "f.json")
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_numbers_that_are_not_finite_where_they_are_allowed(tmp_path):
@@ -841,15 +842,15 @@ def test_lines_end_at_newlines_only(tmp_path):
 @pytest.mark.parametrize("put", IN_PLACE.values(), ids=IN_PLACE)
 def test_images_and_texts_use_one_check_of_files(tmp_path, put):
     put(tmp_path / "x")
-    told = []
+    messages = []
     for read, kinds in (
         (read_text, (RecordError, FileNotFoundError)),
         (open_image, (CorruptImage, FileNotFoundError)),
     ):
         with seconds(), pytest.raises(kinds) as refused:
             read(tmp_path / "x")
-        told.append(str(refused.value).replace("an image file", "a file"))
-    assert told[0] == told[1].replace("image file", "file")
+        messages.append(str(refused.value).replace("an image file", "a file"))
+    assert messages[0] == messages[1].replace("image file", "file")
 
 
 def test_names_with_newlines_give_one_line(tmp_path):

@@ -130,16 +130,18 @@ def test_text_that_fits_and_text_that_does_not(make, most, added, hugging_face_f
     assert token_counts(tokenizer, [fits, long, "word"]) == [most, most + 1, 1 + added]
     assert torch.equal(tokenize(tokenizer, [fits, "word"]), tokenizer([fits, "word"]))
     refused(lambda: tokenize(tokenizer, [fits, long]), f"{most + 1} tokens", f"reads {most}")
-    cut, told = warnings_of(lambda: tokenize(tokenizer, [long, "word"], truncate=True))
-    assert torch.equal(cut, tokenizer([long, "word"])) and len(told) == 1
+    cut, caught = warnings_of(lambda: tokenize(tokenizer, [long, "word"], truncate=True))
+    assert torch.equal(cut, tokenizer([long, "word"])) and len(caught) == 1
 
 
-def test_cut_texts_are_told_once():
+def test_cut_texts_are_reported_once():
     tokenizer = open_clip_tokenizer(None)
     texts = ["a b c d e f", "b c d e f g h", "c d e f g h i j", "d"]
-    cut, told = warnings_of(lambda: tokenize(tokenizer, texts, truncate=True))
+    cut, caught = warnings_of(lambda: tokenize(tokenizer, texts, truncate=True))
     assert torch.equal(cut, tokenizer(texts))
-    assert len(told) == 1 and "2 of 4 texts are cut" in told[0] and "'b c d e f g h'" in told[0]
+    assert (
+        len(caught) == 1 and "2 of 4 texts are cut" in caught[0] and "'b c d e f g h'" in caught[0]
+    )
 
 
 @pytest.mark.parametrize("texts", ["a photo", {"a": 1}, {"a"}, [3], [None], [b"a"], 3, None, []])
@@ -178,9 +180,9 @@ def test_long_description(digits, tmp_path):
     path.write_text(json.dumps({name: [f"a {name}{tail * 2}"] for name in digits.classnames}))
     refused(lambda: problem_of(digits, prompts=path).features.text, "class prompt 'a zero")
     problem = problem_of(digits, prompts=path, truncate=True)
-    text, told = warnings_of(lambda: problem.features.text)
+    text, caught = warnings_of(lambda: problem.features.text)
     assert text.isfinite().all() and problem.provenance["truncate"] is True
-    assert len(told) == 1 and "10 of 20 class prompts are cut" in told[0]
+    assert len(caught) == 1 and "10 of 20 class prompts are cut" in caught[0]
     again = problem_of(digits, prompts=path)  # what was cut lies in the cache and is still refused
     refused(lambda: again.features.text, "class prompt 'a zero")
 
@@ -389,16 +391,20 @@ def test_ambiguous_descriptions(pets, tmp_path):
 
 def test_additional_descriptions(pets, tmp_path):
     content = {"St. Bernard": ["x"], "tabby_cat": ["y"], "unicorn": ["z"], "gnu": ["z"]}
-    _, told = warnings_of(lambda: described(pets, tmp_path, content))
-    assert len(told) == 1 and "2 described names are no class" in told[0] and "'unicorn'" in told[0]
+    _, caught = warnings_of(lambda: described(pets, tmp_path, content))
+    assert (
+        len(caught) == 1
+        and "2 described names are no class" in caught[0]
+        and "'unicorn'" in caught[0]
+    )
 
 
 def test_descriptions_of_all_classes_for_one_half(digits, tmp_path):
     path = tmp_path / "all.json"
     path.write_text(json.dumps({name: [f"{name}!"] for name in digits.classnames}))
     for part in ("base", "new"):
-        problem, told = warnings_of(lambda part=part: problem_of(digits, prompts=path, part=part))
-        assert not told and problem.K == 5
+        problem, caught = warnings_of(lambda part=part: problem_of(digits, prompts=path, part=part))
+        assert not caught and problem.K == 5
 
 
 def test_content_of_descriptions_is_part_of_the_provenance(digits, tmp_path):

@@ -29,10 +29,9 @@ class UnknownName(ValueError, KeyError):
 def _unknown(name: object, options: Mapping, what: str) -> UnknownName:
     names = [str(option) for option in options]
     near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"there are {', '.join(map(printable, names))}"
     if near:
         hint = f"did you mean {near[0]!r}?"
-    else:
-        hint = f"there are {', '.join(map(printable, names))}"
     return UnknownName(f"unknown {what} {name!r}; {hint}")
 
 

@@ -89,7 +89,8 @@ def part_of_name(
 # %% ../../nbs/01_data/02_splits.ipynb #7d3865e6
 def _named_parts(found, path):
     "Return the items of train, val and test, in this order; leave out other keys with a warning."
-    keys, unknown = {}, []
+    keys = {}
+    unknown = []
     for key in found:
         part = part_of_name(key)
         if part is None:

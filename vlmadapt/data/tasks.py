@@ -206,7 +206,8 @@ def read_textcaps(
     train: bool = True,  # a training part; otherwise captions stay as they are
 ) -> Split:  # paths of images; `Example`s
     "Read captions in TextCaps' file, grouped by image."
-    first, texts = {}, defaultdict(list)
+    first = {}
+    texts = defaultdict(list)
     for entry in entries(path, "data"):
         image = entry.name("image_id")
         first.setdefault(image, entry)

@@ -49,8 +49,8 @@ from vlmadapt.core.values import (
     declared_types,
     plain,
 )
-from ..data.images import CorruptImage, Images, eight_bits, numbers_of
-from ..data.photos import named_errors, open_photo
+from ..data.images import CorruptImage, Images, eight_bits, numbers_of, open_image
+from ..data.photos import named_errors
 from ..models.backbones import Backbone, Pixels, ahead, cores, load_backbone
 from ..problems.classification import FewShotProblem
 from ..problems.features import as_features
@@ -539,7 +539,7 @@ def _list_inputs(items: list, width: int | None) -> torch.Tensor | list:
 def as_inputs(
     inputs: Any,  # paths, PIL images, arrays of pixels: one or a list; or features (N, D)
     width: int | None = None,  # D, where it is known
-) -> torch.Tensor | Sequence:  # features (N, D), or a sequence of what `open_photo` takes
+) -> torch.Tensor | Sequence:  # features (N, D), or a sequence of what `open_image` takes
     "Tell features from pictures; raise ValueError for what is clearly neither."
     if isinstance(inputs, (str, os.PathLike, Image.Image)):
         return [inputs]
@@ -634,7 +634,7 @@ class OpenedPixels(Pixels):
 
     def __init__(
         self,
-        items: Sequence,  # what `open_photo` takes
+        items: Sequence,  # what `open_image` takes
         transform: Callable,  # PIL image -> tensor (3, s, s)
         on_corrupt: str = "refuse",  # files that cannot be decoded: "refuse", or "skip" with a warning
     ):
@@ -643,7 +643,7 @@ class OpenedPixels(Pixels):
         self.opened = []
 
     def pixels(self, i: int) -> torch.Tensor:
-        image = open_photo(self.images[i])
+        image = open_image(self.images[i])
         self.watch(i, image)
         return self.one(image)[None]
 

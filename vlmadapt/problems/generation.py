@@ -26,7 +26,7 @@ from ..core.registry import choose
 from ..core.seeding import stream
 from ..core.texts import shortened
 from ..core.values import NonNegativeInteger, PositiveInteger, convert
-from ..data.photos import open_photo
+from ..data.images import open_image
 from ..data.task_files import Example
 from ..data.tasks import TASKS, read_task
 from vlmadapt.data.text_metrics import (
@@ -330,7 +330,7 @@ def _image_size(image):
 
 
 def warn_crops(
-    images: list,  # anything that `open_photo` takes
+    images: list,  # anything that `open_image` takes
     backbone: Backbone,  # whose transform crops
 ):
     "Warn once of images of which the central crop leaves less than half."
@@ -378,7 +378,7 @@ class GenerationProblem:
 
     def __init__(
         self,
-        splits: dict,  # split -> (images that `open_photo` takes, `Example`s)
+        splits: dict,  # split -> (images that `open_image` takes, `Example`s)
         metric: str,  # a key of `METRICS`
         backbone: str | Backbone = "mini",  # holds a CoCa
         candidates: tuple = (),  # answers to rank; without them answers are generated
@@ -432,7 +432,7 @@ class TaskImages:
         return len(self.items)
 
     def __getitem__(self, i: int) -> Image.Image:
-        return open_photo(self.items[i])
+        return open_image(self.items[i])
 
 
 @patch
