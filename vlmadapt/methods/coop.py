@@ -67,7 +67,8 @@ def init(self: CoOp, generator):
         None
         if self.depth == 1
         else nn.Parameter(
-            0.02 * torch.randn(self.depth - 1, self.n_ctx, self.text_tower.width, generator=generator)
+            0.02
+            * torch.randn(self.depth - 1, self.n_ctx, self.text_tower.width, generator=generator)
         )
     )
 
@@ -112,7 +113,9 @@ def init(self: CoCoOp, generator):
     D, d = self.backbone.feature_width, self.text_tower.width
     self.context, H = (
         nn.Parameter(
-            initial_context(self.text_tower, self.backbone.tokenizer, self.n_ctx, self.words, generator)
+            initial_context(
+                self.text_tower, self.backbone.tokenizer, self.n_ctx, self.words, generator
+            )
         ),
         max(1, D // self.reduction),
     )
