@@ -21,8 +21,9 @@ from vlmadapt.grid.runner import vlmadapt_grid
 from vlmadapt.grid.runs import execute, read_runs, template_parameters
 from vlmadapt.grid.task_rows import try_rates
 from vlmadapt.methods import METHODS
-from vlmadapt.methods.base import RECIPE, Method, hyper
+from vlmadapt.methods.base import Method
 from vlmadapt.methods.generation import PETL
+from vlmadapt.methods.hyper_parameters import RECIPE, hyper_parameter
 from vlmadapt.problems.classification import FewShotProblem, few_shot
 from vlmadapt.training.fit import evaluate, fit, fit_many, sweep, tune, tune_many
 
@@ -45,10 +46,8 @@ class Shift(Method):
         batch_size=256,
         schedule="constant",
     )
-    space = dict(scale=[0.5, 1.0, 2.0])
 
-    def __init__(self, problem, scale: NonNegative = 1.0, **recipe):
-        super().__init__(problem, hyper(locals()))
+    scale: NonNegative = hyper_parameter(1.0, search=[0.5, 1.0, 2.0], batched=True)
 
     def constants(self, problem):
         return dict(text=problem.features.text)
@@ -234,10 +233,10 @@ def test_the_constructor_set_and_stored_methods_use_the_declarations(problem, tm
 
 def test_plain_annotations_and_missing_ones_are_understood(problem):
     class Old(Shift):
-        def __init__(
-            self, problem, scale: float = 1, steps=3, on: bool = False, of=("a", "b"), **recipe
-        ):
-            Method.__init__(self, problem, hyper(locals()))
+        scale: float = hyper_parameter(1)
+        steps: Any = hyper_parameter(3)
+        on: bool = hyper_parameter(False)
+        of: Any = hyper_parameter(("a", "b"))
 
     values = Old(problem, scale=2, steps="4", on="yes").hyper_parameters
     assert (values["scale"], values["steps"], values["on"]) == (2.0, 4, True)
@@ -382,8 +381,7 @@ def test_impossible_definitions_are_named(problem):
         recipe = dict(lr=1e-3, epochs=2)
 
     class Undecided(Shift):
-        def __init__(self, problem, scale, **recipe):
-            Method.__init__(self, problem, hyper(locals()))
+        scale: Any = hyper_parameter(...)
 
     class Bad(Shift):
         recipe = {**Shift.recipe, "epochs": 0}

@@ -17,8 +17,8 @@ from vlmadapt.core.files import load_arrays, save_arrays
 from vlmadapt.data.datasets import Dataset, load_dataset
 from vlmadapt.data.images import Images
 from vlmadapt.methods import METHODS
-from vlmadapt.methods.base import as_inputs
 from vlmadapt.methods.generation import PETL
+from vlmadapt.methods.inputs import as_inputs
 from vlmadapt.models.backbones import load_backbone
 from vlmadapt.problems.classification import FewShotProblem, few_shot
 from vlmadapt.problems.features import as_features, as_labels
@@ -623,7 +623,7 @@ def test_methods_that_read_images_refuse_features(digits):
 def alive(monkeypatch):
     "The largest number of opened pictures that were alive at once."
     seen = {"now": 0, "most": 0, "total": 0}
-    opened = vlmadapt.methods.base.open_photo
+    opened = vlmadapt.methods.inputs.open_photo
 
     def closed():
         seen["now"] -= 1
@@ -636,7 +636,7 @@ def alive(monkeypatch):
         seen["most"] = max(seen["most"], seen["now"])
         return image
 
-    monkeypatch.setattr(vlmadapt.methods.base, "open_photo", counting)
+    monkeypatch.setattr(vlmadapt.methods.inputs, "open_photo", counting)
     return seen
 
 
@@ -791,7 +791,7 @@ def test_a_card_that_does_not_fit_is_refused(stored, tmp_path, kind):
 def test_a_file_that_is_no_method(tmp_path):
     path = written(tmp_path / "x.safetensors", {"x": torch.ones(2)}, {})
     assert "holds no method" in refused(METHODS["TaskRes"].load, path)
-    assert "holds no method" in refused(vlmadapt.methods.base.read_card, path)
+    assert "holds no method" in refused(vlmadapt.methods.cards.read_card, path)
 
 
 def test_the_backbone_of_the_card_is_loaded_when_an_image_comes(stored, digits, monkeypatch):
@@ -811,7 +811,7 @@ def test_the_backbone_of_the_card_is_loaded_when_an_image_comes(stored, digits, 
     def offline(*arguments, **options):
         raise OSError("no network\nand a long\ntraceback")
 
-    monkeypatch.setattr(vlmadapt.methods.base.card_backbone, "__defaults__", (offline,))
+    monkeypatch.setattr(vlmadapt.methods.cards.card_backbone, "__defaults__", (offline,))
     told = refused(METHODS["TaskRes"].load(path).predict, images)
     assert (
         "its backbone 'mini' cannot be loaded (no network); "

@@ -12,10 +12,10 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from vlmadapt.training.fit import evaluate, fit
 from vlmadapt.core.files import DamagedFile
 from vlmadapt.methods import METHODS
 from vlmadapt.problems.classification import FewShotProblem, few_shot
+from vlmadapt.training.fit import evaluate, fit
 
 FOLDS = {
     "ZeroShot",
@@ -36,7 +36,7 @@ PREDICT = """
 import json, sys, numpy as np, torch
 from pathlib import Path
 from vlmadapt.methods import METHODS
-from vlmadapt.methods.base import read_card
+from vlmadapt.methods.cards import read_card
 folder, out = Path(sys.argv[1]), {}
 x, images = torch.from_numpy(np.load(folder/"x.npy")), np.load(folder/"images.npy")
 for path in sorted(folder.glob("*.safetensors")):

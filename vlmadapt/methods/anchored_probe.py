@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from .base import Batch, Method, hyper
+from .base import Batch, Method
+from .hyper_parameters import hyper_parameter
 from ..problems.classification import FewShotProblem
 from ..core.values import NonNegative, PositiveInteger
 
@@ -19,16 +20,10 @@ from ..core.values import NonNegative, PositiveInteger
 class AnchoredProbe(Method):
     "Logistic regression that pays for its distance from the text classifier, solved to convergence (ours)."
 
-    space = dict(penalty=[1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 1e-6], anchor=[1.0, 0.5])
 
-    def __init__(
-        self,
-        problem,
-        penalty: NonNegative = 3e-4,  # lambda above
-        anchor: NonNegative = 0.5,  # a above, the share of the zero-shot logits
-        max_iter: PositiveInteger = 100,  # at most so many L-BFGS iterations
-    ):
-        super().__init__(problem, hyper(locals()))
+    penalty: NonNegative = hyper_parameter(3e-4, "lambda above", search=[1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 1e-6], batched=True)
+    anchor: NonNegative = hyper_parameter(0.5, "a above, the share of the zero-shot logits", search=[1.0, 0.5], batched=True)
+    max_iter: PositiveInteger = hyper_parameter(100, "at most so many L-BFGS iterations")
 
     def constants(self, problem):
         return dict(text=problem.features.text)

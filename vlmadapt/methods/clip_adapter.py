@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from .base import Method, hyper
+from .base import Method
+from .hyper_parameters import hyper_parameter
 from ..core.values import Fraction, PositiveInteger
 
 # %% ../../nbs/05_methods/14_clip_adapter.ipynb #4a5134e1
@@ -27,16 +28,10 @@ class CLIPAdapter(Method):
         schedule="warmup_cosine",
         drop_last=True,
     )  # Dassl's train loader
-    space = dict(lr=[1e-2, 3e-2, 1e-1], ratio=[0.1, 0.2, 0.4, 0.6, 0.8])
+    space = dict(lr=[1e-2, 3e-2, 1e-1])
 
-    def __init__(
-        self,
-        problem,
-        ratio: Fraction = 0.2,  # share of the adapted feature, r
-        reduction: PositiveInteger = 4,  # width divided by width of the bottleneck
-        **recipe,
-    ):
-        super().__init__(problem, hyper(locals()))
+    ratio: Fraction = hyper_parameter(0.2, "share of the adapted feature, r", search=[0.1, 0.2, 0.4, 0.6, 0.8], batched=True)
+    reduction: PositiveInteger = hyper_parameter(4, "width divided by width of the bottleneck")
 
     def constants(self, problem):
         return dict(text=problem.features.text)

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
-from .base import Method, hyper
+from .base import Method
+from .hyper_parameters import hyper_parameter
 from ..problems.classification import FewShotProblem
 from ..data.prompts import class_means
 from ..core.values import Flag, NonNegative, Positive
@@ -59,16 +60,10 @@ def gda_classifier(
 class GDA(Method):
     "Zero-shot scores plus Gaussian discriminant analysis of the support images; closed form."
 
-    posthoc = dict(alpha=[1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0])
 
-    def __init__(
-        self,
-        problem,
-        alpha: NonNegative = 0.1,  # weight of the analysis
-        shrink: Positive = 1.0,  # multiplies the paper's shrinkage
-        zero_shot: Flag = True,  # False: images alone
-    ):
-        super().__init__(problem, hyper(locals()))
+    alpha: NonNegative = hyper_parameter(0.1, "weight of the analysis", posthoc=[1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0])
+    shrink: Positive = hyper_parameter(1.0, "multiplies the paper's shrinkage", batched=True)
+    zero_shot: Flag = hyper_parameter(True, "False: images alone")
 
     def constants(self, problem):
         return dict(text=problem.features.text)

@@ -19,21 +19,13 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import vlmadapt.training.fit
-from ..models.backbones import Backbone, one_line
 from ..core.files import choose, load_arrays, save_arrays, shown_path, stream
-from vlmadapt.methods.base import (
-    Card,
-    Method,
-    MethodTable,
-    OpenedPixels,
-    as_inputs,
-    card_backbone,
-    check_backbone,
-    check_card,
-    hyper,
-    one_or_more,
-)
 from ..core.records import RecordError
+from ..core.values import NonNegative, PositiveInteger
+from .base import Method, MethodTable
+from .cards import Card, card_backbone, check_backbone, check_card
+from .hyper_parameters import OneOrMore, hyper_parameter
+from .inputs import OpenedPixels, as_inputs
 from vlmadapt.models.adapted_attention import (
     WHERE,
     AdaptedAttention,
@@ -46,18 +38,18 @@ from vlmadapt.models.adapted_attention import (
     thin_copy,
     tower_blocks,
 )
+from ..models.backbones import Backbone, one_line
 from ..models.decoding import write
 from vlmadapt.problems.generation import (
+    GenerationProblem,
     Spelled,
     TaskBatch,
     TaskBatches,
-    GenerationProblem,
     answer_losses,
     judged,
     load_writer,
     spell,
 )
-from ..core.values import NonNegative, PositiveInteger
 
 # %% ../../nbs/05_methods/50_generation.ipynb #ebabecab
 class GenerationMethod(Method):
@@ -245,7 +237,7 @@ def load(
         if k in card
     }
     try:
-        values = self._complete(card["hyper_parameters"])
+        values = self.completed(card["hyper_parameters"])
         self._setup(card["classnames"], 1.0, values, dict)
     except Exception as error:
         raise RecordError(f"{shown_path(path)}: {one_line(error)}") from None
@@ -257,9 +249,6 @@ class Frozen(GenerationMethod):
     "The backbone as it is; what every tuner is compared with."
 
     name, rates = "frozen", ()
-
-    def __init__(self, problem, **recipe):
-        super().__init__(problem, hyper(locals()))
 
     def adapt(self, model, seed):
         return thin_copy(model)
@@ -278,9 +267,6 @@ class Full(GenerationMethod):
         {**GenerationMethod.recipe, "lr": 2e-4},
     )
 
-    def __init__(self, problem, **recipe):
-        super().__init__(problem, hyper(locals()))
-
     def adapt(self, model, seed):
         return copy.deepcopy(model).requires_grad_(True)
 
@@ -289,9 +275,6 @@ class BitFit(GenerationMethod):
     "The biases of the decoder."
 
     name = "bitfit"
-
-    def __init__(self, problem, **recipe):
-        super().__init__(problem, hyper(locals()))
 
     def adapt(self, model, seed):
         model = thin_copy(model)
@@ -328,15 +311,11 @@ class LoRA(GenerationMethod):
 
     name = "lora"
 
-    def __init__(
-        self,
-        problem,
-        rank: PositiveInteger = 8,  # r
-        alpha: NonNegative = 32.0,  # the change is scaled by alpha/r
-        parts: one_or_more("query", "key", "value") = ("query", "key"),  # of `QKV`
-        **recipe,  # lr, epochs and so on
-    ):
-        super().__init__(problem, hyper(locals()))
+    rank: PositiveInteger = hyper_parameter(8, "r")
+    alpha: NonNegative = hyper_parameter(32.0, "the change is scaled by alpha/r")
+    parts: OneOrMore[Literal["query", "key", "value"]] = hyper_parameter(
+        ("query", "key"), "of `QKV`"
+    )
 
     def adapt(self, model, seed):
         return add_lora(model, seed=seed, **self.settings())
@@ -395,13 +374,10 @@ class PrefixTuning(GenerationMethod):
 
     name = "prefix"
 
-    def __init__(
-        self,
-        problem,
-        length: PositiveInteger = 16,  # prefix tokens of each attention (the paper does not say; its parameter count suggests 32)
-        **recipe,  # lr, epochs and so on
-    ):
-        super().__init__(problem, hyper(locals()))
+    length: PositiveInteger = hyper_parameter(
+        16,
+        "prefix tokens of each attention (the paper does not say; its parameter count suggests 32)",
+    )
 
     def adapt(self, model, seed):
         return add_prefix(model, seed=seed, **self.settings())
@@ -430,9 +406,6 @@ class AdapterTuner(GenerationMethod):
 
     name = "adapter"
 
-    def __init__(self, problem, **settings):
-        super().__init__(problem, settings)
-
     def adapt(self, model, seed):
         return add_adapters(model, self.name, seed=seed, **self.settings())
 
@@ -444,7 +417,7 @@ class AdapterTuner(GenerationMethod):
     @classmethod
     def declared(cls) -> dict:
         "All hyper-parameters with the types that they are declared with."
-        placed = dict(where=one_or_more(*WHERE), ffn=Literal["sequential", "parallel"])
+        placed = dict(where=OneOrMore[Literal[WHERE]], ffn=Literal["sequential", "parallel"])
         return {**super().declared(), **placed, **setting_types(cls.name)}
 
 # %% ../../nbs/05_methods/50_generation.ipynb #57b4b2f7

@@ -15,11 +15,13 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core.files import choose
-from .base import Method, hyper, same_length
+from ..core.values import Fraction, PositiveInteger
+from ..data.prompts import class_means
+from .base import Method
+from .hyper_parameters import hyper_parameter
+from .linear_head import same_length
 from .task_res import raw_text
 from ..problems.classification import FewShotProblem
-from ..data.prompts import class_means
-from ..core.values import Fraction, PositiveInteger
 
 # %% ../../nbs/05_methods/16_graph_adapter.ipynb #7681363a
 def visual_nodes(
@@ -88,19 +90,24 @@ class GraphAdapter(Method):
         schedule="cosine",
         drop_last=True,  # Dassl's train loader
     )
-    space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], beta=[0.1, 0.3, 0.5, 0.7, 0.9])
+    space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
 
-    def __init__(
-        self,
-        problem,
-        alpha: Fraction = 0.7,  # weight of the text graph against the visual graph (released code)
-        beta: Fraction = 0.7,  # weight of the text itself against the messages (a fork's; tune it)
-        subsets: PositiveInteger = 4,  # Q, subsets of nodes (released code)
-        start: Literal["uniform", "zero"] = "uniform",  # uniform in +-1/sqrt(D) (released), or zero
-        text_norm: Literal["unit", "raw"] = "unit",  # length of all nodes; released code: "raw"
-        **recipe,
-    ):
-        super().__init__(problem, hyper(locals()))
+    alpha: Fraction = hyper_parameter(
+        0.7, "weight of the text graph against the visual graph (released code)", batched=True
+    )
+    beta: Fraction = hyper_parameter(
+        0.7,
+        "weight of the text itself against the messages (a fork's; tune it)",
+        search=[0.1, 0.3, 0.5, 0.7, 0.9],
+        batched=True,
+    )
+    subsets: PositiveInteger = hyper_parameter(4, "Q, subsets of nodes (released code)")
+    start: Literal["uniform", "zero"] = hyper_parameter(
+        "uniform", "uniform in +-1/sqrt(D) (released), or zero"
+    )
+    text_norm: Literal["unit", "raw"] = hyper_parameter(
+        "unit", 'length of all nodes; released code: "raw"'
+    )
 
 # %% ../../nbs/05_methods/16_graph_adapter.ipynb #4733da9d
 @patch

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from .base import Method, hyper
+from .base import Method
+from .hyper_parameters import hyper_parameter
 from ..problems.classification import FewShotProblem
 from ..core.values import Positive, PositiveInteger
 
@@ -32,8 +33,6 @@ class LinearProbe(Method):
     )  # ours: the rule of Dassl's train loader
     space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
 
-    def __init__(self, problem, **recipe):
-        super().__init__(problem, hyper(locals()))
 
     def constants(self, problem):
         return dict(text=problem.features.text)
@@ -51,15 +50,9 @@ class LinearProbe(Method):
 class LinearProbeScratch(Method):
     "Logistic regression on raw image features, without any text; scikit-learn's solver."
 
-    space = dict(C=[10.0**k for k in range(-6, 7)])
 
-    def __init__(
-        self,
-        problem,
-        C: Positive = 1.0,  # inverse of the L2 penalty
-        max_iter: PositiveInteger = 1000,  # at most so many L-BFGS iterations
-    ):
-        super().__init__(problem, hyper(locals()))
+    C: Positive = hyper_parameter(1.0, "inverse of the L2 penalty", search=[10.0**k for k in range(-6, 7)], batched=True)
+    max_iter: PositiveInteger = hyper_parameter(1000, "at most so many L-BFGS iterations")
 
     def constants(self, problem):
         return dict(text=problem.features.text)

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from ..models.backbones import Backbone, free_memory, tokenize
 from ..core.files import choose
 from .base import Method
+from .hyper_parameters import hyper_parameter
 from ..data.prompts import check_classnames, fill
 
 # %% ../../nbs/05_methods/30_prompted.ipynb #32e07919

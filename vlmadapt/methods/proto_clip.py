@@ -15,7 +15,8 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core.files import choose
-from .base import Method, hyper
+from .base import Method
+from .hyper_parameters import hyper_parameter
 from .tip_adapter import by_class, cache_keys, class_layout
 from ..core.values import Flag, Fraction, NonNegative, Positive, Real
 
@@ -108,31 +109,17 @@ class ProtoCLIP(Method):
         schedule="cosine",
         drop_last=False,
     )  # released code: the loader keeps the incomplete batch
-    space = dict(
-        lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], alpha_train=[0.2, 0.5, 0.8], beta_train=[5.0, 12.0, 20.0]
-    )
-    posthoc = dict(
-        beta=[k / 10 for k in range(1, 10)] + [float(k) for k in range(1, 21)],
-        alpha=[k / 10 for k in range(11)],
-    )
+    space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
 
-    def __init__(
-        self,
-        problem,
-        variant: Literal["training-free", "F", "F-Q^T"] = "F-Q^T",  # see above
-        adapter: Literal[
-            "conv-3x", "conv-2x", "fc", "none"
-        ] = "conv-2x",  # of the queries (ImageNet's)
-        train_text: Flag = False,  # train the text prototypes too (ImageNet's)
-        alpha: Fraction = 0.5,  # weight of the image prototypes at test time (ImageNet's)
-        beta: NonNegative = 12.0,  # sharpness at test time (ImageNet's)
-        alpha_train: Fraction = 0.5,  # weight while training
-        beta_train: NonNegative = 12.0,  # sharpness while training
-        temperature: Positive = 0.1,  # of the alignment (released code)
-        gain: Real = 0.0,  # initial gain of the adapter's last LayerNorm: 0 the identity, 1 as released
-        **recipe,
-    ):
-        super().__init__(problem, hyper(locals()))
+    variant: Literal["training-free", "F", "F-Q^T"] = hyper_parameter("F-Q^T", "see above")
+    adapter: Literal[ "conv-3x", "conv-2x", "fc", "none" ] = hyper_parameter("conv-2x", "of the queries (ImageNet's)")
+    train_text: Flag = hyper_parameter(False, "train the text prototypes too (ImageNet's)")
+    beta: NonNegative = hyper_parameter(12.0, "sharpness at test time (ImageNet's)", posthoc=[k / 10 for k in range(1, 10)] + [float(k) for k in range(1, 21)])
+    alpha: Fraction = hyper_parameter(0.5, "weight of the image prototypes at test time (ImageNet's)", posthoc=[k / 10 for k in range(11)])
+    alpha_train: Fraction = hyper_parameter(0.5, "weight while training", search=[0.2, 0.5, 0.8], batched=True)
+    beta_train: NonNegative = hyper_parameter(12.0, "sharpness while training", search=[5.0, 12.0, 20.0], batched=True)
+    temperature: Positive = hyper_parameter(0.1, "of the alignment (released code)", batched=True)
+    gain: Real = hyper_parameter(0.0, "initial gain of the adapter's last LayerNorm: 0 the identity, 1 as released", batched=True)
 
 # %% ../../nbs/05_methods/17_proto_clip.ipynb #43ff98f6
 @patch(cls_method=True)

@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base import Method, hyper, same_length
-from ..problems.classification import FewShotProblem
-from ..data.prompts import class_means
 from ..core.values import NonNegative
+from ..data.prompts import class_means
+from .base import Method
+from .hyper_parameters import hyper_parameter
+from .linear_head import same_length
+from ..problems.classification import FewShotProblem
 
 # %% ../../nbs/05_methods/15_task_res.ipynb #5be57db5
 def raw_text(
@@ -46,16 +48,14 @@ class TaskRes(Method):
         schedule="warmup_cosine",
         drop_last=True,  # Dassl's train loader
     )
-    space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], alpha=[0.2, 0.5, 1.0])
+    space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
 
-    def __init__(
-        self,
-        problem,
-        alpha: NonNegative = 0.5,  # scale of the residual
-        text_norm: Literal["unit", "raw"] = "unit",  # length of the base rows; released code: "raw"
-        **recipe,
-    ):
-        super().__init__(problem, hyper(locals()))
+    alpha: NonNegative = hyper_parameter(
+        0.5, "scale of the residual", search=[0.2, 0.5, 1.0], batched=True
+    )
+    text_norm: Literal["unit", "raw"] = hyper_parameter(
+        "unit", 'length of the base rows; released code: "raw"'
+    )
 
     def constants(self, problem):
         if self.text_norm == "raw":

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from .base import Method, hyper
+from .base import Method
+from .hyper_parameters import hyper_parameter
 from ..problems.classification import FewShotProblem
 from ..core.values import Flag, NonNegative
 
@@ -66,15 +67,8 @@ SWEEP = dict(
 class TipAdapter(Method):
     "Zero-shot scores plus the votes of a cache of support images."
 
-    posthoc = SWEEP
-
-    def __init__(
-        self,
-        problem,
-        alpha: NonNegative = 1.17,  # weight of the cache
-        beta: NonNegative = 1.0,  # sharpness
-    ):
-        super().__init__(problem, hyper(locals()))
+    beta: NonNegative = hyper_parameter(1.0, "sharpness", posthoc=SWEEP["beta"])
+    alpha: NonNegative = hyper_parameter(1.17, "weight of the cache", posthoc=SWEEP["alpha"])
 
     def constants(self, problem):
         place, held = class_layout(problem.labels["train"], problem.K)
@@ -113,19 +107,11 @@ class TipAdapterF(TipAdapter):
         schedule="cosine",
         drop_last=False,  # released code: the loader keeps the incomplete batch
     )
-    space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], alpha_train=[1.17, 3.0, 10.0])
+    space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
 
-    def __init__(
-        self,
-        problem,
-        alpha: NonNegative = 1.17,  # weight of the cache at test time
-        beta: NonNegative = 1.0,  # sharpness at test time
-        alpha_train: NonNegative = 1.17,  # weight while training
-        beta_train: NonNegative = 1.0,  # sharpness while training
-        unit_keys: Flag = False,  # keep the trained keys at unit length? (released code: no)
-        **recipe,
-    ):
-        Method.__init__(self, problem, hyper(locals()))
+    alpha_train: NonNegative = hyper_parameter(1.17, "weight while training", search=[1.17, 3.0, 10.0], batched=True)
+    beta_train: NonNegative = hyper_parameter(1.0, "sharpness while training", batched=True)
+    unit_keys: Flag = hyper_parameter(False, "keep the trained keys at unit length? (released code: no)")
 
     def constants(self, problem):
         found = super().constants(problem)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from .base import hyper
+from .hyper_parameters import hyper_parameter
 from .mudpt import MuDPT
 from .prompted import PHOTO_WORDS, ImagePromptMethod, depth_within, photo_tokens
 from ..data.prompts import check_classnames
@@ -23,14 +23,8 @@ class VPT(ImagePromptMethod):
 
     recipe = {**ImagePromptMethod.recipe, "epochs": 5}
 
-    def __init__(
-        self,
-        problem,
-        depth: PositiveInteger | None = None,  # blocks that receive prompts; None: all
-        n_ctx: PositiveInteger = 8,  # prompt length
-        **recipe,
-    ):
-        super().__init__(problem, hyper(locals()))
+    depth: PositiveInteger | None = hyper_parameter(None, "blocks that receive prompts; None: all")
+    n_ctx: PositiveInteger = hyper_parameter(8, "prompt length")
 
 # %% ../../nbs/05_methods/33_vpt_maple.ipynb #1846a661
 @patch
@@ -66,15 +60,8 @@ class MaPLe(MuDPT):
     space = dict(lr=[1e-3, 3.5e-3, 1e-2])
     injection, n_vision, fuse_first, one_way, words = "linear_per_layer", None, True, True, None
 
-    def __init__(
-        self,
-        problem,
-        depth: PositiveInteger
-        | None = None,  # blocks that receive prompts; None: three quarters of the shallower tower
-        n_ctx: PositiveInteger = 2,  # prompt length in both towers; further words of "a photo of a" stay as they are
-        **recipe,
-    ):
-        ImagePromptMethod.__init__(self, problem, hyper(locals()))
+    depth: PositiveInteger | None = hyper_parameter(None, "blocks that receive prompts; None: three quarters of the shallower tower")
+    n_ctx: PositiveInteger = hyper_parameter(2, "prompt length in both towers; further words of \"a photo of a\" stay as they are")
 
     @property
     def after(self) -> str:

@@ -6,14 +6,12 @@
 __all__ = ['ZeroShot']
 
 # %% ../../nbs/05_methods/10_zero_shot.ipynb #886b77a1
-from .base import Method, hyper
+from .base import Method
 
 # %% ../../nbs/05_methods/10_zero_shot.ipynb #e29e515c
 class ZeroShot(Method):
     "CLIP's own classifier: scaled cosine between image and class text."
 
-    def __init__(self, problem):
-        super().__init__(problem, hyper(locals()))
 
     def constants(self, problem):
         return dict(text=problem.features.text)

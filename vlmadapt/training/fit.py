@@ -533,7 +533,7 @@ STACK_LIMIT = 50_000_000  # trained values in one stacked batch of runs
 
 
 def _shape_key(method, problem):
-    loose = {*method._float_names(), "lr", "weight_decay"}
+    loose = {*method.batched_names(), "lr", "weight_decay"}
     shapes = tuple(
         (n, tuple(x.shape))
         for n, x in itertools.chain(method.named_parameters(), method.named_buffers())
@@ -713,7 +713,7 @@ def _judge(logits, y):
 
 def _grid_of(method, grid):
     "The values of a grid of test-time values as the class declares them."
-    floats = dict.fromkeys(method._float_names())
+    floats = dict.fromkeys(method.batched_names())
     for name in grid:
         choose(name, floats, f"{type(method).__name__} parameter that can be set after training")
     return _checked_values(type(method), grid)
