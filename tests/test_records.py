@@ -23,8 +23,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from scipy.io import savemat
 
-from vlmadapt.core.files import load_arrays, save_arrays
 from vlmadapt.core.records import RecordError, read_json, read_json_lines, read_lines, read_text
+from vlmadapt.core.tensors import load_arrays, save_arrays
 from vlmadapt.data import annotations
 from vlmadapt.data.datasets import read_split
 from vlmadapt.data.images import CorruptImage, open_image

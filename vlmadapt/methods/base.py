@@ -22,8 +22,11 @@ from torch.func import functional_call
 from typing_extensions import Self
 
 from .. import __version__
-from ..core.files import choose, load_arrays, save_arrays, shown_path, stream
 from ..core.records import RecordError
+from ..core.registry import choose
+from ..core.seeding import stream
+from ..core.tensors import load_arrays, save_arrays
+from ..core.texts import one_line, shown_path
 from ..core.values import Positive, convert, plain
 from ..data.images import Images
 from vlmadapt.methods.cards import (
@@ -36,7 +39,7 @@ from vlmadapt.methods.cards import (
 from .hyper_parameters import HyperParameters
 from .inputs import NothingOpened, OpenedPixels, as_inputs
 from .linear_head import Head, linear_head
-from ..models.backbones import Backbone, Pixels, load_backbone, one_line
+from ..models.backbones import Backbone, Pixels, load_backbone
 from ..problems.classification import FewShotProblem
 
 # %% ../../nbs/05_methods/04_base.ipynb #31d66af5

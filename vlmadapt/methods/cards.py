@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from ..core.files import load_arrays, shown_path
 from ..core.records import RecordError, validate
+from ..core.tensors import load_arrays
+from ..core.texts import one_line, shown_path
 from ..core.values import Positive
 from .hyper_parameters import HyperParameters
-from ..models.backbones import Backbone, load_backbone, one_line
+from ..models.backbones import Backbone, load_backbone
 
 # %% ../../nbs/05_methods/03_cards.ipynb #b8a9fe15
 class Card(BaseModel, extra="allow", strict=True):

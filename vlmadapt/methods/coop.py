@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
+from ..core.values import Flag, PositiveInteger
 from .hyper_parameters import hyper_parameter
 from .prompted import PromptMethod, context_start, depth_within
 from ..problems.classification import drawing_from
-from ..core.values import Flag, PositiveInteger
 
 # %% ../../nbs/05_methods/31_coop.ipynb #1f8d5df6
 class CoOp(PromptMethod):
@@ -34,7 +34,9 @@ class CoOp(PromptMethod):
     space = dict(lr=[5e-4, 2e-3, 8e-3])
 
     n_ctx: PositiveInteger = hyper_parameter(16, "number of context vectors")
-    words: str | None = hyper_parameter("", "initial words; None: the first n_ctx of \"a photo of a\"; \"\": random vectors")
+    words: str | None = hyper_parameter(
+        "", 'initial words; None: the first n_ctx of "a photo of a"; "": random vectors'
+    )
     place: Literal["end", "middle", "front"] = hyper_parameter("end", "of the class name")
     class_specific: Flag = hyper_parameter(False, "a context for every class?")
     depth: PositiveInteger = hyper_parameter(1, "blocks that receive prompts, the first included")
@@ -87,8 +89,12 @@ class CoCoOp(PromptMethod):
     space = dict(lr=[5e-4, 2e-3, 8e-3])
 
     n_ctx: PositiveInteger = hyper_parameter(4, "number of context vectors")
-    words: str | None = hyper_parameter(None, "initial words; None: the first n_ctx of \"a photo of a\"")
-    reduction: PositiveInteger = hyper_parameter(16, "width of the image feature divided by the network's hidden width")
+    words: str | None = hyper_parameter(
+        None, 'initial words; None: the first n_ctx of "a photo of a"'
+    )
+    reduction: PositiveInteger = hyper_parameter(
+        16, "width of the image feature divided by the network's hidden width"
+    )
 
 # %% ../../nbs/05_methods/31_coop.ipynb #d4b38138
 @patch

@@ -19,8 +19,11 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import vlmadapt.training.fit
-from ..core.files import choose, load_arrays, save_arrays, shown_path, stream
 from ..core.records import RecordError
+from ..core.registry import choose
+from ..core.seeding import stream
+from ..core.tensors import load_arrays, save_arrays
+from ..core.texts import one_line, shown_path
 from ..core.values import NonNegative, PositiveInteger
 from .base import Method, MethodTable
 from .cards import Card, card_backbone, check_backbone, check_card
@@ -38,7 +41,7 @@ from vlmadapt.models.adapted_attention import (
     thin_copy,
     tower_blocks,
 )
-from ..models.backbones import Backbone, one_line
+from ..models.backbones import Backbone
 from ..models.decoding import write
 from vlmadapt.problems.generation import (
     GenerationProblem,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from ..core.files import choose
+from ..core.registry import choose
 from ..core.values import Fraction, PositiveInteger
 from ..data.prompts import class_means
 from .base import Method

@@ -17,7 +17,7 @@ import pandas as pd
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.errors import PydanticSchemaGenerationError
 
-from ..core.files import choose
+from ..core.registry import choose
 from vlmadapt.core.values import (
     Flag,
     Fraction,

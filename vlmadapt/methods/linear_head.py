@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core.files import stream
+from ..core.seeding import stream
 
 # %% ../../nbs/05_methods/02_linear_head.ipynb #88887677
 def same_length(

@@ -12,11 +12,11 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from ..core.files import choose
+from ..core.registry import choose
+from ..core.values import Flag, PositiveInteger
 from .hyper_parameters import hyper_parameter
 from .prompted import ImagePromptMethod, context_start, depth_within
 from ..problems.classification import drawing_from
-from ..core.values import Flag, PositiveInteger
 
 # %% ../../nbs/05_methods/32_mudpt.ipynb #608e2f51
 class TransformerInjection(nn.Module):
@@ -89,13 +89,23 @@ INJECTIONS = dict(
 class MuDPT(ImagePromptMethod):
     "Deep prompts in both towers that inject into each other."
 
-    injection: Literal[ "transformer", "linear", "linear_per_layer", "silent", "none" ] = hyper_parameter("transformer")
-    depth: PositiveInteger | None = hyper_parameter(None, "blocks that receive prompts; None: three quarters of the shallower tower")
+    injection: Literal["transformer", "linear", "linear_per_layer", "silent", "none"] = (
+        hyper_parameter("transformer")
+    )
+    depth: PositiveInteger | None = hyper_parameter(
+        None, "blocks that receive prompts; None: three quarters of the shallower tower"
+    )
     n_ctx: PositiveInteger = hyper_parameter(4, "prompt length in both towers")
-    n_vision: PositiveInteger | None = hyper_parameter(None, "another length in vision, without injection only")
+    n_vision: PositiveInteger | None = hyper_parameter(
+        None, "another length in vision, without injection only"
+    )
     fuse_first: Flag = hyper_parameter(True, "inject into the first visual prompt too?")
-    one_way: Flag = hyper_parameter(False, "visual prompts are the injected text prompts, nothing flows back")
-    words: str | None = hyper_parameter(None, "initial words; None: the first n_ctx words of \"a photo of a\"")
+    one_way: Flag = hyper_parameter(
+        False, "visual prompts are the injected text prompts, nothing flows back"
+    )
+    words: str | None = hyper_parameter(
+        None, 'initial words; None: the first n_ctx words of "a photo of a"'
+    )
     after: str = hyper_parameter("", "fixed words between prompt and name")
 
 # %% ../../nbs/05_methods/32_mudpt.ipynb #8f501867

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
+from ..core.values import PositiveInteger
+from ..data.prompts import check_classnames
 from .base import Method
 from .hyper_parameters import OneOrMore, hyper_parameter
 from .prompted import photo_tokens
-from ..data.prompts import check_classnames
 from ..models.adapted_attention import Adapter, add_adapters, parameter_groups
-from ..core.values import PositiveInteger
 
 # %% ../../nbs/05_methods/34_p_adapter.ipynb #da3f15c3
 class PAdapter(Method):
@@ -37,11 +37,26 @@ class PAdapter(Method):
     )  # p-adapter's released train loader
     space = dict(lr=[3e-4, 1e-3, 3e-3])
 
-    towers: OneOrMore[Literal["vision", "text", "decoder"]] = hyper_parameter(("vision",), "where adapters go")
-    where: OneOrMore[Literal["self", "cross", "ffn"]] = hyper_parameter(( "self", "ffn", ), "behind attention, feed-forward parts or both")
-    kind: Literal[ "adapter", "gcn", "appnp", "gcnii", "p-adapter", "released" ] = hyper_parameter("p-adapter", "a key of `ADAPTERS`")
-    skip: Literal[ "attention", "aggregate" ] = hyper_parameter("attention", "what the branch is added to: \"attention\" (zero-shot at the start) or \"aggregate\" (paper)")
-    hidden: PositiveInteger | None = hyper_parameter(None, "bottleneck width; None: an eighth of the tower's")
+    towers: OneOrMore[Literal["vision", "text", "decoder"]] = hyper_parameter(
+        ("vision",), "where adapters go"
+    )
+    where: OneOrMore[Literal["self", "cross", "ffn"]] = hyper_parameter(
+        (
+            "self",
+            "ffn",
+        ),
+        "behind attention, feed-forward parts or both",
+    )
+    kind: Literal["adapter", "gcn", "appnp", "gcnii", "p-adapter", "released"] = hyper_parameter(
+        "p-adapter", "a key of `ADAPTERS`"
+    )
+    skip: Literal["attention", "aggregate"] = hyper_parameter(
+        "attention",
+        'what the branch is added to: "attention" (zero-shot at the start) or "aggregate" (paper)',
+    )
+    hidden: PositiveInteger | None = hyper_parameter(
+        None, "bottleneck width; None: an eighth of the tower's"
+    )
 
     def constants(self, problem):
         return {}

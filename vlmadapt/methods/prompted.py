@@ -17,11 +17,11 @@ from fastcore.basics import patch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..models.backbones import Backbone, free_memory, tokenize
-from ..core.files import choose
+from ..core.registry import choose
+from ..data.prompts import check_classnames, fill
 from .base import Method
 from .hyper_parameters import hyper_parameter
-from ..data.prompts import check_classnames, fill
+from ..models.backbones import Backbone, free_memory, tokenize
 
 # %% ../../nbs/05_methods/30_prompted.ipynb #32e07919
 def _blocks(tower, what):

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from ..core.files import choose
+from ..core.registry import choose
+from ..core.values import Flag, Fraction, NonNegative, Positive, Real
 from .base import Method
 from .hyper_parameters import hyper_parameter
 from .tip_adapter import by_class, cache_keys, class_layout
-from ..core.values import Flag, Fraction, NonNegative, Positive, Real
 
 # %% ../../nbs/05_methods/17_proto_clip.ipynb #e6299606
 def log_mixture(
@@ -112,14 +112,32 @@ class ProtoCLIP(Method):
     space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
 
     variant: Literal["training-free", "F", "F-Q^T"] = hyper_parameter("F-Q^T", "see above")
-    adapter: Literal[ "conv-3x", "conv-2x", "fc", "none" ] = hyper_parameter("conv-2x", "of the queries (ImageNet's)")
+    adapter: Literal["conv-3x", "conv-2x", "fc", "none"] = hyper_parameter(
+        "conv-2x", "of the queries (ImageNet's)"
+    )
     train_text: Flag = hyper_parameter(False, "train the text prototypes too (ImageNet's)")
-    beta: NonNegative = hyper_parameter(12.0, "sharpness at test time (ImageNet's)", posthoc=[k / 10 for k in range(1, 10)] + [float(k) for k in range(1, 21)])
-    alpha: Fraction = hyper_parameter(0.5, "weight of the image prototypes at test time (ImageNet's)", posthoc=[k / 10 for k in range(11)])
-    alpha_train: Fraction = hyper_parameter(0.5, "weight while training", search=[0.2, 0.5, 0.8], batched=True)
-    beta_train: NonNegative = hyper_parameter(12.0, "sharpness while training", search=[5.0, 12.0, 20.0], batched=True)
+    beta: NonNegative = hyper_parameter(
+        12.0,
+        "sharpness at test time (ImageNet's)",
+        posthoc=[k / 10 for k in range(1, 10)] + [float(k) for k in range(1, 21)],
+    )
+    alpha: Fraction = hyper_parameter(
+        0.5,
+        "weight of the image prototypes at test time (ImageNet's)",
+        posthoc=[k / 10 for k in range(11)],
+    )
+    alpha_train: Fraction = hyper_parameter(
+        0.5, "weight while training", search=[0.2, 0.5, 0.8], batched=True
+    )
+    beta_train: NonNegative = hyper_parameter(
+        12.0, "sharpness while training", search=[5.0, 12.0, 20.0], batched=True
+    )
     temperature: Positive = hyper_parameter(0.1, "of the alignment (released code)", batched=True)
-    gain: Real = hyper_parameter(0.0, "initial gain of the adapter's last LayerNorm: 0 the identity, 1 as released", batched=True)
+    gain: Real = hyper_parameter(
+        0.0,
+        "initial gain of the adapter's last LayerNorm: 0 the identity, 1 as released",
+        batched=True,
+    )
 
 # %% ../../nbs/05_methods/17_proto_clip.ipynb #43ff98f6
 @patch(cls_method=True)

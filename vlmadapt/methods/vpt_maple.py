@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
+from ..core.values import PositiveInteger
+from ..data.prompts import check_classnames
 from .hyper_parameters import hyper_parameter
 from .mudpt import MuDPT
 from .prompted import PHOTO_WORDS, ImagePromptMethod, depth_within, photo_tokens
-from ..data.prompts import check_classnames
-from ..core.values import PositiveInteger
 
 # %% ../../nbs/05_methods/33_vpt_maple.ipynb #9fa7b37d
 class VPT(ImagePromptMethod):
@@ -60,8 +60,12 @@ class MaPLe(MuDPT):
     space = dict(lr=[1e-3, 3.5e-3, 1e-2])
     injection, n_vision, fuse_first, one_way, words = "linear_per_layer", None, True, True, None
 
-    depth: PositiveInteger | None = hyper_parameter(None, "blocks that receive prompts; None: three quarters of the shallower tower")
-    n_ctx: PositiveInteger = hyper_parameter(2, "prompt length in both towers; further words of \"a photo of a\" stay as they are")
+    depth: PositiveInteger | None = hyper_parameter(
+        None, "blocks that receive prompts; None: three quarters of the shallower tower"
+    )
+    n_ctx: PositiveInteger = hyper_parameter(
+        2, 'prompt length in both towers; further words of "a photo of a" stay as they are'
+    )
 
     @property
     def after(self) -> str:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'SCHEMES', 'WEIGHT_SUFFIXES', 'PRECISIONS', 'CROP_SCALE', 'BackboneRow', 'quick_gelu_blocks',
-           'wants_quick_gelu', 'one_line', 'quiet', 'hub_offline', 'hub_reachable', 'from_hub', 'build_model',
-           'available_devices', 'check_device', 'default_device', 'default_precision', 'free_memory', 'TextTooLong',
-           'token_counts', 'shortened', 'check_texts', 'tokenize', 'Backbone', 'draw', 'cropped', 'drawn',
-           'load_backbone', 'parted', 'ahead', 'cores', 'kept_share', 'Pixels', 'Views']
+           'wants_quick_gelu', 'quiet', 'hub_offline', 'hub_reachable', 'from_hub', 'build_model', 'available_devices',
+           'check_device', 'default_device', 'default_precision', 'free_memory', 'TextTooLong', 'token_counts',
+           'tokenize', 'Backbone', 'draw', 'cropped', 'drawn', 'load_backbone', 'parted', 'ahead', 'cores',
+           'kept_share', 'Pixels', 'Views']
 
 # %% ../../nbs/02_models/00_backbones.ipynb #e3789c28
 import itertools
@@ -32,10 +32,15 @@ from fastcore.basics import patch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..core.files import choose, content_key, import_open_clip, regular_file, stream
+from ..core.files import regular_file
+from ..core.hashing import content_key
+from ..core.registry import choose
+from ..core.seeding import stream
+from ..core.texts import check_texts, one_line, shortened
+from ..core.values import Flag, convert
 from ..data.images import Images
 from ..mini import models as mini
-from ..core.values import Flag, convert
+from .open_clip_import import import_open_clip
 
 # %% ../../nbs/02_models/00_backbones.ipynb #bbdde623
 @dataclass(frozen=True)
@@ -85,15 +90,6 @@ def wants_quick_gelu(
     return bool(cfg.get("quick_gelu", False))
 
 # %% ../../nbs/02_models/00_backbones.ipynb #14860031
-def one_line(
-    error: BaseException,  # of another library
-    length: int = 300,  # most characters
-) -> str:
-    "Return the message of `error` in one line."
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= length else text[: length - 3] + "..."
-
-
 @contextmanager
 def quiet(level: int = logging.WARNING) -> Iterator[None]:
     "Suppress log messages up to `level` inside the block."
@@ -363,37 +359,7 @@ def token_counts(
     added = 3 if clips else 0  # start, end and class token, which open_clip adds itself
     return [len(row) + added for row in ids]
 
-
-def shortened(
-    text: str,
-    length: int = 60,  # most characters
-) -> str:
-    "Return `text`, or its start and end where it is long."
-    half = (length - 5) // 2
-    return text if len(text) <= length else f"{text[:half]} ... {text[-half:]}"
-
 # %% ../../nbs/02_models/00_backbones.ipynb #5ff7423a
-def check_texts(
-    texts: Iterable[str],
-    what: str = "text",  # the kind of thing, for the message
-    fix: str = "",  # for the message about something that is no string
-) -> list[str]:
-    "Return `texts` as a list of plain strings; refuse anything else in one line."
-    if isinstance(texts, (str, bytes, dict, set)):
-        kind = type(texts).__name__
-        shown = shortened(repr(texts))
-        raise ValueError(f"a list of {what}s is needed, got {kind} {shown}; use a list")
-    try:
-        texts = list(texts)
-    except TypeError:
-        raise ValueError(f"a list of {what}s is needed, got {shortened(repr(texts))}") from None
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            hint = f"; {fix}" if fix else ""
-            raise ValueError(f"{what} {i} must be a string, got {shortened(repr(text))}{hint}")
-    return [str(text) for text in texts]
-
-
 def tokenize(
     tokenizer: Callable,  # open_clip's, or one with the same interface
     texts: Iterable[str],

@@ -21,13 +21,14 @@ from fastcore.basics import patch
 from torch.func import functional_call, vmap
 from tqdm.auto import tqdm
 
-from ..models.backbones import CROP_SCALE, Pixels, ahead, drawn
-from ..data.datasets import VAL_SHOTS
-from ..problems.features import SealedLabels, as_labels, same_count
-from ..core.files import choose, np_stream, stream
-from ..methods.base import Batch, Method, problem_width
-from ..problems.classification import Features, FewShotProblem, drawing_from
+from ..core.registry import choose
+from ..core.seeding import np_stream, stream
 from ..core.values import NonNegativeInteger, convert
+from ..data.datasets import VAL_SHOTS
+from ..methods.base import Batch, Method, problem_width
+from ..models.backbones import CROP_SCALE, Pixels, ahead, drawn
+from ..problems.classification import Features, FewShotProblem, drawing_from
+from ..problems.features import SealedLabels, as_labels, same_count
 
 # %% ../../nbs/06_training/00_fit.ipynb #18c8ee40
 def _cosine(lr, part):
