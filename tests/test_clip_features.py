@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from vlmadapt.training.fit import evaluate, fit, tune
 from vlmadapt.methods import METHODS
 from vlmadapt.problems.classification import FewShotProblem
+from vlmadapt.training.fit import evaluate, fit, tune
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared/data/clip_vitb32_imagenet"
 pytestmark = pytest.mark.skipif(
@@ -23,7 +23,10 @@ def problem():
         load_file(FOLDER / "features.safetensors"),
         json.loads((FOLDER / "classnames.json").read_text()),
     )
-    pair = lambda s: (x[f"{s}_x"], x[f"{s}_y"])
+
+    def pair(s):
+        return (x[f"{s}_x"], x[f"{s}_y"])
+
     return FewShotProblem.from_features(
         names, x["text"], train=pair("train"), val=pair("val"), test=pair("test")
     )

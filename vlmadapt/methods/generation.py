@@ -20,12 +20,12 @@ from torch.nn.utils import parametrize
 
 import vlmadapt.training.fit
 from ..core.records import RecordError
-from ..core.registry import choose
+from ..core.registry import Registry, choose
 from ..core.seeding import stream
 from ..core.tensors import load_arrays, save_arrays
 from ..core.texts import one_line, shown_path
 from ..core.values import NonNegative, PositiveInteger
-from .base import Method, MethodTable
+from .base import Method
 from .cards import Card, card_backbone, check_backbone, check_card
 from .hyper_parameters import OneOrMore, hyper_parameter
 from .inputs import OpenedPixels, as_inputs
@@ -460,4 +460,4 @@ TUNERS = (
     APPNPTuner,
     GCNIITuner,
 )
-PETL = MethodTable({cls.name: cls for cls in TUNERS})
+PETL = Registry("method", {cls.name: cls for cls in TUNERS})
