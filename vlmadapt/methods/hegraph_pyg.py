@@ -123,7 +123,7 @@ class HeteroAdapter(nn.Module):
         return RelationConv(
             self.linear[layer],
             a.weight(PATH_WEIGHTS[r]),
-            a.b[layer] if layer in a.b else None,
+            a.b.get(layer, None),
             a.act,
             r != "vv",
         )

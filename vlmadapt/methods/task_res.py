@@ -51,16 +51,15 @@ class TaskRes(Method):
     space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
 
     alpha: NonNegative = hyper_parameter(
-        0.5, "scale of the residual", search=[0.2, 0.5, 1.0], batched=True
+        0.5, "scale of the residual", search=[0.2, 0.5, 1.0], batched=True, source="paper"
     )
     text_norm: Literal["unit", "raw"] = hyper_parameter(
-        "unit", 'length of the base rows; released code: "raw"'
+        "unit", "length of the base rows", source="released code: raw"
     )
 
     def constants(self, problem):
-        if self.text_norm == "raw":
-            return dict(text=raw_text(problem))
-        return dict(text=problem.features.text)
+        raw = self.text_norm == "raw"
+        return {"text": raw_text(problem) if raw else problem.features.text}
 
     def init(self, generator):
         self.X = nn.Parameter(torch.zeros_like(self.text))
