@@ -6,12 +6,10 @@
 __all__ = ['METHODS']
 
 # %% ../../nbs/05_methods/99_methods.ipynb #0f91a08d
-from .registry import MethodRegistry
+from .registry import Kind, MethodRegistry
 
 # %% ../../nbs/05_methods/99_methods.ipynb #8e162536
-METHODS = MethodRegistry(entry_points="vlmadapt.methods")
-
-for _name, _module, _kind in (
+_METHODS: tuple[tuple[str, str, Kind], ...] = (
     ("ZeroShot", "zero_shot", "features"),
     ("LinearProbeScratch", "linear_probe", "features"),
     ("LinearProbe", "linear_probe", "features"),
@@ -30,5 +28,8 @@ for _name, _module, _kind in (
     ("MuDPT", "mudpt", "prompts"),
     ("PAdapter", "p_adapter", "towers"),
     ("AnchoredProbe", "anchored_probe", "features"),
-):
+)
+
+METHODS = MethodRegistry(entry_points="vlmadapt.methods")
+for _name, _module, _kind in _METHODS:
     METHODS.register(_name, f"vlmadapt.methods.{_module}:{_name}", _kind)

@@ -89,7 +89,7 @@ def offers(
 
 # %% ../../nbs/05_methods/04_base.ipynb #b5df8c95
 class Method(HyperParameters, nn.Module):
-    "A few trained tensors on top of a frozen backbone; subclasses give `constants`, `init` and `logits`."
+    "A few trained tensors on a frozen backbone; subclasses give `constants`, `init` and `logits`."
 
     needs: ClassVar[set[str]] = {"features"}
 

@@ -80,7 +80,8 @@ class GDA(Method):
         "Compute means and precision from every view of the support images."
         views = problem.features.views
         x = F.normalize(views.flatten(0, 1).to(self.text), dim=-1)
-        y = problem.labels["train"].repeat(len(views)).to(self.text.device)
+        labels = torch.as_tensor(problem.labels["train"])
+        y = labels.repeat(len(views)).to(self.text.device)
         self.W, self.b = gda_classifier(x, y, len(self.text), self.shrink)
 
     def logits(self, batch):

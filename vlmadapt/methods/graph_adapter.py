@@ -26,7 +26,7 @@ def visual_nodes(
     problem: FewShotProblem,  # with text and views of its support images
     norm: Literal["unit", "raw"] = "unit",  # unit rows, or means of the features as they are
 ) -> torch.Tensor:  # (K, D)
-    "Mean support feature per class; a class without support image falls back to its text embedding."
+    "Class prototypes; a class without support image falls back to its text embedding."
     labels = problem.labels["train"]
     views = problem.features.views
     if norm == "raw":
@@ -115,7 +115,7 @@ class GraphAdapter(Method):
         return {"text": text, "C": graph_inputs(text, nodes, self.subsets)}
 
     def init(self, generator):
-        "Matrices `W` and zero-initialised class biases `b`, of the text graph and the visual graph."
+        "Matrices `W` and class biases `b` of the text graph and the visual graph."
         K, D = self.text.shape
         bound = (self.start == "uniform") / math.sqrt(D)
         uniform = torch.rand(2, D, D, generator=generator, dtype=self.text.dtype) * 2 - 1

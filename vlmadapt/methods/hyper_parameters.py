@@ -222,7 +222,10 @@ class HyperParameters:
         cls,
         values: dict[str, Any],  # some hyper-parameters by name
     ) -> dict[str, Any]:  # the same names, with values of the declared types
-        "Convert hyper-parameters to their declared types; raise ValueError for an unknown name or a value that is not allowed."
+        """Convert hyper-parameters to their declared types.
+
+        Raise ValueError for an unknown name or a value that is not allowed.
+        """
         kinds = cls.declared()
         found = {}
         for name, value in values.items():

@@ -73,8 +73,8 @@ def _array_inputs(x: Any, width: int | None) -> torch.Tensor | list:
     return as_features(x, "features", width=width)
 
 
-def _sort(item: Any, width: int | None) -> str:
-    "What one item of a list is: a picture, a row of features, or something else."
+def _item_kind(item: Any, width: int | None) -> str:
+    'Return "picture", "row" (of features) or "other" for one item of a list.'
     if isinstance(item, (str, os.PathLike, Image.Image)):
         return "picture"
     if isinstance(item, (list, tuple)):
@@ -92,31 +92,28 @@ def _list_inputs(items: list, width: int | None) -> torch.Tensor | list:
     "Features, or a list of pictures, from a list of rows, pictures or paths."
     if not items:
         raise _expected("an empty list", width)
-    sorts = [_sort(item, width) for item in items]
-    if "other" in sorts:
-        n = sorts.index("other")
+    kinds = [_item_kind(item, width) for item in items]
+    if "other" in kinds:
+        n = kinds.index("other")
         item = items[n]
-        got = (
-            _described(item)
-            if hasattr(item, "dtype") and hasattr(item, "shape")
-            else repr(item)[:60]
-        )
+        is_array = hasattr(item, "dtype") and hasattr(item, "shape")
+        got = _described(item) if is_array else repr(item)[:60]
         raise _expected(f"{got} ({type(item).__name__}) as item {n} of a list", width)
-    if len(set(sorts)) > 1:
-        n = next(i for i, sort in enumerate(sorts) if sort != sorts[0])
+    if len(set(kinds)) > 1:
+        n = next(i for i, kind in enumerate(kinds) if kind != kinds[0])
         raise _expected(
             "a list that mixes pictures and rows of features: "
-            f"item 0 is a {sorts[0]}, item {n} a {sorts[n]}",
+            f"item 0 is a {kinds[0]}, item {n} a {kinds[n]}",
             width,
         )
-    return items if sorts[0] == "picture" else as_features(items, "features", width=width)
+    return items if kinds[0] == "picture" else as_features(items, "features", width=width)
 
 
 def as_inputs(
     inputs: Any,  # paths, PIL images, arrays of pixels: one or a list; or features (N, D)
     width: int | None = None,  # D, where it is known
 ) -> torch.Tensor | Sequence:  # features (N, D), or a sequence of what `open_photo` takes
-    "Tell features from pictures; raise ValueError for what is clearly neither."
+    "Return features as a tensor, pictures as a sequence; raise ValueError for anything else."
     if isinstance(inputs, (str, os.PathLike, Image.Image)):
         return [inputs]
     if isinstance(inputs, Images):
@@ -131,17 +128,17 @@ def as_inputs(
 
 # %% ../../nbs/05_methods/01_inputs.ipynb #5776f1d5
 class NothingOpened(ValueError):
-    "None of the pictures could be opened."
+    "No picture could be opened."
 
 
 class OpenedPixels(Pixels):
-    "Pictures from outside, each opened when its batch is made; `opened` are the positions read."
+    "Pictures from outside, each opened when its batch is made; `opened` holds the positions read."
 
     def __init__(
         self,
         items: Sequence,  # what `open_photo` takes
         transform: Callable,  # PIL image -> tensor (3, s, s)
-        on_corrupt: str = "refuse",  # files that cannot be decoded: "refuse", or "skip" with a warning
+        on_corrupt: str = "refuse",  # undecodable files: "refuse", or "skip" with a warning
     ):
         super().__init__(items, transform)
         self.on_corrupt = convert(on_corrupt, Literal["refuse", "skip"], "on_corrupt")
@@ -168,10 +165,10 @@ class OpenedPixels(Pixels):
     def split(
         self,
         batch_size: int,  # images per batch
-        device: str | torch.device = "cpu",  # where the batches are wanted
-        threads: int | None = None,  # that decode; default: 1, beside a GPU up to 8
+        device: str | torch.device = "cpu",  # of the batches
+        threads: int | None = None,  # that decode; default: 1, with a GPU up to 8
     ) -> Iterator[torch.Tensor]:  # batches (B, 3, s, s)
-        "The pictures in full batches; while one is used the next is made."
+        "Yield the pictures in full batches; while one is used the next is decoded."
         threads = threads or (min(cores(), 8) if torch.device(device).type == "cuda" else 1)
         self.opened = []
         self.cropped.clear()
@@ -196,7 +193,9 @@ class OpenedPixels(Pixels):
             pool.shutdown(cancel_futures=True)
         self.warn_of_crops()
         if skipped:
-            told = f"skipped: {len(skipped)} of {len(self.images)} files: {named_errors(skipped)}"
-            warnings.warn(told, stacklevel=2)
+            message = (
+                f"skipped: {len(skipped)} of {len(self.images)} files: {named_errors(skipped)}"
+            )
+            warnings.warn(message, stacklevel=2)
         if not self.opened:
             raise NothingOpened(f"none of {len(self.images)} images could be opened")
