@@ -1,4 +1,4 @@
-"Real CLIP features of ImageNet, 1000 classes and 4 shots, where the shared folder holds them; they are not part of the project."
+"Real CLIP features of ImageNet, 1000 classes and 4 shots, if the shared folder holds them."
 
 import json
 from pathlib import Path
