@@ -166,7 +166,7 @@ class HeGraphAdapter(Method):
     )
     alpha_vp: Real = hyper_parameter(
         0.24,
-        "visual to positive; weight of the class bias of graph-free",
+        "visual to positive, class bias",
         search=[0.12, 0.24, 0.5],
         batched=True,
         source="Table 3",
@@ -178,26 +178,18 @@ class HeGraphAdapter(Method):
         batched=True,
         source="Table 3",
     )
-    beta_pn: Real = hyper_parameter(
-        0.5, "positive to negative", batched=True, source="third-party code"
-    )
-    beta_vn: Real = hyper_parameter(
-        0.5, "visual to negative", batched=True, source="third-party code"
-    )
-    gamma: Real = hyper_parameter(
-        0.5, "shift of the cache", batched=True, source="third-party code"
-    )
+    beta_pn: Real = hyper_parameter(0.5, "positive to negative", batched=True, source="third party")
+    beta_vn: Real = hyper_parameter(0.5, "visual to negative", batched=True, source="third party")
+    gamma: Real = hyper_parameter(0.5, "shift of the cache", batched=True, source="third party")
     lam: NonNegative = hyper_parameter(
         0.1,
         "weight of the visual loss; inert under Adam, as the branches share no parameter",
         batched=True,
         source="paper",
     )
-    sharpness: NonNegative = hyper_parameter(
-        1.0, "sharpness of the cache while training", batched=True
-    )
+    sharpness: NonNegative = hyper_parameter(1.0, "cache sharpness while training", batched=True)
     sharpness_test: NonNegative = hyper_parameter(
-        1.0, "sharpness of the cache at test time", posthoc=[1.0, 3.0, 10.0]
+        1.0, "cache sharpness at test time", posthoc=[1.0, 3.0, 10.0]
     )
     alpha_np_test: Real = hyper_parameter(
         0.1, "negative to positive at test time", posthoc=[0.0, 0.1, 0.2], source="Table 3"
@@ -206,7 +198,7 @@ class HeGraphAdapter(Method):
         0.01, "weight of the cache at test time", posthoc=[0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
     )
     fusion: Literal["sum", "prob_mix"] = hyper_parameter(
-        "sum", "how text and cache are joined at test time"
+        "sum", "join of text and cache (test time)"
     )
     learn_paths: Flag = hyper_parameter(
         False, "train the path weights from the given values; alpha_np_test is then unused"
@@ -218,9 +210,7 @@ class HeGraphAdapter(Method):
         "zero", "initialisation of the matrices: zero, or uniform in +-1/sqrt(D)"
     )
     act: Literal["tanh", "relu", "identity"] = hyper_parameter("tanh", "activation")
-    dissim: Literal["neg", "one_minus"] = hyper_parameter(
-        "neg", "diagonal of the dissimilarity relations"
-    )
+    dissim: Literal["neg", "one_minus"] = hyper_parameter("neg", "diagonal of pn, vn and np")
     src_degree: Literal["col", "row"] = hyper_parameter("col", "degree of the source")
     cache_reduce: Literal["sum", "mean"] = hyper_parameter("sum", "over the shots of a class")
     leave_one_out: Flag = hyper_parameter(False, "leave an image's own key out while training")

@@ -25,7 +25,8 @@ from ..core.registry import choose
 from ..core.seeding import np_stream, stream
 from ..core.values import NonNegativeInteger, convert
 from ..data.datasets import VAL_SHOTS
-from ..methods.base import Batch, Method, problem_width
+from ..methods.base import Batch, Method
+from ..methods.requirements import problem_width
 from ..models.backbones import CROP_SCALE, Pixels, ahead, drawn
 from ..problems.classification import Features, FewShotProblem, drawing_from
 from ..problems.features import SealedLabels, as_labels, same_count
