@@ -166,7 +166,7 @@ class HeGraphAdapter(Method):
     )
     alpha_vp: Real = hyper_parameter(
         0.24,
-        "visual to positive, class bias",
+        "visual to positive; weight of the class bias of graph-free",
         search=[0.12, 0.24, 0.5],
         batched=True,
         source="Table 3",
@@ -182,10 +182,7 @@ class HeGraphAdapter(Method):
     beta_vn: Real = hyper_parameter(0.5, "visual to negative", batched=True, source="third party")
     gamma: Real = hyper_parameter(0.5, "shift of the cache", batched=True, source="third party")
     lam: NonNegative = hyper_parameter(
-        0.1,
-        "weight of the visual loss; inert under Adam, as the branches share no parameter",
-        batched=True,
-        source="paper",
+        0.1, "weight of the visual loss; inert under Adam", batched=True, source="paper"
     )
     sharpness: NonNegative = hyper_parameter(1.0, "cache sharpness while training", batched=True)
     sharpness_test: NonNegative = hyper_parameter(
