@@ -500,7 +500,7 @@ def test_every_method_can_be_fitted_twice_and_again_after_loading(tmp_path):
     problem = FewShotProblem(
         NAMES, features_problem().features, dict(train=Y, test=Y)
     )  # without provenance
-    for name, cls in METHODS.items():
+    for name, cls in METHODS.classifiers().items():
         if cls.needs != {"features"} or "text_neg" in cls.defaults():
             continue
         recipe = {"epochs": 1} if "epochs" in cls.recipe else {}

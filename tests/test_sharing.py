@@ -29,7 +29,7 @@ FOLDS = {
     "HeGraphAdapter T",
 }
 CASES = {
-    **{name: (name, {}) for name in METHODS},
+    **{name: (name, {}) for name in METHODS.classifiers()},
     "HeGraphAdapter T": ("HeGraphAdapter", dict(variant="T")),
 }
 PREDICT = """

@@ -53,6 +53,7 @@ class Method(HyperParameters, nn.Module):
     "A few trained tensors on a frozen backbone; subclasses give `constants`, `init` and `logits`."
 
     needs: ClassVar[set[str]] = {"features"}
+    backbone: Any  # the frozen backbone, or None
 
     if TYPE_CHECKING:
 
@@ -258,14 +259,15 @@ class Method(HyperParameters, nn.Module):
     def inputs(self, problem: FewShotProblem, split: str) -> torch.Tensor | Pixels:
         "What the method reads of a `split`: raw features (N, D), or `Pixels`."
         if self.reads_images():
-            return Pixels(problem.images(split), self._image_backbone().preprocess)
+            images: Any = problem.images(split)
+            return Pixels(images, self._image_backbone().preprocess)
         return getattr(problem.features, split)
 
     def _check_reads_features(self):
         if self.reads_images():
             raise ValueError(f"{type(self).__name__} reads images, not features")
 
-    def _image_backbone(self) -> Backbone:
+    def _image_backbone(self) -> Any:
         "The backbone that encodes images; by default the one that the card names."
         if self.backbone is None:
             if self.card.get("backbone") is None:

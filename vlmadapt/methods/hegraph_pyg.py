@@ -8,6 +8,7 @@ __all__ = ['NODES', 'EDGES', 'hetero_data', 'RelationConv', 'HeteroAdapter']
 # %% ../../nbs/05_methods/19_hegraph_pyg.ipynb #7c436db1
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -117,7 +118,8 @@ class HeteroAdapter(nn.Module):
             self.linear[name] = linear
         self.rounds = nn.ModuleDict()
         for node in ("N", "P", "V"):
-            convs = {EDGES[r]: self._conv(r) for r in adapter.paths if RELATIONS[r][1] == node}
+            relations = [r for r in adapter.paths if RELATIONS[r][1] == node]
+            convs: dict[Any, Any] = {EDGES[r]: self._conv(r) for r in relations}
             with warnings.catch_warnings():  # a round updates one type of node on purpose
                 warnings.simplefilter("ignore", UserWarning)
                 if convs:

@@ -112,7 +112,7 @@ def _list_inputs(items: list, width: int | None) -> torch.Tensor | list:
 def as_inputs(
     inputs: Any,  # paths, PIL images, arrays of pixels: one or a list; or features (N, D)
     width: int | None = None,  # D, where it is known
-) -> torch.Tensor | Sequence:  # features (N, D), or a sequence of what `open_photo` takes
+) -> torch.Tensor | Sequence | Images:  # features (N, D), or what `open_photo` takes
     "Return features as a tensor, pictures as a sequence; raise ValueError for anything else."
     if isinstance(inputs, (str, os.PathLike, Image.Image)):
         return [inputs]

@@ -87,10 +87,10 @@ class PAdapter(Method):
         names = tuple(check_classnames(classnames))
         device = self.backbone.device
         if "text" in self.towers:
-            tokens = photo_tokens(self.backbone, names).to(device)
+            tokens = photo_tokens(self.backbone, list(names)).to(device)
             return F.normalize(self.adapted.encode_text(tokens), dim=-1)
         if names not in self.text_cache:
-            features = self.backbone.encode_tokens(photo_tokens(self.backbone, names))
+            features = self.backbone.encode_tokens(photo_tokens(self.backbone, list(names)))
             self.text_cache[names] = F.normalize(features, dim=-1).to(device)
         return self.text_cache[names]
 

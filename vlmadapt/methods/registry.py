@@ -122,6 +122,11 @@ class MethodRegistry(Mapping[str, Any]):
         tables = (self._classification, self._generation)
         return [name for table in tables for name, entry in table.items() if entry.kind == kind]
 
+    def classifiers(self) -> dict[str, Any]:
+        "Import and return the classes of all methods for classification, by name."
+        self._load_entry_points()
+        return {name: entry.load() for name, entry in self._classification.items()}
+
     def __getitem__(self, name: str) -> Any:
         return self.entry(name).load()
 
