@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
-from typing_extensions import Self
 
 from ..core.registry import choose
 from ..core.seeding import stream
@@ -180,7 +179,7 @@ class Method(HyperParameters, nn.Module):
             problem._constants[key] = {name: weakref.ref(x) for name, x in stored.items()}
         return stored
 
-    def reset(self, seed: int) -> Self:
+    def reset(self, seed: int) -> "Method":
         "Initialise the trained parameters from the random stream of `seed`."
         self.init(stream(seed, "init"))
         if self.runs_tower() and self.backbone is not None:
@@ -190,7 +189,7 @@ class Method(HyperParameters, nn.Module):
     def set(
         self,
         **values: Any,  # batched hyper-parameters by name
-    ) -> Self:
+    ) -> "Method":
         "Change batched hyper-parameters after training."
         batched = dict.fromkeys(self.batched_names())
         for name in values:
@@ -367,6 +366,6 @@ class Method(HyperParameters, nn.Module):
         cls,
         path: str | Path,  # a file made by `save`
         backbone: str | Backbone | None = None,  # default: the one that the card names
-    ) -> Self:
+    ) -> "Method":
         "Load a stored method; raise ValueError where card, tensors, class and backbone differ."
         return restore(cls, path, backbone)
