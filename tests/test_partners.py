@@ -814,7 +814,7 @@ def test_the_backbone_of_the_card_is_loaded_when_an_image_comes(stored, digits, 
     monkeypatch.setattr(vlmadapt.methods.cards.card_backbone, "__defaults__", (offline,))
     told = refused(METHODS["TaskRes"].load(path).predict, images)
     assert (
-        "its backbone 'mini' cannot be loaded (no network); "
+        "its backbone 'mini' cannot be loaded (no network and a long traceback); "
         "give features, or load the method with backbone=..." in told
     )
 
