@@ -1,4 +1,4 @@
-"Real CLIP features of ImageNet, 1000 classes and 4 shots, where the shared folder holds them; they are not part of the project."
+"Real CLIP features of ImageNet, 1000 classes and 4 shots, if the shared folder holds them."
 
 import json
 from pathlib import Path
@@ -23,7 +23,10 @@ def problem():
         load_file(FOLDER / "features.safetensors"),
         json.loads((FOLDER / "classnames.json").read_text()),
     )
-    pair = lambda s: (x[f"{s}_x"], x[f"{s}_y"])
+
+    def pair(s):
+        return (x[f"{s}_x"], x[f"{s}_y"])
+
     return FewShotProblem.from_features(
         names, x["text"], train=pair("train"), val=pair("val"), test=pair("test")
     )

@@ -74,7 +74,7 @@ def test_site(site, pages):
     )
     assert any(
         re.search(r"/blob/main/vlmadapt/methods/base.py#L\d+$", l)
-        for l in pages["05_methods/00_base.html"].links
+        for l in pages["05_methods/07_base.html"].links
     )
 
 

@@ -1,9 +1,11 @@
 "Hyper-parameters, numbers, divergence and params files: what is converted and what is refused."
 
+import inspect
 import json
 import os
 import typing
 from pathlib import Path
+from typing import Literal
 
 import nbformat
 import numpy as np
@@ -21,8 +23,9 @@ from vlmadapt.grid.runner import vlmadapt_grid
 from vlmadapt.grid.runs import execute, read_runs, template_parameters
 from vlmadapt.grid.task_rows import try_rates
 from vlmadapt.methods import METHODS
-from vlmadapt.methods.base import RECIPE, Method, hyper
+from vlmadapt.methods.base import Method
 from vlmadapt.methods.generation import PETL
+from vlmadapt.methods.hyper_parameters import OneOrMore, hyper_parameter
 from vlmadapt.problems.classification import FewShotProblem, few_shot
 from vlmadapt.training.fit import evaluate, fit, fit_many, sweep, tune, tune_many
 
@@ -45,10 +48,8 @@ class Shift(Method):
         batch_size=256,
         schedule="constant",
     )
-    space = dict(scale=[0.5, 1.0, 2.0])
 
-    def __init__(self, problem, scale: NonNegative = 1.0, **recipe):
-        super().__init__(problem, hyper(locals()))
+    scale: NonNegative = hyper_parameter(1.0, search=[0.5, 1.0, 2.0], batched=True)
 
     def constants(self, problem):
         return dict(text=problem.features.text)
@@ -84,9 +85,7 @@ def bare_types(kind):
 def test_every_default_of_every_method_is_declared():
     offenders = []
     for label, cls in KNOWN.items():
-        annotated = {**RECIPE, **typing.get_type_hints(cls.__init__, include_extras=True)}
-        if hasattr(cls, "name") and issubclass(cls, PETL["adapter"]):
-            annotated = cls.declared()
+        annotated = cls.declared()
         for name in cls.defaults():
             if name not in annotated or bare_types(annotated[name]):
                 offenders.append(f"{label} {name}")
@@ -232,17 +231,51 @@ def test_the_constructor_set_and_stored_methods_use_the_declarations(problem, tm
     assert "GDA alpha" in told
 
 
-def test_plain_annotations_and_missing_ones_are_understood(problem):
-    class Old(Shift):
-        def __init__(
-            self, problem, scale: float = 1, steps=3, on: bool = False, of=("a", "b"), **recipe
-        ):
-            Method.__init__(self, problem, hyper(locals()))
+def test_plain_annotations_are_understood(problem):
+    class Plain(Shift):
+        scale: float = hyper_parameter(1, batched=True)
+        steps: int = hyper_parameter(3)
+        on: bool = hyper_parameter(False)
+        of: OneOrMore[Literal["a", "b"]] = hyper_parameter(("a", "b"))
 
-    values = Old(problem, scale=2, steps="4", on="yes").hyper_parameters
+    assert repr(Plain.defaults()["scale"]) == "1.0"
+    values = Plain(problem, scale=2, steps="4", on="yes", of="a").hyper_parameters
     assert (values["scale"], values["steps"], values["on"]) == (2.0, 4, True)
+    assert values["of"] == ("a",)
     for wrong in (dict(scale=True), dict(scale=np.inf), dict(steps=1.5), dict(on=3), dict(of="ab")):
-        assert next(iter(wrong)) in message(lambda wrong=wrong: Old(problem, **wrong))
+        assert next(iter(wrong)) in message(lambda wrong=wrong: Plain(problem, **wrong))
+
+
+def test_what_may_be_batched_is_declared_not_guessed(problem):
+    class Whole(Shift):
+        scale: NonNegative = hyper_parameter(1, batched=True)
+
+    class Fixed(Shift):
+        scale: NonNegative = hyper_parameter(1.0)
+
+    values = [dict(epochs=1, scale=scale) for scale in (1, 2.0)]
+    for cls in (Whole, Fixed):
+        many = fit_many([(cls, v, problem, 1) for v in values])
+        for method, v in zip(many, values, strict=True):
+            alone = fit(cls(problem, **v), problem)
+            assert torch.allclose(method.table, alone.table, atol=1e-6)
+    assert isinstance(Whole(problem).scale, torch.Tensor) and Fixed(problem).scale == 1.0
+    assert Whole(problem).set(scale=2).hyper_parameters["scale"] == 2.0
+    assert "can be set after training 'scale'" in message(lambda: Fixed(problem).set(scale=2))
+
+
+def test_a_subclass_fixes_or_redeclares_hyper_parameters(problem):
+    class Half(Shift):
+        scale = 0.5
+
+    class Narrow(Shift):
+        scale: NonNegative = hyper_parameter(2.0, search=[2.0, 3.0], batched=True)
+
+    assert "scale" not in Half.defaults() and "scale" not in Half.space
+    assert Half(problem).scale == 0.5
+    assert "unknown Half parameter 'scale'" in message(lambda: Half(problem, scale=1))
+    assert Narrow.space == dict(scale=[2.0, 3.0]) and Shift.space == dict(scale=[0.5, 1.0, 2.0])
+    assert list(inspect.signature(Narrow).parameters)[:2] == ["problem", "scale"]
 
 
 # Arguments of few_shot, fit and tune
@@ -381,10 +414,6 @@ def test_impossible_definitions_are_named(problem):
     class Partial(Shift):
         recipe = dict(lr=1e-3, epochs=2)
 
-    class Undecided(Shift):
-        def __init__(self, problem, scale, **recipe):
-            Method.__init__(self, problem, hyper(locals()))
-
     class Bad(Shift):
         recipe = {**Shift.recipe, "epochs": 0}
 
@@ -399,7 +428,19 @@ def test_impossible_definitions_are_named(problem):
     assert "Idle has a recipe but nothing to train" in message(lambda: fit(Idle(problem), problem))
     told = message(lambda: fit(Partial(problem), problem))
     assert told.endswith("its recipe lacks optimizer, weight_decay, batch_size, schedule")
-    assert "'scale' needs a default" in message(lambda: Undecided(problem, 1.0))
+    assert "'scale' needs a type" in message(
+        lambda: type("Untyped", (Shift,), dict(scale=hyper_parameter(1.0)))
+    )
+    assert "Wrong scale: input should be greater than or equal to 0, got -1" in message(
+        lambda: type(
+            "Wrong",
+            (Shift,),
+            dict(scale=hyper_parameter(-1.0), __annotations__=dict(scale=NonNegative)),
+        )
+    )
+    assert "'scalee'; did you mean 'scale'?" in message(
+        lambda: type("Misspelt", (Shift,), dict(space=dict(scalee=[1.0])))
+    )
     assert "Bad epochs" in message(lambda: Bad(problem))
     assert fit(Short(problem, epochs="3"), problem).hyper_parameters["epochs"] == 3
 

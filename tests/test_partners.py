@@ -17,8 +17,8 @@ from vlmadapt.core.tensors import load_arrays, save_arrays
 from vlmadapt.data.datasets import Dataset, load_dataset
 from vlmadapt.data.images import Images
 from vlmadapt.methods import METHODS
-from vlmadapt.methods.base import as_inputs
 from vlmadapt.methods.generation import PETL
+from vlmadapt.methods.inputs import as_inputs
 from vlmadapt.models.backbones import load_backbone
 from vlmadapt.problems.classification import FewShotProblem, few_shot
 from vlmadapt.problems.features import as_features, as_labels
@@ -500,7 +500,7 @@ def test_every_method_can_be_fitted_twice_and_again_after_loading(tmp_path):
     problem = FewShotProblem(
         NAMES, features_problem().features, dict(train=Y, test=Y)
     )  # without provenance
-    for name, cls in METHODS.items():
+    for name, cls in METHODS.classifiers().items():
         if cls.needs != {"features"} or "text_neg" in cls.defaults():
             continue
         recipe = {"epochs": 1} if "epochs" in cls.recipe else {}
@@ -623,7 +623,7 @@ def test_methods_that_read_images_refuse_features(digits):
 def alive(monkeypatch):
     "The largest number of opened pictures that were alive at once."
     seen = {"now": 0, "most": 0, "total": 0}
-    opened = vlmadapt.methods.base.open_image
+    opened = vlmadapt.methods.inputs.open_image
 
     def closed():
         seen["now"] -= 1
@@ -636,7 +636,7 @@ def alive(monkeypatch):
         seen["most"] = max(seen["most"], seen["now"])
         return image
 
-    monkeypatch.setattr(vlmadapt.methods.base, "open_image", counting)
+    monkeypatch.setattr(vlmadapt.methods.inputs, "open_image", counting)
     return seen
 
 
@@ -791,7 +791,7 @@ def test_a_card_that_does_not_fit_is_refused(stored, tmp_path, kind):
 def test_a_file_that_is_no_method(tmp_path):
     path = written(tmp_path / "x.safetensors", {"x": torch.ones(2)}, {})
     assert "holds no method" in refused(METHODS["TaskRes"].load, path)
-    assert "holds no method" in refused(vlmadapt.methods.base.read_card, path)
+    assert "holds no method" in refused(vlmadapt.methods.cards.read_card, path)
 
 
 def test_the_backbone_of_the_card_is_loaded_when_an_image_comes(stored, digits, monkeypatch):
@@ -811,10 +811,10 @@ def test_the_backbone_of_the_card_is_loaded_when_an_image_comes(stored, digits, 
     def offline(*arguments, **options):
         raise OSError("no network\nand a long\ntraceback")
 
-    monkeypatch.setattr(vlmadapt.methods.base.card_backbone, "__defaults__", (offline,))
+    monkeypatch.setattr(vlmadapt.methods.cards.card_backbone, "__defaults__", (offline,))
     told = refused(METHODS["TaskRes"].load(path).predict, images)
     assert (
-        "its backbone 'mini' cannot be loaded (no network); "
+        "its backbone 'mini' cannot be loaded (no network and a long traceback); "
         "give features, or load the method with backbone=..." in told
     )
 

@@ -41,7 +41,7 @@ from vlmadapt.data.tasks import (
     read_vqa,
 )
 from vlmadapt.methods import METHODS
-from vlmadapt.methods.base import read_card
+from vlmadapt.methods.cards import read_card
 from vlmadapt.mini.models import untrained
 from vlmadapt.models.adapted_models import add_adapters, load_adapters, save_adapters
 from vlmadapt.problems.classification import FewShotProblem, cached_rows

@@ -41,7 +41,7 @@ DOES_NOT_FOLD = {
     "MuDPT",
     "HeGraphAdapter",
 }
-CASES = {name: (name, {}) for name in METHODS}
+CASES = {name: (name, {}) for name in METHODS.classifiers()}
 CASES["HeGraphAdapter T"] = ("HeGraphAdapter", {"variant": "T"})
 LARGEST_FILE = 4 << 20  # bytes
 
@@ -54,7 +54,7 @@ import numpy as np
 import torch
 
 from vlmadapt.methods import METHODS
-from vlmadapt.methods.base import read_card
+from vlmadapt.methods.cards import read_card
 
 folder = Path(sys.argv[1])
 features = torch.from_numpy(np.load(folder / "features.npy"))

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core.values import Flag, PositiveInteger
-from .base import hyper
+from .hyper_parameters import hyper_parameter
 from .prompted import PromptMethod
 from ..models.class_prompts import depth_within, initial_context
 from ..problems.classification import drawing_from
@@ -34,18 +34,13 @@ class CoOp(PromptMethod):
     )  # Dassl's train loader
     space = dict(lr=[5e-4, 2e-3, 8e-3])
 
-    def __init__(
-        self,
-        problem,
-        n_ctx: PositiveInteger = 16,  # number of context vectors
-        words: str
-        | None = "",  # initial words; None: the first n_ctx of "a photo of a"; "": random vectors
-        place: Literal["end", "middle", "front"] = "end",  # of the class name
-        class_specific: Flag = False,  # a context for every class?
-        depth: PositiveInteger = 1,  # blocks that receive prompts, the first included
-        **recipe,
-    ):
-        super().__init__(problem, hyper(locals()))
+    n_ctx: PositiveInteger = hyper_parameter(16, "number of context vectors")
+    words: str | None = hyper_parameter(
+        "", 'initial words; None: the first n_ctx of "a photo of a"; "": random vectors'
+    )
+    place: Literal["end", "middle", "front"] = hyper_parameter("end", "of the class name")
+    class_specific: Flag = hyper_parameter(False, "a context for every class?")
+    depth: PositiveInteger = hyper_parameter(1, "blocks that receive prompts, the first included")
 
 # %% ../../nbs/05_methods/31_coop.ipynb #b96ac5e7
 @patch
@@ -95,15 +90,13 @@ class CoCoOp(PromptMethod):
     )  # Dassl's train loader
     space = dict(lr=[5e-4, 2e-3, 8e-3])
 
-    def __init__(
-        self,
-        problem,
-        n_ctx: PositiveInteger = 4,  # number of context vectors
-        words: str | None = None,  # initial words; None: the first n_ctx of "a photo of a"
-        reduction: PositiveInteger = 16,  # width of the image feature divided by the network's hidden width
-        **recipe,
-    ):
-        super().__init__(problem, hyper(locals()))
+    n_ctx: PositiveInteger = hyper_parameter(4, "number of context vectors")
+    words: str | None = hyper_parameter(
+        None, 'initial words; None: the first n_ctx of "a photo of a"'
+    )
+    reduction: PositiveInteger = hyper_parameter(
+        16, "width of the image feature divided by the network's hidden width"
+    )
 
 # %% ../../nbs/05_methods/31_coop.ipynb #d4b38138
 @patch

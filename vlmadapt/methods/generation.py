@@ -17,21 +17,14 @@ from torch import nn
 
 import vlmadapt.training.fit
 from ..core.records import RecordError
+from ..core.registry import Registry
 from ..core.tensors import load_arrays, save_arrays
 from ..core.texts import one_line, shown_path
 from ..core.values import NonNegative, PositiveInteger
-from vlmadapt.methods.base import (
-    Card,
-    Method,
-    MethodTable,
-    OpenedPixels,
-    as_inputs,
-    card_backbone,
-    check_backbone,
-    check_card,
-    hyper,
-    one_or_more,
-)
+from .base import Method
+from .cards import Card, card_backbone, check_backbone, check_card
+from .hyper_parameters import OneOrMore, hyper_parameter
+from .inputs import OpenedPixels, as_inputs
 from vlmadapt.models.adapted_models import (
     WHERE,
     adapter_parameters,
@@ -235,7 +228,7 @@ def load(
         if k in card
     }
     try:
-        values = self._complete(card["hyper_parameters"])
+        values = self.completed(card["hyper_parameters"])
         self._setup(card["classnames"], 1.0, values, dict)
     except Exception as error:
         raise RecordError(f"{shown_path(path)}: {one_line(error)}") from None
@@ -247,9 +240,6 @@ class Frozen(GenerationMethod):
     "The backbone as it is; what every tuner is compared with."
 
     name, rates = "frozen", ()
-
-    def __init__(self, problem, **recipe):
-        super().__init__(problem, hyper(locals()))
 
     def adapt(self, model, seed):
         return thin_copy(model)
@@ -268,9 +258,6 @@ class Full(GenerationMethod):
         {**GenerationMethod.recipe, "lr": 2e-4},
     )
 
-    def __init__(self, problem, **recipe):
-        super().__init__(problem, hyper(locals()))
-
     def adapt(self, model, seed):
         return copy.deepcopy(model).requires_grad_(True)
 
@@ -279,9 +266,6 @@ class BitFit(GenerationMethod):
     "The biases of the decoder."
 
     name = "bitfit"
-
-    def __init__(self, problem, **recipe):
-        super().__init__(problem, hyper(locals()))
 
     def adapt(self, model, seed):
         model = thin_copy(model)
@@ -297,15 +281,11 @@ class LoRA(GenerationMethod):
 
     name = "lora"
 
-    def __init__(
-        self,
-        problem,
-        rank: PositiveInteger = 8,  # r
-        alpha: NonNegative = 32.0,  # the change is scaled by alpha/r
-        parts: one_or_more("query", "key", "value") = ("query", "key"),  # of `QKV`
-        **recipe,  # lr, epochs and so on
-    ):
-        super().__init__(problem, hyper(locals()))
+    rank: PositiveInteger = hyper_parameter(8, "r")
+    alpha: NonNegative = hyper_parameter(32.0, "the change is scaled by alpha/r")
+    parts: OneOrMore[Literal["query", "key", "value"]] = hyper_parameter(
+        ("query", "key"), "of `QKV`"
+    )
 
     def adapt(self, model, seed):
         return add_lora(model, seed=seed, **self.settings())
@@ -316,13 +296,10 @@ class PrefixTuning(GenerationMethod):
 
     name = "prefix"
 
-    def __init__(
-        self,
-        problem,
-        length: PositiveInteger = 16,  # prefix tokens of each attention (the paper does not say; its parameter count suggests 32)
-        **recipe,  # lr, epochs and so on
-    ):
-        super().__init__(problem, hyper(locals()))
+    length: PositiveInteger = hyper_parameter(
+        16,
+        "prefix tokens of each attention (the paper does not say; its parameter count suggests 32)",
+    )
 
     def adapt(self, model, seed):
         return add_prefix(model, seed=seed, **self.settings())
@@ -332,9 +309,6 @@ class AdapterTuner(GenerationMethod):
     "Adapters in the decoder, of the class's own kind (`name`)."
 
     name = "adapter"
-
-    def __init__(self, problem, **settings):
-        super().__init__(problem, settings)
 
     def adapt(self, model, seed):
         return add_adapters(model, self.name, seed=seed, **self.settings())
@@ -347,7 +321,7 @@ class AdapterTuner(GenerationMethod):
     @classmethod
     def declared(cls) -> dict:
         "All hyper-parameters with the types that they are declared with."
-        placed = dict(where=one_or_more(*WHERE), ffn=Literal["sequential", "parallel"])
+        placed = dict(where=OneOrMore[Literal[WHERE]], ffn=Literal["sequential", "parallel"])
         return {**super().declared(), **placed, **setting_types(cls.name)}
 
 # %% ../../nbs/05_methods/50_generation.ipynb #57b4b2f7
@@ -387,4 +361,4 @@ TUNERS = (
     APPNPTuner,
     GCNIITuner,
 )
-PETL = MethodTable({cls.name: cls for cls in TUNERS})
+PETL = Registry("method", {cls.name: cls for cls in TUNERS})

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..core.registry import choose
 from ..core.values import Flag, PositiveInteger
-from .base import hyper
+from .hyper_parameters import hyper_parameter
 from .prompted import ImagePromptMethod
 from ..models.class_prompts import depth_within, initial_context
 from ..problems.classification import drawing_from
@@ -90,23 +90,24 @@ INJECTIONS = dict(
 class MuDPT(ImagePromptMethod):
     "Deep prompts in both towers that inject into each other."
 
-    def __init__(
-        self,
-        problem,
-        injection: Literal[
-            "transformer", "linear", "linear_per_layer", "silent", "none"
-        ] = "transformer",
-        depth: PositiveInteger
-        | None = None,  # blocks that receive prompts; None: three quarters of the shallower tower
-        n_ctx: PositiveInteger = 4,  # prompt length in both towers
-        n_vision: PositiveInteger | None = None,  # another length in vision, without injection only
-        fuse_first: Flag = True,  # inject into the first visual prompt too?
-        one_way: Flag = False,  # visual prompts are the injected text prompts, nothing flows back
-        words: str | None = None,  # initial words; None: the first n_ctx words of "a photo of a"
-        after: str = "",  # fixed words between prompt and name
-        **recipe,
-    ):
-        super().__init__(problem, hyper(locals()))
+    injection: Literal["transformer", "linear", "linear_per_layer", "silent", "none"] = (
+        hyper_parameter("transformer")
+    )
+    depth: PositiveInteger | None = hyper_parameter(
+        None, "blocks that receive prompts; None: three quarters of the shallower tower"
+    )
+    n_ctx: PositiveInteger = hyper_parameter(4, "prompt length in both towers")
+    n_vision: PositiveInteger | None = hyper_parameter(
+        None, "another length in vision, without injection only"
+    )
+    fuse_first: Flag = hyper_parameter(True, "inject into the first visual prompt too?")
+    one_way: Flag = hyper_parameter(
+        False, "visual prompts are the injected text prompts, nothing flows back"
+    )
+    words: str | None = hyper_parameter(
+        None, 'initial words; None: the first n_ctx words of "a photo of a"'
+    )
+    after: str = hyper_parameter("", "fixed words between prompt and name")
 
 # %% ../../nbs/05_methods/32_mudpt.ipynb #8f501867
 @patch

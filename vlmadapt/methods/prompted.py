@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from ..data.prompts import check_classnames
 from .base import Method
+from .hyper_parameters import hyper_parameter
 from ..models.backbones import free_memory
 from ..models.class_prompts import class_prompts
 from ..models.image_tower import ImageTower

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core.values import NonNegative
-from .base import Method, hyper, same_length
+from .base import Method
+from .hyper_parameters import hyper_parameter
+from .linear_head import same_length
 from ..problems.classification import FewShotProblem
 from ..problems.prompt_features import class_means
 
@@ -46,21 +48,18 @@ class TaskRes(Method):
         schedule="warmup_cosine",
         drop_last=True,  # Dassl's train loader
     )
-    space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], alpha=[0.2, 0.5, 1.0])
+    space = dict(lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
 
-    def __init__(
-        self,
-        problem,
-        alpha: NonNegative = 0.5,  # scale of the residual
-        text_norm: Literal["unit", "raw"] = "unit",  # length of the base rows; released code: "raw"
-        **recipe,
-    ):
-        super().__init__(problem, hyper(locals()))
+    alpha: NonNegative = hyper_parameter(
+        0.5, "scale of the residual", search=[0.2, 0.5, 1.0], batched=True, source="paper"
+    )
+    text_norm: Literal["unit", "raw"] = hyper_parameter(
+        "unit", "length of the base rows", source="released code: raw"
+    )
 
     def constants(self, problem):
-        if self.text_norm == "raw":
-            return dict(text=raw_text(problem))
-        return dict(text=problem.features.text)
+        raw = self.text_norm == "raw"
+        return {"text": raw_text(problem) if raw else problem.features.text}
 
     def init(self, generator):
         self.X = nn.Parameter(torch.zeros_like(self.text))

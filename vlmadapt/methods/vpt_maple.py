@@ -13,7 +13,7 @@ from torch import nn
 
 from ..core.values import PositiveInteger
 from ..data.prompts import check_classnames
-from .base import hyper
+from .hyper_parameters import hyper_parameter
 from .mudpt import MuDPT
 from .prompted import ImagePromptMethod
 from ..models.class_prompts import PHOTO_WORDS, depth_within, photo_tokens
@@ -24,14 +24,8 @@ class VPT(ImagePromptMethod):
 
     recipe = {**ImagePromptMethod.recipe, "epochs": 5}
 
-    def __init__(
-        self,
-        problem,
-        depth: PositiveInteger | None = None,  # blocks that receive prompts; None: all
-        n_ctx: PositiveInteger = 8,  # prompt length
-        **recipe,
-    ):
-        super().__init__(problem, hyper(locals()))
+    depth: PositiveInteger | None = hyper_parameter(None, "blocks that receive prompts; None: all")
+    n_ctx: PositiveInteger = hyper_parameter(8, "prompt length")
 
 # %% ../../nbs/05_methods/33_vpt_maple.ipynb #1846a661
 @patch
@@ -69,15 +63,12 @@ class MaPLe(MuDPT):
     space = dict(lr=[1e-3, 3.5e-3, 1e-2])
     injection, n_vision, fuse_first, one_way, words = "linear_per_layer", None, True, True, None
 
-    def __init__(
-        self,
-        problem,
-        depth: PositiveInteger
-        | None = None,  # blocks that receive prompts; None: three quarters of the shallower tower
-        n_ctx: PositiveInteger = 2,  # prompt length in both towers; further words of "a photo of a" stay as they are
-        **recipe,
-    ):
-        ImagePromptMethod.__init__(self, problem, hyper(locals()))
+    depth: PositiveInteger | None = hyper_parameter(
+        None, "blocks that receive prompts; None: three quarters of the shallower tower"
+    )
+    n_ctx: PositiveInteger = hyper_parameter(
+        2, 'prompt length in both towers; further words of "a photo of a" stay as they are'
+    )
 
     @property
     def after(self) -> str:

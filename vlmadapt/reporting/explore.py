@@ -47,7 +47,7 @@ from ..training.fit import fit
 # %% ../../nbs/08_reporting/06_explore.ipynb #53400d3e
 QUICK = {
     name: dict(epochs=20 if name == "CoOp" else 3)
-    for name, cls in METHODS.items()
+    for name, cls in METHODS.classifiers().items()
     if cls.runs_tower()
 }
 
@@ -636,7 +636,7 @@ def _controls(dataset, backbone):
             options=sorted({"mini", "mini-rn", backbone}), value=backbone, description="backbone"
         ),
         methods=W.SelectMultiple(
-            options=[m for m, c in METHODS.items() if not c.reads_images()],
+            options=[m for m, c in METHODS.classifiers().items() if not c.reads_images()],
             value=("ZeroShot", "TaskRes", "HeGraphAdapter"),
             rows=9,
             description="methods",

@@ -25,7 +25,8 @@ from ..core.registry import choose
 from ..core.seeding import np_stream, stream
 from ..core.values import NonNegativeInteger, convert
 from ..data.sampling import VAL_SHOTS
-from ..methods.base import Batch, Method, problem_width
+from ..methods.base import Batch, Method
+from ..methods.requirements import problem_width
 from ..models.backbones import CROP_SCALE, Pixels, ahead, drawn
 from ..problems.classification import Features, FewShotProblem, drawing_from
 from ..problems.features import SealedLabels, as_labels, same_count
@@ -534,7 +535,7 @@ STACK_LIMIT = 50_000_000  # trained values in one stacked batch of runs
 
 
 def _shape_key(method, problem):
-    loose = {*method._float_names(), "lr", "weight_decay"}
+    loose = {*method.batched_names(), "lr", "weight_decay"}
     shapes = tuple(
         (n, tuple(x.shape))
         for n, x in itertools.chain(method.named_parameters(), method.named_buffers())
@@ -714,7 +715,7 @@ def _judge(logits, y):
 
 def _grid_of(method, grid):
     "The values of a grid of test-time values as the class declares them."
-    floats = dict.fromkeys(method._float_names())
+    floats = dict.fromkeys(method.batched_names())
     for name in grid:
         choose(name, floats, f"{type(method).__name__} parameter that can be set after training")
     return _checked_values(type(method), grid)
