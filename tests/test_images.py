@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 
 from vlmadapt.data import photos
-from vlmadapt.models.backbones import Pixels, load_backbone
 from vlmadapt.data.datasets import Dataset, few_shot_indices, load_dataset, read_parts, read_split
-from vlmadapt.training.fit import evaluate, fit, tune
 from vlmadapt.data.images import CorruptImage, Images, image_suffixes, open_image
-from vlmadapt.methods import METHODS
 from vlmadapt.data.photos import open_photos, read_photos
+from vlmadapt.methods import METHODS
+from vlmadapt.models.backbones import load_backbone
+from vlmadapt.models.pixels import Pixels
 from vlmadapt.problems.classification import FewShotProblem, few_shot
+from vlmadapt.training.fit import evaluate, fit, tune
 
 SPLITS = Path("/nonexistent")
 for parent in Path(__file__).resolve().parents:

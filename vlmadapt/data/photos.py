@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..core.files import choose
 from .annotations import cut, is_image, is_system
 from .datasets import PHOTO, Dataset, part_of_name
-from ..core.files import choose
 from vlmadapt.data.images import (
     CorruptImage,
     Images,

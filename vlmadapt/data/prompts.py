@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ..models.backbones import check_texts, shortened
+from ..models.tokens import check_texts, shortened
 from .datasets import PHOTO, Dataset
 from ..core.files import choose, shown_path
 from ..core.records import RecordError, read_json

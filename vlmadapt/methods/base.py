@@ -48,7 +48,9 @@ from vlmadapt.core.values import (
 )
 from ..data.images import CorruptImage, Images, eight_bits, numbers_of
 from ..data.photos import named_errors, open_photo
-from ..models.backbones import Backbone, Pixels, ahead, cores, load_backbone
+from ..models.backbones import Backbone, load_backbone
+from ..models.devices import cores
+from ..models.pixels import Pixels, prefetch
 from ..problems.classification import FewShotProblem
 from ..problems.features import as_features
 
@@ -672,7 +674,7 @@ class OpenedPixels(Pixels):
         pool = ThreadPoolExecutor(threads)
         try:
             works = (pool.submit(self._tried, i) for i in range(len(self.images)))
-            for i, work in enumerate(ahead(works, 2 * batch_size)):
+            for i, work in enumerate(prefetch(works, 2 * batch_size)):
                 made = work.result()
                 if isinstance(made, Exception):
                     skipped.append(made)

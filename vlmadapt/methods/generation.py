@@ -19,8 +19,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import vlmadapt.training.fit
-from ..models.backbones import Backbone, one_line
 from ..core.files import choose, load_arrays, save_arrays, shown_path, stream
+from ..core.records import RecordError
+from ..core.values import NonNegative, PositiveInteger
 from vlmadapt.methods.base import (
     Card,
     Method,
@@ -33,7 +34,6 @@ from vlmadapt.methods.base import (
     hyper,
     one_or_more,
 )
-from ..core.records import RecordError
 from vlmadapt.models.adapted_attention import (
     WHERE,
     AdaptedAttention,
@@ -46,18 +46,19 @@ from vlmadapt.models.adapted_attention import (
     thin_copy,
     tower_blocks,
 )
+from ..models.backbones import Backbone
 from ..models.decoding import write
+from ..models.pretrained import one_line
 from vlmadapt.problems.generation import (
+    GenerationProblem,
     Spelled,
     TaskBatch,
     TaskBatches,
-    GenerationProblem,
     answer_losses,
     judged,
     load_writer,
     spell,
 )
-from ..core.values import NonNegative, PositiveInteger
 
 # %% ../../nbs/05_methods/50_generation.ipynb #ebabecab
 class GenerationMethod(Method):

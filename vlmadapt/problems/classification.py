@@ -53,7 +53,8 @@ from vlmadapt.data.prompts import (
     fill,
     pool_text,
 )
-from ..models.backbones import Backbone, load_backbone, shortened
+from ..models.backbones import Backbone, load_backbone
+from ..models.tokens import shortened
 from vlmadapt.problems.features import (
     SealedLabels,
     as_features,

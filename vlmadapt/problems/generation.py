@@ -39,9 +39,10 @@ from vlmadapt.data.text_metrics import (
     words_of,
 )
 from ..mini.tasks import MINI_TASKS, Example, draw_task
-from ..models.backbones import Backbone, Pixels, kept_share, load_backbone
+from ..models.backbones import Backbone, load_backbone
 from ..models.decoding import END, PAD, START, shortened, text_states, text_tokens, write
 from ..models.p_laplacian import at_least_single
+from ..models.pixels import Pixels, kept_share
 from .features import SealedLabels
 
 # %% ../../nbs/04_problems/05_generation.ipynb #5a6b854a

@@ -31,8 +31,9 @@ from ..methods.base import Batch, Method
 from ..methods.hegraph_adapter import RELATIONS, edge_weights, graph_nodes, propagation
 from ..methods.prompted import TextTower
 from ..models.adapted_attention import project
-from ..models.backbones import Backbone, Pixels, load_backbone
+from ..models.backbones import Backbone, load_backbone
 from ..models.p_laplacian import attention_matrix, plap_attention
+from ..models.pixels import Pixels
 from ..problems.classification import FewShotProblem, few_shot
 from vlmadapt.reporting.figures import (
     _columns,

@@ -21,13 +21,13 @@ from fastcore.basics import patch
 from torch.func import functional_call, vmap
 from tqdm.auto import tqdm
 
-from ..models.backbones import CROP_SCALE, Pixels, ahead, drawn
-from ..data.datasets import VAL_SHOTS
-from ..problems.features import SealedLabels, as_labels, same_count
 from ..core.files import choose, np_stream, stream
-from ..methods.base import Batch, Method, problem_width
-from ..problems.classification import Features, FewShotProblem, drawing_from
 from ..core.values import NonNegativeInteger, convert
+from ..data.datasets import VAL_SHOTS
+from ..methods.base import Batch, Method, problem_width
+from ..models.pixels import CROP_SCALE, Pixels, drawn, prefetch
+from ..problems.classification import Features, FewShotProblem, drawing_from
+from ..problems.features import SealedLabels, as_labels, same_count
 
 # %% ../../nbs/06_training/00_fit.ipynb #18c8ee40
 def _cosine(lr, part):
@@ -139,7 +139,7 @@ class ImageBatches(Batches):
             submitted = (
                 (index, [pool.submit(crop) for crop in self.draw(index)]) for index in self.epoch()
             )
-            for index, work in ahead(submitted):
+            for index, work in prefetch(submitted):
                 index = index.to(self.y.device)
                 pixels = torch.stack([w.result() for w in work])
                 yield Batch(pixels.to(self.y.device), self.y[index], index)
