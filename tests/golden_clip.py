@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from vlmadapt.models.backbones import Backbone
-from vlmadapt.core.files import import_open_clip
 from vlmadapt.data.images import Images
+from vlmadapt.models.backbones import Backbone
+from vlmadapt.models.open_clip_import import import_open_clip
 from vlmadapt.problems.classification import Features, FewShotProblem
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlmadapt.core.files import load_arrays
+from vlmadapt.core.tensors import load_arrays
 from vlmadapt.data.datasets import load_dataset
 from vlmadapt.grid.runs import execute_now
 from vlmadapt.methods import METHODS

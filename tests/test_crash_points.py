@@ -25,7 +25,7 @@ sys.path.insert(0, str(HOOKS))
 
 import crash_hook  # noqa: E402
 
-from vlmadapt.core import files as foundation  # noqa: E402
+from vlmadapt.core import files  # noqa: E402
 from vlmadapt.grid import runner as grid  # noqa: E402
 from vlmadapt.grid import runs  # noqa: E402
 
@@ -33,7 +33,7 @@ PARAMETERS = """dataset = 'mini-digits'
 methods = ['ZeroShot']
 seeds = [1]
 out = ''"""
-BODY = """from vlmadapt.core.files import np_stream
+BODY = """from vlmadapt.core.seeding import np_stream
 from vlmadapt.grid.rows import Rows
 def compute(method, seeds):
     for seed in seeds:
@@ -87,7 +87,7 @@ def command(told, file, out, environment, kernels, limit, options):
     "Execute a grid in this process, a fork, one run after another."
     os.environ.update(environment, PYTHONPATH=f"{HOOKS}{os.pathsep}{os.environ['PYTHONPATH']}")
     if environment:
-        crash_hook.install(foundation.write_hooks)
+        crash_hook.install(files.write_hooks)
     if not kernels:
         grid.run_notebook = runs.run_notebook = run_here
     grid._loopback = lambda: False

@@ -14,12 +14,12 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
+from vlmadapt.core.hashing import digest
 from vlmadapt.data import datasets
 from vlmadapt.data.annotations import imagenet_names
 from vlmadapt.data.datasets import (
     BENCHMARKS,
     DATASETS,
-    digest,
     few_shot_indices,
     load_dataset,
     read_benchmark,

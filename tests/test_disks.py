@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 import torch
 
+from vlmadapt.core.files import CannotWrite, write_json
+from vlmadapt.core.tensors import load_arrays, save_arrays
 from vlmadapt.data import datasets
-from vlmadapt.problems import classification as problem
 from vlmadapt.data.datasets import rebuild_split
-from vlmadapt.core.files import CannotWrite, load_arrays, save_arrays, write_json
 from vlmadapt.methods import METHODS
+from vlmadapt.problems import classification as problem
 from vlmadapt.problems.classification import FewShotProblem, cached, cached_rows
 
 WIDTH = 64
@@ -266,14 +267,14 @@ def test_a_process_killed_while_it_writes(cache):
     "The file that it was writing is removed by the next process that makes it."
     program = """
         import os, torch
-        from vlmadapt.core import files as foundation
+        from vlmadapt.core import files
         from vlmadapt.problems.classification import cached_rows
 
         def die(moment, path):
             if path.suffix == ".npy":
                 os._exit(9)
 
-        foundation.write_hooks.append(die)
+        files.write_hooks.append(die)
         rows = torch.arange(4000.0)[:, None] * torch.ones(64)
         cached_rows(lambda a, b, n: rows[a:b], 4000, lambda: 8, shard=1000, what="disks")
     """
@@ -457,7 +458,8 @@ LIMITED = """
     import json, os, resource, sys, warnings
     from pathlib import Path
     import torch
-    from vlmadapt.core.files import CannotWrite, save_arrays, write_json
+    from vlmadapt.core.files import CannotWrite, write_json
+    from vlmadapt.core.tensors import save_arrays
     from vlmadapt.problems.classification import cached, cached_rows
 
     folder, limit = Path(sys.argv[1]), int(sys.argv[2])

@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from vlmadapt.core.hashing import digest
 from vlmadapt.data import downloads
 from vlmadapt.data.annotations import class_folders
-from vlmadapt.data.datasets import BENCHMARKS, Benchmark, Source, digest
+from vlmadapt.data.datasets import BENCHMARKS, Benchmark, Source
 from vlmadapt.data.downloads import (
     Gone,
     NoRoom,

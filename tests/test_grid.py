@@ -35,7 +35,7 @@ fixed = {}  # method -> hyper-parameters
 broken = ''  # a dataset that fails
 out = ''"""
 BODY = """import os, time
-from vlmadapt.core.files import np_stream
+from vlmadapt.core.seeding import np_stream
 from vlmadapt.grid.rows import Rows
 if dataset == broken: raise ValueError(f'{dataset} is broken')
 def compute(method, seeds):

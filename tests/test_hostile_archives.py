@@ -27,9 +27,11 @@ from hostile import (
 )
 from tqdm import tqdm
 
+from vlmadapt.core.files import CannotWrite
+from vlmadapt.core.hashing import content_key, digest
 from vlmadapt.data import downloads
 from vlmadapt.data.annotations import class_folders
-from vlmadapt.data.datasets import BENCHMARKS, Benchmark, Source, digest
+from vlmadapt.data.datasets import BENCHMARKS, Benchmark, Source
 from vlmadapt.data.downloads import (
     Gone,
     NoRoom,
@@ -42,7 +44,6 @@ from vlmadapt.data.downloads import (
     unpack,
     vlmadapt_data,
 )
-from vlmadapt.core.files import CannotWrite, content_key
 
 PARTS = ("train", "val", "test")
 SPLIT = {

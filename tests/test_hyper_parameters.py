@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import yaml
 from torch import nn
 
-from vlmadapt.core.files import stream
+from vlmadapt.core.seeding import stream
 from vlmadapt.core.values import NonNegative
 from vlmadapt.grid.rows import KNOWN, row_key
 from vlmadapt.grid.runner import vlmadapt_grid

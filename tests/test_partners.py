@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import vlmadapt.methods.base
-from vlmadapt.core.files import load_arrays, save_arrays
+from vlmadapt.core.tensors import load_arrays, save_arrays
 from vlmadapt.data.datasets import Dataset, load_dataset
 from vlmadapt.data.images import Images
 from vlmadapt.methods import METHODS

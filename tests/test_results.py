@@ -3,7 +3,7 @@
 import json
 import time
 
-from vlmadapt.core.files import content_key
+from vlmadapt.core.hashing import content_key
 from vlmadapt.reporting.tables import read_results
 
 

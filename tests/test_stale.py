@@ -12,12 +12,15 @@ import torch
 from conftest import write_experiment
 from safetensors.torch import save_file
 
-from vlmadapt.grid import rows as rows_module
-from vlmadapt.reporting.claims import check_claim
+from vlmadapt.core.files import write_json
+from vlmadapt.core.hashing import content_key
 from vlmadapt.data.datasets import BENCHMARKS
-from vlmadapt.reporting.figures import gain_bars, shot_panels
-from vlmadapt.core.files import content_key, write_json
+from vlmadapt.grid import rows as rows_module
+from vlmadapt.grid.rows import NAMED_FILES, Rows, deviation, file_contents, file_hash, row_key
 from vlmadapt.grid.runner import vlmadapt_grid
+from vlmadapt.grid.runs import execute, read_runs
+from vlmadapt.reporting.claims import check_claim
+from vlmadapt.reporting.figures import gain_bars, shot_panels
 from vlmadapt.reporting.published import beside, show_beside
 from vlmadapt.reporting.tables import (
     averages,
@@ -27,8 +30,6 @@ from vlmadapt.reporting.tables import (
     read_rows,
     save_frame,
 )
-from vlmadapt.grid.rows import NAMED_FILES, Rows, deviation, file_contents, file_hash, row_key
-from vlmadapt.grid.runs import execute, read_runs
 
 PARAMETERS = """dataset = 'mini-digits'  # name in DATASETS
 shots = 1  # images per class
@@ -40,7 +41,7 @@ bundle = ''
 fixed = {}
 variants = {}
 out = ''"""
-BODY = """from vlmadapt.core.files import np_stream
+BODY = """from vlmadapt.core.seeding import np_stream
 from vlmadapt.grid.rows import Rows
 def compute(method, seeds):
     for seed in seeds:

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from golden_clip import golden_clip, golden_problem, load_golden
 from PIL import Image
 
-from vlmadapt.core.files import import_open_clip
 from vlmadapt.data.datasets import load_dataset
 from vlmadapt.data.prompts import check_classnames, class_prompts, fill, read_descriptions
 from vlmadapt.grid import rows
@@ -25,6 +24,7 @@ from vlmadapt.mini import models as mini_models
 from vlmadapt.models import backbones, pretrained
 from vlmadapt.models.backbones import Backbone, load_backbone
 from vlmadapt.models.devices import check_device, default_precision
+from vlmadapt.models.open_clip_import import import_open_clip
 from vlmadapt.models.pretrained import from_hub
 from vlmadapt.models.tokens import TextTooLong, token_counts, tokenize
 from vlmadapt.problems.classification import FewShotProblem, few_shot

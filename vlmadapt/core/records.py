@@ -17,7 +17,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from .files import regular_file, shown_path
+from .files import regular_file
+from .texts import shown_path
 
 # %% ../../nbs/00_core/05_records.ipynb #324f868d
 class RecordError(ValueError):
@@ -82,9 +83,14 @@ def _finite(text):
 def _parse(text, place, finite=True):
     if not text.strip():
         raise RecordError(f"{place}: the file is empty")
-    only_finite = {"parse_constant": _finite, "parse_float": _finite} if finite else {}
+    number = _finite if finite else float
     try:
-        found = json.loads(text, object_pairs_hook=_without_repetition, **only_finite)
+        found = json.loads(
+            text,
+            object_pairs_hook=_without_repetition,
+            parse_constant=number,
+            parse_float=number,
+        )
         if "\\ud" in text or "\\uD" in text:  # half of a pair can be neither printed nor stored
             json.dumps(found, ensure_ascii=False).encode()
         return found

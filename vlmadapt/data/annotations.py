@@ -9,20 +9,22 @@ __all__ = ['CALTECH', 'EUROSAT', 'SYSTEM_FOLDERS', 'Text', 'is_system', 'is_imag
            'numbered_folders', 'cut', 'cut_items']
 
 # %% ../../nbs/01_data/01_annotations.ipynb #acfeae37
+import importlib.util
 import os
 import posixpath
 import random
 import re
+import runpy
 from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from ..core.files import import_open_clip, shown_path
-from .images import image_suffixes
 from ..core.records import RecordError, check_file, read_json, read_lines, validate
+from ..core.texts import shown_path
 from ..core.values import PositiveInteger
+from .images import image_suffixes
 
 # %% ../../nbs/01_data/01_annotations.ipynb #9b2ee94c
 CALTECH = dict(airplanes="airplane", Faces="face", Leopards="leopard", Motorbikes="motorbike")
@@ -307,14 +309,20 @@ def flowers(row: object, folder: str | Path) -> dict:
     )
 
 # %% ../../nbs/01_data/01_annotations.ipynb #b16d0417
+def _file_of(package, name):
+    "The path of a file in an installed package, which is not imported: that takes seconds."
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"ImageNet's class names need {package}: pip install {package}")
+    return Path(spec.origin).parent / name
+
+
 @lru_cache
 def imagenet_names() -> dict:  # 1000 wnids in label order
-    "ImageNet's class names by WordNet id."
-    import_open_clip()
-    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
-    from timm.data.imagenet_info import ImageNetInfo
-
-    return dict(zip(ImageNetInfo("imagenet-1k").label_names(), IMAGENET_CLASSNAMES, strict=True))
+    "Return ImageNet's class names by WordNet id: open_clip's names in timm's order."
+    names = runpy.run_path(str(_file_of("open_clip", "zero_shot_metadata.py")))
+    ids = _file_of("timm", "data/_info/imagenet_synsets.txt").read_text().split()
+    return dict(zip(ids, names["IMAGENET_CLASSNAMES"], strict=True))
 
 # %% ../../nbs/01_data/01_annotations.ipynb #9d45ff00
 def _wnids(folder, known):

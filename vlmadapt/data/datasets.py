@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PHOTO', 'MIRROR', 'SECOND', 'SPLITS', 'VGG', 'CARS', 'BERKELEY', 'BENCHMARKS', 'DATASETS', 'PART_NAMES', 'Item',
            'VAL_SHOTS', 'REBUILT', 'Dataset', 'Source', 'Benchmark', 'read_items', 'part_of_name', 'read_parts',
-           'read_split', 'sample_shots', 'few_shot_indices', 'validation_images', 'data_root', 'digest', 'locate',
-           'match_files', 'read_benchmark', 'rebuild_split', 'load_dataset']
+           'read_split', 'sample_shots', 'few_shot_indices', 'validation_images', 'data_root', 'locate', 'match_files',
+           'read_benchmark', 'rebuild_split', 'load_dataset']
 
 # %% ../../nbs/01_data/02_datasets.ipynb #bb535511
 import hashlib
@@ -21,9 +21,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..core.files import write_json
+from ..core.hashing import digest
+from ..core.records import RecordError, read_json, validate
+from ..core.registry import choose
+from ..core.texts import shown_path
+from ..core.values import NonNegativeInteger
 from . import annotations as official
 from .annotations import Text, cut_items, is_image, relative_path
-from ..core.files import choose, shown_path, write_json
 from vlmadapt.data.images import (  # noqa: F401, some are imported from here elsewhere
     CorruptImage,
     Images,
@@ -31,8 +36,6 @@ from vlmadapt.data.images import (  # noqa: F401, some are imported from here el
     open_image,
 )
 from ..mini import data as mini
-from ..core.records import RecordError, read_json, validate
-from ..core.values import NonNegativeInteger
 
 # %% ../../nbs/01_data/02_datasets.ipynb #10b7dbae
 @dataclass(frozen=True)
@@ -612,22 +615,6 @@ def validation_images(
 def data_root() -> Path:
     "Where real datasets lie: the environment variable VLMADAPT_DATA, or ~/vlmadapt_data."
     return Path(os.environ.get("VLMADAPT_DATA", "~/vlmadapt_data")).expanduser()
-
-# %% ../../nbs/01_data/02_datasets.ipynb #06ed499b
-def digest(
-    path: str | Path,  # a file
-    kind: str,  # "sha256", "md5", or "git" for the id of a blob
-) -> str:  # kind:digits
-    "The hash of a file."
-    h = hashlib.new(
-        "sha1" if kind == "git" else kind,
-        b"blob %d\0" % os.path.getsize(path) if kind == "git" else b"",
-        usedforsecurity=False,
-    )
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            h.update(block)
-    return f"{kind}:{h.hexdigest()}"
 
 # %% ../../nbs/01_data/02_datasets.ipynb #c4281ac6
 def locate(

@@ -51,6 +51,10 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 import vlmadapt
+from ..core.files import DISK_ERRORS, CannotWrite, write_atomic, write_json
+from ..core.hashing import content_key, digest
+from ..core.records import RecordError, check_file, read_json, validate
+from ..core.registry import choose
 from vlmadapt.data.datasets import (
     BENCHMARKS,
     DATASETS,
@@ -59,22 +63,12 @@ from vlmadapt.data.datasets import (
     Dataset,
     Source,
     data_root,
-    digest,
     locate,
     match_files,
     read_benchmark,
     rebuild_split,
 )
-from vlmadapt.core.files import (
-    DISK_ERRORS,
-    CannotWrite,
-    choose,
-    content_key,
-    write_atomic,
-    write_json,
-)
 from .images import image_suffixes
-from ..core.records import RecordError, check_file, read_json, validate
 
 # %% ../../nbs/01_data/05_downloads.ipynb #b64f717e
 class Gone(OSError):

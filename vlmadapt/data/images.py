@@ -19,7 +19,9 @@ import torch
 from numpy.typing import ArrayLike
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from ..core.files import content_key, regular_file, shown_path
+from ..core.files import regular_file
+from ..core.hashing import content_key
+from ..core.texts import shown_path
 
 # %% ../../nbs/01_data/00_images.ipynb #98a2f2f4
 SLACK = 1e-6  # rounding of floating-point pictures beyond their range

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..core.files import choose
+from ..core.registry import choose
 from .annotations import cut, is_image, is_system
 from .datasets import PHOTO, Dataset, part_of_name
 from vlmadapt.data.images import (

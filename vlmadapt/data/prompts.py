@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ..models.tokens import check_texts, shortened
-from .datasets import PHOTO, Dataset
-from ..core.files import choose, shown_path
 from ..core.records import RecordError, read_json
+from ..core.registry import choose
+from ..core.texts import check_texts, shortened, shown_path
+from .datasets import PHOTO, Dataset
 
 # %% ../../nbs/01_data/07_prompts.ipynb #eed355b7
 ENSEMBLE = [

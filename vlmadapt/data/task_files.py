@@ -20,12 +20,14 @@ from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
-from .datasets import data_root
-from ..core.files import choose, np_stream, shown_path
 from ..core.records import RecordError, read_json, read_json_lines, validate
+from ..core.registry import choose
+from ..core.seeding import np_stream
+from ..core.texts import shown_path
+from ..core.values import Flag, NonNegativeInteger
+from .datasets import data_root
 from .text_metrics import normalise_answer
 from ..mini.tasks import Example
-from ..core.values import Flag, NonNegativeInteger
 
 # %% ../../nbs/01_data/08_task_files.ipynb #b9979962
 class Row(dict):

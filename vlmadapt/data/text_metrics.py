@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARKS', 'NUMBERS', 'ARTICLES', 'CONTRACTIONS', 'APOSTROPHES', 'PERIODS', 'VqaVersion', 'FEWEST_ANSWERS', 'BRACKETS',
-           'ENDINGS', 'APART', 'PIECES', 'strip_marks', 'normalise_answer', 'plain_answer', 'check_texts',
+           'ENDINGS', 'APART', 'PIECES', 'strip_marks', 'normalise_answer', 'plain_answer', 'check_predictions',
            'vqa_accuracy', 'words_of', 'ngrams', 'bleu', 'common_length', 'rouge_l', 'cider', 'caption_scores']
 
 # %% ../../nbs/01_data/09_text_metrics.ipynb #17420578
@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from typing import Literal, get_args
 
-from ..core.files import choose
+from ..core.registry import choose
 
 # %% ../../nbs/01_data/09_text_metrics.ipynb #0f26eb3b
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
@@ -168,7 +168,7 @@ def plain_answer(
     return text.strip(" .,;:!?\"'") or text
 
 # %% ../../nbs/01_data/09_text_metrics.ipynb #25605e26
-def check_texts(
+def check_predictions(
     predicted: list,  # B predictions, each a text or a list of words
     references: list[list],  # for each a list of what people wrote
 ):
@@ -209,7 +209,7 @@ def vqa_accuracy(
     Raises ValueError for fewer than four answers to a question.
     """
     choose(version, dict.fromkeys(get_args(VqaVersion)), "version of the VQA program")
-    check_texts(predicted, answers)
+    check_predictions(predicted, answers)
     pairs = zip(predicted, answers)
     if normalise:
         compare = _comparable if version == "2021" else _comparable_before_2021
@@ -279,7 +279,7 @@ def bleu(
     order: int = 4,  # longest run of words
 ) -> float:  # percent
     "Corpus BLEU with the closest reference length."
-    check_texts(written, references)
+    check_predictions(written, references)
     right, total, c, r = [0] * order, [0] * order, 0, 0
     for text, refs in zip(written, references, strict=True):
         words, refs = words_of(text), [words_of(ref) for ref in refs]
@@ -318,7 +318,7 @@ def rouge_l(
     beta: float = 1.2,  # weight of recall
 ) -> float:  # percent
     "Compute the mean ROUGE-L F-measure; a caption or a reference without a word scores 0."
-    check_texts(written, references)
+    check_predictions(written, references)
     scores = []
     for text, refs in zip(written, references):
         words = words_of(text)
@@ -340,7 +340,7 @@ def cider(
     sigma: float = 6.0,  # how much the length may differ
 ) -> float:  # percent
     "Mean CIDEr-D."
-    check_texts(written, references)
+    check_predictions(written, references)
     count = lambda text: [ngrams(words_of(text), n + 1) for n in range(order)]
     pairs = [
         (count(text), [count(ref) for ref in refs])

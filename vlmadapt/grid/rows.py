@@ -36,8 +36,11 @@ from pydantic import (
     StrictStr,
 )
 
-from ..core.files import choose, content_key, environment, write_json
+from ..core.environment import environment
+from ..core.files import write_json
+from ..core.hashing import content_key
 from ..core.records import RecordError, read_json, validate
+from ..core.registry import choose
 from ..core.values import plain
 from ..methods import METHODS
 from ..methods.generation import PETL
@@ -243,7 +246,8 @@ import os
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from ..data.datasets import BENCHMARKS, DATASETS, REBUILT, data_root, digest, locate
+from ..core.hashing import digest
+from ..data.datasets import BENCHMARKS, DATASETS, REBUILT, data_root, locate
 from ..data.task_files import TASKS
 
 # %% ../../nbs/07_grid/00_rows.ipynb #933ffa0e

@@ -30,8 +30,9 @@ from fastcore.script import call_parse, store_true
 from papermill.exceptions import PapermillExecutionError
 from pydantic import BaseModel
 
-from ..core.files import CannotWrite, choose, locked, write_atomic, write_json
+from ..core.files import CannotWrite, locked, write_atomic, write_json
 from ..core.records import RecordError, read_json, read_text, validate
+from ..core.registry import choose
 from ..core.values import NonNegative, PositiveInteger, convert
 from .rows import _measured_part, base_of, method_of
 from vlmadapt.grid.runs import (

@@ -40,8 +40,9 @@ from papermill.iorw import papermill_io
 
 import vlmadapt
 from ..core import values as declarations
-from ..core.files import CannotWrite, choose, import_open_clip, locked, write_atomic
+from ..core.files import CannotWrite, locked, write_atomic
 from ..core.records import check_file, read_text
+from ..core.registry import choose
 from vlmadapt.core.values import (
     Flag,
     Integer,
@@ -57,6 +58,7 @@ from ..data.task_files import TASKS
 from .rows import KNOWN, Rows, base_of, method_of
 from ..mini.tasks import MINI_TASKS
 from ..models.backbones import BACKBONES
+from ..models.open_clip_import import import_open_clip
 from ..problems.generation import LOADERS
 
 # %% ../../nbs/07_grid/04_runs.ipynb #c61c277c

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from ..core.files import environment
+from ..core.environment import environment
 from .rows import base_of, peak, reset_peak
 from ..problems.generation import GenerationProblem
 from ..training.fit import evaluate, fit

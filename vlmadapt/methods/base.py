@@ -32,8 +32,11 @@ from torch import nn
 from torch.func import functional_call
 
 from .. import __version__
-from ..core.files import choose, load_arrays, save_arrays, shown_path, stream
 from ..core.records import RecordError, validate
+from ..core.registry import choose
+from ..core.seeding import stream
+from ..core.tensors import load_arrays, save_arrays
+from ..core.texts import shown_path
 from vlmadapt.core.values import (
     Flag,
     Fraction,

@@ -19,8 +19,11 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import vlmadapt.training.fit
-from ..core.files import choose, load_arrays, save_arrays, shown_path, stream
 from ..core.records import RecordError
+from ..core.registry import choose
+from ..core.seeding import stream
+from ..core.tensors import load_arrays, save_arrays
+from ..core.texts import one_line, shown_path
 from ..core.values import NonNegative, PositiveInteger
 from vlmadapt.methods.base import (
     Card,
@@ -48,7 +51,6 @@ from vlmadapt.models.adapted_attention import (
 )
 from ..models.backbones import Backbone
 from ..models.decoding import write
-from ..models.pretrained import one_line
 from vlmadapt.problems.generation import (
     GenerationProblem,
     Spelled,

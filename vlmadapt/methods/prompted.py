@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..core.files import choose
+from ..core.registry import choose
 from ..data.prompts import check_classnames, fill
 from .base import Method
 from ..models.backbones import Backbone

@@ -17,7 +17,6 @@ import functools
 import itertools
 import re
 
-from ..core.files import import_open_clip
 from vlmadapt.mini.atlas import (
     BACKGROUNDS,
     COLOURS,
@@ -34,6 +33,7 @@ from vlmadapt.mini.atlas import (
     STYLES,
     TEXTURES,
 )
+from ..models.open_clip_import import import_open_clip
 
 # %% ../../nbs/03_mini/03_frames.ipynb #f1d74aae
 SHAPE_NAMES, COLOUR_NAMES, PATTERN_NAMES = list(SHAPES), list(COLOURS), list(PATTERNS)

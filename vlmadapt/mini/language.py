@@ -9,7 +9,6 @@ __all__ = ['thing', 'ground', 'symbol', 'absent', 'negation', 'questions', 'hypo
 import functools
 import random
 
-from ..core.files import import_open_clip
 from vlmadapt.mini.atlas import (
     BACKGROUNDS,
     GLYPHS,
@@ -60,6 +59,7 @@ from vlmadapt.mini.frames import (
     vocabulary,
     words,
 )
+from ..models.open_clip_import import import_open_clip
 
 # %% ../../nbs/03_mini/04_language.ipynb #25cf7712
 def _fill(frame, *args, **slots):

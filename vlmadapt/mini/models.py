@@ -20,14 +20,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import vlmadapt
-from vlmadapt.core.files import (
-    DamagedFile,
-    choose,
-    import_open_clip,
-    load_arrays,
-    save_arrays,
-    shown_path,
-)
+from ..core.files import DamagedFile
+from ..core.registry import choose
+from ..core.tensors import load_arrays, save_arrays
+from ..core.texts import shown_path
+from ..models.open_clip_import import import_open_clip
 
 # %% ../../nbs/03_mini/06_models.ipynb #595c8842
 HERE = Path(vlmadapt.__file__).parent / "mini"

@@ -27,7 +27,10 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..core.files import DamagedFile, load_arrays, np_stream, save_arrays, shown_path, stream
+from ..core.files import DamagedFile
+from ..core.seeding import np_stream, stream
+from ..core.tensors import load_arrays, save_arrays
+from ..core.texts import shown_path
 from .atlas import COLOURS, SHAPES
 from .data import TARGETS, load, pretraining_batch
 from .drawing import render

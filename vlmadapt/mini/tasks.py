@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.files import choose
+from ..core.registry import choose
 from .atlas import POSITIONS, STYLES
 from .drawing import Scenes, concat, render
 from .frames import COLOUR_NAMES, NUMBERS, PLACES, PLURALS, SHAPE_NAMES, fix_articles

@@ -23,16 +23,12 @@ import torch.nn.functional as F
 from pydantic import BaseModel
 from torch import nn
 
-from ..core.files import choose, content_key, load_arrays, save_arrays, shown_path, stream
+from ..core.hashing import content_key
 from ..core.records import RecordError, validate
-from vlmadapt.models.p_laplacian import (
-    DEGREES,
-    at_least_single,
-    attention_matrix,
-    plap_attention,
-    plap_released,
-    query_nodes,
-)
+from ..core.registry import choose
+from ..core.seeding import stream
+from ..core.tensors import load_arrays, save_arrays
+from ..core.texts import shown_path
 from vlmadapt.core.values import (
     Fraction,
     NonNegative,
@@ -40,6 +36,14 @@ from vlmadapt.core.values import (
     Positive,
     PositiveInteger,
     declared_types,
+)
+from vlmadapt.models.p_laplacian import (
+    DEGREES,
+    at_least_single,
+    attention_matrix,
+    plap_attention,
+    plap_released,
+    query_nodes,
 )
 
 # %% ../../nbs/02_models/05_adapted_attention.ipynb #f3a7d549

@@ -18,9 +18,12 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..core.files import choose, content_key, import_open_clip
+from ..core.hashing import content_key
+from ..core.registry import choose
+from ..core.texts import check_texts, shortened
 from ..core.values import Flag, convert
 from .devices import PRECISIONS, check_device, default_device, default_precision
+from .open_clip_import import import_open_clip
 from .pixels import CROP_SCALE, Pixels, Views, random_crop_transform
 from vlmadapt.models.pretrained import (
     SCHEMES,
@@ -29,7 +32,7 @@ from vlmadapt.models.pretrained import (
     is_weight_path,
     quick_gelu_blocks,
 )
-from .tokens import check_texts, shortened, tokenize
+from .tokens import tokenize
 
 # %% ../../nbs/02_models/04_backbones.ipynb #bbdde623
 class Backbone:

@@ -19,13 +19,16 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from ..core.files import choose, content_key, import_open_clip, stream
+from ..core.hashing import content_key
+from ..core.registry import choose
+from ..core.seeding import stream
 from ..methods.generation import QKV, add_lora, add_prefix
 from ..mini.frames import vocabulary
 from .adapted_attention import Adapter, AttentionGraph, thin_copy, tower_blocks
 from .backbones import Backbone
 from .decoding import all_logits, check_causal, stepper
 from .devices import PRECISIONS, check_device, default_device, default_precision
+from .open_clip_import import import_open_clip
 from ..problems.generation import decoder_states, token_losses
 
 # %% ../../nbs/02_models/09_blip.ipynb #f9e16f2b

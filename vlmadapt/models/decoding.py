@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['START', 'END', 'PAD', 'text_states', 'all_logits', 'Uncached', 'check_causal', 'Cached', 'stepper', 'greedy', 'beam',
-           'text_tokens', 'prompt_tokens', 'shortened', 'write', 'likelihood', 'rank']
+           'text_tokens', 'prompt_tokens', 'write', 'likelihood', 'rank']
 
 # %% ../../nbs/02_models/06_decoding.ipynb #365da1f2
 from collections.abc import Callable
@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
-from ..core.files import choose
+from ..core.registry import choose
+from ..core.texts import shortened
 from ..core.values import NonNegativeInteger, PositiveInteger, Real, convert
 from .adapted_attention import PAdapter, attend, project
 from .backbones import Backbone
@@ -272,17 +273,6 @@ def prompt_tokens(
                 f"reads {context_length} and needs one of them to answer; shorten it"
             )
     return rows
-
-
-def shortened(
-    text: str,  # of any length
-    most: int = 60,  # characters
-) -> str:
-    "Return `text` with its middle left out where it is long."
-    if len(text) <= most:
-        return text
-    half = (most - 5) // 2
-    return f"{text[:half]} ... {text[-half:]}"
 
 # %% ../../nbs/02_models/06_decoding.ipynb #eb933ff8
 @torch.no_grad()

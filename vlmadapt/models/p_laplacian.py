@@ -9,7 +9,8 @@ __all__ = ['DEGREES', 'QUERY_NODES', 'edge_logits', 'node_weights', 'degrees', '
 # %% ../../nbs/02_models/04_p_laplacian.ipynb #8b18bb4f
 import torch
 
-from ..core.files import choose, stream
+from ..core.registry import choose
+from ..core.seeding import stream
 
 # %% ../../nbs/02_models/04_p_laplacian.ipynb #b639c7e0
 def edge_logits(

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..core.files import import_open_clip
 from ..data.images import Images
 from .devices import cores
+from .open_clip_import import import_open_clip
 
 # %% ../../nbs/02_models/03_pixels.ipynb #69a983a3
 CROP_SCALE = (0.5, 1.0)  # smallest and largest share of the area that a random crop keeps

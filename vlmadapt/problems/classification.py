@@ -28,20 +28,19 @@ from pydantic import BaseModel
 from vlmadapt.core.files import (
     CannotWrite,
     DamagedFile,
-    choose,
-    content_key,
-    load_arrays,
     locked,
     regular_file,
-    save_arrays,
-    shown_path,
-    stream,
     write_atomic,
     write_json,
 )
+from ..core.hashing import content_key, digest
 from ..core.records import RecordError, read_json, validate
+from ..core.registry import choose
+from ..core.seeding import stream
+from ..core.tensors import load_arrays, save_arrays
+from ..core.texts import shortened, shown_path
 from ..core.values import Flag, NonNegativeInteger, Positive, PositiveInteger, convert
-from ..data.datasets import Dataset, digest, few_shot_indices, load_dataset
+from ..data.datasets import Dataset, few_shot_indices, load_dataset
 from ..data.images import Images
 from ..data.photos import read_photos
 from vlmadapt.data.prompts import (
@@ -54,7 +53,6 @@ from vlmadapt.data.prompts import (
     pool_text,
 )
 from ..models.backbones import Backbone, load_backbone
-from ..models.tokens import shortened
 from vlmadapt.problems.features import (
     SealedLabels,
     as_features,

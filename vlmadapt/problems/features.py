@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from pydantic import Field
 
-from ..core.files import choose, read_tensors, shown_path
 from ..core.records import RecordError, read_json, validate
+from ..core.registry import choose
+from ..core.tensors import read_tensors
+from ..core.texts import shown_path
 
 # %% ../../nbs/04_problems/00_features.ipynb #5389612c
 def _array(

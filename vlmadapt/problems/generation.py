@@ -25,14 +25,17 @@ from fastcore.basics import patch
 from PIL import Image
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..core.files import choose, content_key, stream
+from ..core.hashing import content_key
+from ..core.registry import choose
+from ..core.seeding import stream
+from ..core.texts import shortened
 from ..core.values import NonNegativeInteger, PositiveInteger, convert
 from ..data.photos import open_photo
 from ..data.task_files import TASKS, read_task
 from vlmadapt.data.text_metrics import (
     FEWEST_ANSWERS,
     caption_scores,
-    check_texts,
+    check_predictions,
     normalise_answer,
     plain_answer,
     vqa_accuracy,
@@ -40,7 +43,7 @@ from vlmadapt.data.text_metrics import (
 )
 from ..mini.tasks import MINI_TASKS, Example, draw_task
 from ..models.backbones import Backbone, load_backbone
-from ..models.decoding import END, PAD, START, shortened, text_states, text_tokens, write
+from ..models.decoding import END, PAD, START, text_states, text_tokens, write
 from ..models.p_laplacian import at_least_single
 from ..models.pixels import Pixels, kept_share
 from .features import SealedLabels
@@ -182,7 +185,7 @@ def vqa_scores(texts: list[str], answers: list) -> dict:
 
 def plain_scores(texts: list[str], answers: list) -> dict:
     "Score texts by the share that equals one of the answers."
-    check_texts(texts, answers)
+    check_predictions(texts, answers)
     right = sum(
         plain_answer(text) in {plain_answer(answer) for answer in people}
         for text, people in zip(texts, answers)

@@ -27,7 +27,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..core.files import choose, environment, np_stream, stream, write_json
+from ..core.environment import environment
+from ..core.files import write_json
+from ..core.registry import choose
+from ..core.seeding import np_stream, stream
 from ..core.values import PositiveInteger, convert
 from ..data.images import Images
 from ..grid.rows import reset_peak, resident_peak

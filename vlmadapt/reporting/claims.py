@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from fastcore.script import call_parse
 
-from ..core.files import choose
+from ..core.registry import choose
 from ..data.datasets import DATASETS
 from ..grid.rows import UNTRAINED, base_of, in_order
 from ..methods import METHODS

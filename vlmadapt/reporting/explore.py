@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from PIL import Image
 
-from ..core.files import choose
 from ..core.markup import escape_figure, escape_html, safe_style
+from ..core.registry import choose
 from ..data.datasets import DATASETS, Dataset, load_dataset
 from ..data.images import Images
 from ..methods import METHODS

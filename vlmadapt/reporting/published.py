@@ -19,8 +19,8 @@ from numpy.typing import ArrayLike
 from pandas.io.formats.style import Styler
 
 import vlmadapt
-from ..core.files import choose
 from ..core.markup import escape_html, safe_style
+from ..core.registry import choose
 from .tables import averages, cells, shown_mean
 
 # %% ../../nbs/08_reporting/04_published.ipynb #c76bfbd1

@@ -21,7 +21,8 @@ from fastcore.basics import patch
 from torch.func import functional_call, vmap
 from tqdm.auto import tqdm
 
-from ..core.files import choose, np_stream, stream
+from ..core.registry import choose
+from ..core.seeding import np_stream, stream
 from ..core.values import NonNegativeInteger, convert
 from ..data.datasets import VAL_SHOTS
 from ..methods.base import Batch, Method, problem_width
