@@ -19,7 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..core.hashing import content_key
-from ..core.registry import choose
+from ..core.registry import Registry, choose
 from ..core.texts import check_texts, shortened
 from ..core.values import Flag, convert
 from .devices import PRECISIONS, check_device, default_device, default_precision
@@ -208,16 +208,19 @@ class BackboneSpec:
     build: str = ""  # "module:function" of a model with weights of its own, called with `model`
 
 
-BACKBONES = {
-    "mini": BackboneSpec("mini", build="vlmadapt.mini.models:build"),
-    "mini-rn": BackboneSpec("mini-rn", build="vlmadapt.mini.models:build"),
-    "RN50": BackboneSpec("RN50", "openai"),
-    "RN101": BackboneSpec("RN101", "openai"),
-    "ViT-B-32": BackboneSpec("ViT-B-32", "openai"),
-    "ViT-B-16": BackboneSpec("ViT-B-16", "openai"),
-    "ViT-L-14": BackboneSpec("ViT-L-14", "openai"),
-    "CoCa-B-32": BackboneSpec("coca_ViT-B-32", "laion2b_s13b_b90k"),
-}
+BACKBONES: Registry[BackboneSpec] = Registry(
+    "backbone",
+    {
+        "RN50": BackboneSpec("RN50", "openai"),
+        "RN101": BackboneSpec("RN101", "openai"),
+        "ViT-B-32": BackboneSpec("ViT-B-32", "openai"),
+        "ViT-B-16": BackboneSpec("ViT-B-16", "openai"),
+        "ViT-L-14": BackboneSpec("ViT-L-14", "openai"),
+        "CoCa-B-32": BackboneSpec("coca_ViT-B-32", "laion2b_s13b_b90k"),
+    },
+    plugins=["vlmadapt.mini.plugin"],
+    entry_points="vlmadapt.backbones",
+)
 LOADERS: dict[str, str] = {}  # beginning of a name -> "module:function" that loads the backbone
 
 
@@ -253,7 +256,7 @@ def _spec(name) -> BackboneSpec:
     if name.startswith("hf-hub:"):
         return BackboneSpec(name)
     if ":" not in name:
-        return choose(name, BACKBONES, "backbone")
+        return BACKBONES[name]
     model, pretrained = name.split(":", 1)
     if model in BACKBONES and BACKBONES[model].build:
         raise ValueError(f"{name!r}: {model} has weights of its own; write {model!r}")
