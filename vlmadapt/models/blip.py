@@ -23,7 +23,7 @@ from ..core.hashing import content_key
 from ..core.registry import choose
 from ..core.seeding import stream
 from ..methods.generation import QKV, add_lora, add_prefix
-from ..mini.frames import vocabulary
+from ..mini.vocabulary import vocabulary
 from .adapted_attention import Adapter, AttentionGraph, thin_copy, tower_blocks
 from .backbones import Backbone
 from .decoding import all_logits, check_causal, stepper
