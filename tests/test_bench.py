@@ -14,8 +14,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from vlmadapt.reporting import bench
 from vlmadapt.grid import rows
+from vlmadapt.reporting import bench
 
 SMALL = replace(
     bench.BENCH_SIZES["tiny"],

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from vlmadapt.training.fit import evaluate, fit, tune
 from vlmadapt.methods import METHODS
 from vlmadapt.problems.classification import FewShotProblem
+from vlmadapt.training.fit import evaluate, fit, tune
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared/data/clip_vitb32_imagenet"
 pytestmark = pytest.mark.skipif(

@@ -15,17 +15,17 @@ from conftest import ROOT
 from PIL import Image
 
 from vlmadapt.core.hashing import digest
-from vlmadapt.data import datasets
-from vlmadapt.data.annotations import imagenet_names
+from vlmadapt.data.annotations import class_folders, imagenet_names
+from vlmadapt.data.benchmarks import BENCHMARKS
 from vlmadapt.data.datasets import (
-    BENCHMARKS,
     DATASETS,
-    few_shot_indices,
+    benchmark_spec,
     load_dataset,
     read_benchmark,
-    read_split,
     rebuild_split,
 )
+from vlmadapt.data.sampling import few_shot_indices, validation_images
+from vlmadapt.data.splits import read_split
 from vlmadapt.problems.classification import few_shot
 
 SHARED = ROOT.parent / "shared/data"
@@ -206,7 +206,7 @@ def root(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", SPLITS)
 def test_reader_of_a_dataset_with_a_split_file(root, name, monkeypatch):
     row, names, parts = split_miniature(root, name)
-    monkeypatch.setitem(DATASETS, name, row)
+    monkeypatch.setitem(DATASETS, name, benchmark_spec(name, row))
     d = load_dataset(name)
     assert (
         d.classnames == names
@@ -363,7 +363,8 @@ def run_experiment(name, **given):
 
 def test_methods_fitted_on_imagenet_are_tested_on_its_variants(root, monkeypatch):
     for name in ("imagenet", *VARIANTS):
-        monkeypatch.setitem(DATASETS, name, imagenet_miniature(root, name)[0])
+        row, *_ = imagenet_miniature(root, name)
+        monkeypatch.setitem(DATASETS, name, benchmark_spec(name, row))
     done = run_experiment(
         "domain_generalisation",
         dataset="imagenet",
@@ -381,7 +382,8 @@ def test_methods_fitted_on_imagenet_are_tested_on_its_variants(root, monkeypatch
 @pytest.mark.parametrize("name, method", [("nodes", "HeGraphAdapter"), ("prompts", "VPT")])
 def test_looking_at_imagenet_needs_no_val_part(root, monkeypatch, name, method):
     "Images that are looked at come from the train folders, and are none of the support images of any seed."
-    monkeypatch.setitem(DATASETS, "imagenet", imagenet_miniature(root, "imagenet")[0])
+    row, *_ = imagenet_miniature(root, "imagenet")
+    monkeypatch.setitem(DATASETS, "imagenet", benchmark_spec("imagenet", row))
     done = run_experiment(
         name,
         dataset="imagenet",
@@ -391,7 +393,7 @@ def test_looking_at_imagenet_needs_no_val_part(root, monkeypatch, name, method):
         fixed={method: {"epochs": 1}},
         views=2,
     )
-    looked_at = set(datasets.validation_images(done["loaded"], 2, [1, 2]).items)
+    looked_at = set(validation_images(done["loaded"], 2, [1, 2]).items)
     assert len(looked_at) >= 4 and len(done["rows"].rows) == 2
     assert all("/train/" in i for i in looked_at) and not looked_at & {
         i for p in done["problems"].values() for i in p.images("train").items
@@ -510,7 +512,7 @@ def test_real_split_files(root, name):
         and tuple(len(d.splits[s]) for s in ("train", "val", "test")) == row.sizes
         and len(d.classnames) == row.classes
     )
-    if row.listing is datasets.official.class_folders:  # the name rule gives what the file says
+    if row.listing is class_folders:  # the name rule gives what the file says
         assert {(k, c) for _, k, c in row.listing(row, folder)["all"]} == {
             (k, c) for part in parts.values() for _, k, c in part
         }

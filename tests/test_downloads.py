@@ -20,7 +20,7 @@ from conftest import ROOT
 from vlmadapt.core.hashing import digest
 from vlmadapt.data import downloads
 from vlmadapt.data.annotations import class_folders
-from vlmadapt.data.datasets import BENCHMARKS, Benchmark, Source
+from vlmadapt.data.benchmarks import BENCHMARKS, Benchmark, Source
 from vlmadapt.data.downloads import (
     Gone,
     NoRoom,
@@ -137,7 +137,7 @@ def test_resume_by_a_later_process(host, tmp_path):
     "A process that is killed in the middle leaves a part; the next one asks for the rest."
     host.files["/a.bin"] = DATA * 20
     host.slow = 0.005
-    code = f"from pathlib import Path; from vlmadapt.data.datasets import Source; from vlmadapt.data.downloads import fetch; fetch(Source({host.url + '/a.bin'!r}), Path({str(tmp_path / 'a.bin')!r}))"
+    code = f"from pathlib import Path; from vlmadapt.data.benchmarks import Source; from vlmadapt.data.downloads import fetch; fetch(Source({host.url + '/a.bin'!r}), Path({str(tmp_path / 'a.bin')!r}))"
     run = subprocess.Popen(
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"},
@@ -422,7 +422,7 @@ def test_room_for_what_comes_out_of_an_archive(tmp_path, small_disk):
 def test_interrupted_unpacking_leaves_no_half_dataset(host, tmp_path, row, monkeypatch):
     "Killed while it unpacks: no folder of the dataset stands there, and the next run makes it whole."
     code = (
-        f"import vlmadapt.data.downloads as d, os, signal, zipfile\nfrom vlmadapt.data.datasets import *\nextract, n = zipfile.ZipFile.open, []\n"
+        f"import vlmadapt.data.downloads as d, os, signal, zipfile\nfrom vlmadapt.data.benchmarks import *\nextract, n = zipfile.ZipFile.open, []\n"
         f"def slow(*a, **k):\n n.append(1)\n if len(n) > 5: os.kill(os.getpid(), signal.SIGKILL)\n return extract(*a, **k)\nzipfile.ZipFile.open = slow\n"
         f"d.prepare('dtd', {str(tmp_path / 'data')!r}, Benchmark('dtd', 'images', 2, (2, 2, 2), None, 'split.json', 'md5:', sources=dict(images=(Source({host.url + '/dtd.zip'!r}),))))"
     )

@@ -31,7 +31,7 @@ from vlmadapt.core.files import CannotWrite
 from vlmadapt.core.hashing import content_key, digest
 from vlmadapt.data import downloads
 from vlmadapt.data.annotations import class_folders
-from vlmadapt.data.datasets import BENCHMARKS, Benchmark, Source
+from vlmadapt.data.benchmarks import BENCHMARKS, Benchmark, Source
 from vlmadapt.data.downloads import (
     Gone,
     NoRoom,
@@ -456,7 +456,7 @@ CHILD = """
 import json, os, resource, signal, sys, zipfile
 import vlmadapt.data.downloads as downloads
 from vlmadapt.data.annotations import class_folders
-from vlmadapt.data.datasets import BENCHMARKS, Benchmark, Source
+from vlmadapt.data.benchmarks import BENCHMARKS, Benchmark, Source
 images, split, split_hash, root, event = sys.argv[1:]
 sources = {"images": (Source(images),), "split.json": (Source(split, split_hash),)}
 BENCHMARKS["dtd"] = Benchmark("dtd", "images", 2, (2, 2, 2), class_folders, "split.json",

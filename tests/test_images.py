@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 
 from vlmadapt.data import photos
-from vlmadapt.data.datasets import Dataset, few_shot_indices, load_dataset, read_parts, read_split
+from vlmadapt.data.datasets import Dataset, load_dataset
 from vlmadapt.data.images import CorruptImage, Images, image_suffixes, open_image
 from vlmadapt.data.photos import open_photos, read_photos
+from vlmadapt.data.sampling import few_shot_indices
+from vlmadapt.data.splits import read_parts, read_split
 from vlmadapt.methods import METHODS
 from vlmadapt.models.backbones import load_backbone
 from vlmadapt.models.pixels import Pixels

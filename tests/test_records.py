@@ -26,10 +26,10 @@ from scipy.io import savemat
 from vlmadapt.core.records import RecordError, read_json, read_json_lines, read_lines, read_text
 from vlmadapt.core.tensors import load_arrays, save_arrays
 from vlmadapt.data import annotations
-from vlmadapt.data.datasets import read_split
 from vlmadapt.data.images import CorruptImage, open_image
 from vlmadapt.data.prompts import read_descriptions
-from vlmadapt.data.task_files import (
+from vlmadapt.data.splits import read_split
+from vlmadapt.data.tasks import (
     karpathy_parts,
     read_coco,
     read_jsonl,

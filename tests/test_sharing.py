@@ -12,10 +12,10 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from vlmadapt.training.fit import evaluate, fit
 from vlmadapt.core.files import DamagedFile
 from vlmadapt.methods import METHODS
 from vlmadapt.problems.classification import FewShotProblem, few_shot
+from vlmadapt.training.fit import evaluate, fit
 
 FOLDS = {
     "ZeroShot",

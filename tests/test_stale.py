@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from vlmadapt.core.files import write_json
 from vlmadapt.core.hashing import content_key
-from vlmadapt.data.datasets import BENCHMARKS
+from vlmadapt.data.benchmarks import BENCHMARKS
 from vlmadapt.grid import rows as rows_module
 from vlmadapt.grid.rows import NAMED_FILES, Rows, deviation, file_contents, file_hash, row_key
 from vlmadapt.grid.runner import vlmadapt_grid

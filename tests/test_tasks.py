@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from vlmadapt.data.task_files import read_karpathy, read_snli_ve, read_textcaps, read_vqa
+from vlmadapt.data.task_files import Example
+from vlmadapt.data.tasks import read_karpathy, read_snli_ve, read_textcaps, read_vqa
 from vlmadapt.data.text_metrics import bleu, caption_scores, cider, rouge_l, vqa_accuracy
 from vlmadapt.methods.generation import PETL
-from vlmadapt.mini.tasks import Example
 from vlmadapt.models.decoding import END, greedy, prompt_tokens, stepper, write
 from vlmadapt.problems.generation import METRICS, GenerationProblem, load_task, load_writer
 from vlmadapt.training.fit import evaluate

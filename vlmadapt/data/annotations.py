@@ -6,13 +6,12 @@
 __all__ = ['CALTECH', 'EUROSAT', 'SYSTEM_FOLDERS', 'Text', 'is_system', 'is_image', 'image_names', 'folder_names',
            'class_folders', 'relative_path', 'fields', 'pets', 'camel_words', 'actions', 'scene_name', 'scenes',
            'aircraft', 'year_first', 'read_matlab', 'cars', 'flowers', 'imagenet_names', 'wnid_folders', 'imagenet',
-           'numbered_folders', 'cut', 'cut_items']
+           'numbered_folders']
 
 # %% ../../nbs/01_data/01_annotations.ipynb #acfeae37
 import importlib.util
 import os
 import posixpath
-import random
 import re
 import runpy
 from functools import lru_cache
@@ -22,7 +21,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ..core.records import RecordError, check_file, read_json, read_lines, validate
-from ..core.texts import shown_path
+from ..core.texts import quoted, shown_path
 from ..core.values import PositiveInteger
 from .images import image_suffixes
 
@@ -105,7 +104,7 @@ def relative_path(
     clean = name.replace("\\", "/")
     outside = posixpath.normpath(clean).split("/")[0] in ("..", ".", "")
     if outside or clean.startswith("/") or PureWindowsPath(clean).is_absolute() or "\0" in clean:
-        told = f"{shown_path(name)!r} is no file in the image folder; give paths relative to it"
+        told = f"{quoted(name)} is no file in the image folder; give paths relative to it"
         raise RecordError(f"{where}: {told}")
     return clean
 
@@ -122,7 +121,7 @@ def fields(
         found = line.split(None, most)
         if len(found) < len(kinds):
             told = f"{len(kinds)} fields separated by spaces are expected"
-            raise RecordError(f"{where}: {told}, got {shown_path(line.strip())!r}")
+            raise RecordError(f"{where}: {told}, got {quoted(line.strip())}")
         values = [validate(v.strip(), k, where) for v, k in zip(found, kinds, strict=False)]
         rows.append((where, tuple(values)))
     if not rows:
@@ -133,7 +132,7 @@ def fields(
 def _number(numbers, name, where, listed):
     "The label of a class `name`, which must be among those `listed` in a file."
     if name not in numbers:
-        raise RecordError(f"{where}: no class {shown_path(name)!r} in {shown_path(listed)}")
+        raise RecordError(f"{where}: no class {quoted(name)} in {shown_path(listed)}")
     return numbers[name]
 
 # %% ../../nbs/01_data/01_annotations.ipynb #e19587f7
@@ -151,7 +150,7 @@ def _pets_part(path):
         breed = name.rpartition("_")[0].lower()
         if not breed:
             raise RecordError(
-                f"{where}: {shown_path(name)!r} is no name with a number, such as Abyssinian_100"
+                f"{where}: {quoted(name)} is no name with a number, such as Abyssinian_100"
             )
         items.append((relative_path(f"{name}.jpg", where), label - 1, breed))
     return items
@@ -364,42 +363,3 @@ def numbered_folders(row: object, folder: str | Path) -> dict:
             for i in image_names(images / f)
         ]
     )
-
-# %% ../../nbs/01_data/01_annotations.ipynb #36c66126
-def cut(
-    items: list,  # the images of one class
-    rng: random.Random,  # the shuffle's stream
-) -> dict[str, list]:  # train, val and test
-    "CoOp's cut of one class: half to train, a fifth to val, the rest to test, after a shuffle."
-    items = rng.sample(items, len(items))
-    n_train, n_val = max(1, round(0.5 * len(items))), round(0.2 * len(items))
-    return dict(
-        train=items[:n_train], val=items[n_train : n_train + n_val], test=items[n_train + n_val :]
-    )
-
-# %% ../../nbs/01_data/01_annotations.ipynb #d59934ed
-def _cut_val(items, rng):
-    items = rng.sample(items, len(items))
-    n_val = round(0.2 * len(items))
-    return dict(val=items[:n_val], train=items[n_val:])
-
-# %% ../../nbs/01_data/01_annotations.ipynb #f063099c
-def cut_items(
-    parts: dict,  # items by part, with `all`, or `trainval` and `test`
-    seed: int = 0,  # of the shuffle
-) -> dict:  # train, val and test
-    "Items cut as CoOp cut them, class by class."
-    if "train" in parts:
-        return parts
-    rng, whole, out = (
-        random.Random(seed),
-        "all" in parts,
-        dict(train=[], val=[], test=list(parts.get("test", []))),
-    )
-    groups = {}
-    for item in parts["all" if whole else "trainval"]:
-        groups.setdefault(item[1], []).append(item)
-    for label in sorted(groups):
-        for part, chosen in (cut if whole else _cut_val)(groups[label], rng).items():
-            out[part] += chosen
-    return out

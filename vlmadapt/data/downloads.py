@@ -55,13 +55,11 @@ from ..core.files import DISK_ERRORS, CannotWrite, write_atomic, write_json
 from ..core.hashing import content_key, digest
 from ..core.records import RecordError, check_file, read_json, validate
 from ..core.registry import choose
+from .benchmarks import BENCHMARKS, Benchmark, Source
 from vlmadapt.data.datasets import (
-    BENCHMARKS,
     DATASETS,
     REBUILT,
-    Benchmark,
     Dataset,
-    Source,
     data_root,
     locate,
     match_files,

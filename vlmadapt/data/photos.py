@@ -21,8 +21,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..core.registry import choose
-from .annotations import cut, is_image, is_system
-from .datasets import PHOTO, Dataset, part_of_name
+from .annotations import is_image, is_system
+from .benchmarks import PHOTO
+from .datasets import Dataset
 from vlmadapt.data.images import (
     CorruptImage,
     Images,
@@ -32,6 +33,7 @@ from vlmadapt.data.images import (
     numbers_of,
     open_image,
 )
+from .splits import cut, part_of_name
 
 # %% ../../nbs/01_data/06_photos.ipynb #afc708ff
 def _listed(items):

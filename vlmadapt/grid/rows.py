@@ -247,8 +247,9 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from ..core.hashing import digest
-from ..data.datasets import BENCHMARKS, DATASETS, REBUILT, data_root, locate
-from ..data.task_files import TASKS
+from ..data.benchmarks import BENCHMARKS
+from ..data.datasets import DATASETS, REBUILT, data_root, locate
+from ..data.tasks import TASKS
 
 # %% ../../nbs/07_grid/00_rows.ipynb #933ffa0e
 BLOCK = 1 << 16  # bytes read at either end of a file
@@ -349,7 +350,7 @@ def _dataset_files(value, settings):
 
 def _task_files(value, settings):
     "Return the annotations of a task on disk; of a task of JSON lines all that lies beside them."
-    if value not in TASKS:
+    if value not in TASKS or TASKS[value].folder is None:
         return []
     folder = data_root() / TASKS[value].folder
     if settings.get("root"):

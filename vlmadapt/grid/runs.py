@@ -54,9 +54,8 @@ from vlmadapt.core.values import (
 )
 from ..data.datasets import DATASETS
 from ..data.prompts import PROMPTS
-from ..data.task_files import TASKS
+from ..data.tasks import TASKS
 from .rows import KNOWN, Rows, base_of, method_of
-from ..mini.tasks import MINI_TASKS
 from ..models.backbones import BACKBONES
 from ..models.open_clip_import import import_open_clip
 from ..problems.generation import LOADERS
@@ -400,7 +399,7 @@ TABLES = dict(
     dataset=("dataset", DATASETS),
     targets=("dataset", DATASETS),
     methods=("method", KNOWN),
-    task=("task", MINI_TASKS | TASKS),
+    task=("task", TASKS),
 )
 WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")
 

@@ -16,10 +16,10 @@ from torch import nn
 
 from ..core.registry import choose
 from ..core.values import Fraction, PositiveInteger
-from ..data.prompts import class_means
 from .base import Method, hyper, same_length
 from .task_res import raw_text
 from ..problems.classification import FewShotProblem
+from ..problems.prompt_features import class_means
 
 # %% ../../nbs/05_methods/16_graph_adapter.ipynb #7681363a
 def visual_nodes(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMON', 'LONGER', 'SORTS', 'CLAIM', 'VERDICTS', 'HUMAN', 'CAPTION', 'FAIR', 'FAIR_COUNT', 'LEVEL', 'MINI_TASKS',
-           'Example', 'human_answers', 'fair_caption', 'MiniTask', 'draw_task']
+           'human_answers', 'fair_caption', 'MiniTask', 'draw_task']
 
 # %% ../../nbs/03_mini/08_tasks.ipynb #1ad8941f
 import random
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.registry import choose
+from ..data.task_files import Example
 from .arrays import Scenes, concat
 from .atlas import POSITIONS, STYLES
 from .drawing import render
@@ -24,15 +25,6 @@ from .frames import COLOUR_NAMES, NUMBERS, PLACES, PLURALS, SHAPE_NAMES, fix_art
 from .phrases import ground, thing
 from .questions import questions
 from .scenes import EASY_SHAPES, counts, singles
-
-# %% ../../nbs/03_mini/08_tasks.ipynb #753feda5
-class Example(NamedTuple):
-    "A prompt about an image, with its answers."
-
-    image: int  # index of the image
-    prompt: str
-    answers: tuple
-    sort: str = ""  # kind of question
 
 # %% ../../nbs/03_mini/08_tasks.ipynb #b8fd5891
 COMMON = {

@@ -40,18 +40,11 @@ from ..core.seeding import stream
 from ..core.tensors import load_arrays, save_arrays
 from ..core.texts import shortened, shown_path
 from ..core.values import Flag, NonNegativeInteger, Positive, PositiveInteger, convert
-from ..data.datasets import Dataset, few_shot_indices, load_dataset
+from ..data.datasets import Dataset, load_dataset
 from ..data.images import Images
 from ..data.photos import read_photos
-from vlmadapt.data.prompts import (
-    NEGATIVE,
-    POOLS,
-    PROMPTS,
-    check_classnames,
-    class_prompts,
-    fill,
-    pool_text,
-)
+from ..data.prompts import NEGATIVE, PROMPTS, check_classnames, class_prompts, fill
+from ..data.sampling import few_shot_indices
 from ..models.backbones import Backbone, load_backbone
 from vlmadapt.problems.features import (
     SealedLabels,
@@ -62,6 +55,7 @@ from vlmadapt.problems.features import (
     same_count,
     unit_rows,
 )
+from .prompt_features import POOLS, pool_text
 
 # %% ../../nbs/04_problems/02_classification.ipynb #2fc419f3
 def cache_root() -> Path:

@@ -31,7 +31,8 @@ from ..core.seeding import stream
 from ..core.texts import shortened
 from ..core.values import NonNegativeInteger, PositiveInteger, convert
 from ..data.photos import open_photo
-from ..data.task_files import TASKS, read_task
+from ..data.task_files import Example
+from ..data.tasks import TASKS, read_task
 from vlmadapt.data.text_metrics import (
     FEWEST_ANSWERS,
     caption_scores,
@@ -41,7 +42,6 @@ from vlmadapt.data.text_metrics import (
     vqa_accuracy,
     words_of,
 )
-from ..mini.tasks import MINI_TASKS, Example, draw_task
 from ..models.backbones import Backbone, load_backbone
 from ..models.decoding import END, PAD, START, text_states, text_tokens, write
 from ..models.p_laplacian import at_least_single
@@ -601,7 +601,7 @@ def patches(self: GenerationProblem, split: str) -> torch.Tensor:  # (N, tokens,
 
 # %% ../../nbs/04_problems/05_generation.ipynb #2c69f8b0
 def load_task(
-    name: str,  # a key of `MINI_TASKS`, or of `TASKS`: files on disk
+    name: str,  # a key of `TASKS`
     backbone: str | Backbone = "mini",  # one that can write
     train: int | None = None,  # how many train examples; default: all
     root: str | Path | None = None,  # the folder of a task on disk; default: below VLMADAPT_DATA
@@ -609,14 +609,14 @@ def load_task(
     candidates: tuple | None = None,  # answers to rank; default: the task's own; () for none
 ) -> GenerationProblem:
     "Load a built-in task or one on disk."
-    task = choose(name, MINI_TASKS | TASKS, "task")
+    task = choose(name, TASKS, "task")
     metric = metric or task.metric
     choose(metric, METRICS, "metric")
     own_candidates = candidates is not None
     if candidates is None:
         candidates = task.candidates if metric == "accuracy" else ()
     candidates = check_candidates(candidates, metric)
-    splits = _task_splits(name, root)
+    splits = read_task(name, root)
     if train is not None:
         images, examples = splits["train"]
         splits["train"] = images, examples[: convert(train, PositiveInteger, "train")]
@@ -634,14 +634,6 @@ def load_task(
     if own_candidates:
         provenance["candidates"] = content_key(candidates=candidates)
     return GenerationProblem(splits, metric, backbone, candidates, provenance)
-
-
-def _task_splits(name, root):
-    if name not in MINI_TASKS:
-        return read_task(name, root)
-    if root:
-        raise ValueError(f"task {name} is drawn, not read: it takes no root")
-    return {split: draw_task(name, split) for split in SPLITS}
 
 
 def _content(splits):

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..core.registry import choose
 from ..core.seeding import np_stream, stream
 from ..core.values import NonNegativeInteger, convert
-from ..data.datasets import VAL_SHOTS
+from ..data.sampling import VAL_SHOTS
 from ..methods.base import Batch, Method, problem_width
 from ..models.pixels import CROP_SCALE, Pixels, drawn, prefetch
 from ..problems.classification import Features, FewShotProblem, drawing_from
