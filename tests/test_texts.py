@@ -566,7 +566,7 @@ def test_random_weights_are_the_same_every_time(tiny_architectures):
         ("mini:", "write 'mini'"),
         ("hf-hub:", "names no model"),
         ("local-dir:", "names no model"),
-        ("", "there are mini"),
+        ("", "there are RN50"),
         (None, "got None"),
         (3, "got 3"),
     ],
