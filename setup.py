@@ -22,7 +22,7 @@ carried = {
     "vlmadapt.params": "params",
 }
 carried = {package: folder for package, folder in carried.items() if (root / folder).is_dir()}
-patterns = ["*.ipynb", "*.yml", "weights/*", "configs/*.json", "*.csv", "py.typed"]
+patterns = ["*.ipynb", "*.yml", "weights/*", "configs/*.json", "facts.json", "*.csv", "py.typed"]
 
 setup(
     name=cfg["lib_name"],

@@ -1,4 +1,4 @@
-"Numbers of official programs, and the tiny CLIP that they share, as a `Backbone`."
+"Reference outputs of official programs, and the tiny CLIP that they share, as a `Backbone`."
 
 import json
 import os
@@ -96,7 +96,7 @@ def golden_problem(
     features = Features(text=text, views=x[None], train=x)
     labels = {"train": arrays["labels"]}
     backbone = backbone or golden_clip()
-    # the pixels of the golden numbers are preprocessed already; tests hand them to the methods themselves
+    # the golden pixels are preprocessed already; tests pass them to the methods themselves
     pictures = Images(np.zeros((len(arrays["labels"]), 32, 32, 3), np.uint8), arrays["labels"])
     scale = backbone.logit_scale
     return FewShotProblem(names, features, labels, scale, backbone, images={"train": pictures})

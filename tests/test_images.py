@@ -18,7 +18,8 @@ from vlmadapt.data.photos import open_photos, read_photos
 from vlmadapt.data.sampling import few_shot_indices
 from vlmadapt.data.splits import read_parts, read_split
 from vlmadapt.methods import METHODS
-from vlmadapt.models.backbones import Pixels, Views, load_backbone
+from vlmadapt.models.backbones import load_backbone
+from vlmadapt.models.pixels import Pixels, Views
 from vlmadapt.problems.classification import FewShotProblem, few_shot
 from vlmadapt.training.fit import evaluate, fit, tune
 

@@ -189,7 +189,7 @@ def is_array(x):
 PROBLEM = FewShotProblem.from_features(
     ["a", "b", "c"], torch.eye(3, 8), train=(torch.eye(3, 8), [0, 1, 2]), test=None
 )
-MODEL = untrained("mini", rows=300)
+MODEL = untrained("mini", 300)
 
 
 def load_method(folder):

@@ -11,7 +11,7 @@ import pytest
 
 from vlmadapt.core.seeding import np_stream
 from vlmadapt.data.text_metrics import bleu, cider, rouge_l, words_of
-from vlmadapt.mini.language import caption
+from vlmadapt.mini.captions import caption
 from vlmadapt.mini.scenes import singles
 
 needs_coco = pytest.mark.skipif(

@@ -20,18 +20,13 @@ from vlmadapt.data.prompts import check_classnames, class_prompts, fill, read_de
 from vlmadapt.grid import rows
 from vlmadapt.methods import METHODS
 from vlmadapt.methods.base import Batch
-from vlmadapt.models import backbones
-from vlmadapt.models.backbones import (
-    Backbone,
-    TextTooLong,
-    check_device,
-    default_precision,
-    from_hub,
-    load_backbone,
-    token_counts,
-    tokenize,
-)
+from vlmadapt.mini import models as mini_models
+from vlmadapt.models import backbones, pretrained
+from vlmadapt.models.backbones import Backbone, load_backbone
+from vlmadapt.models.devices import check_device, default_precision
 from vlmadapt.models.open_clip_import import import_open_clip
+from vlmadapt.models.pretrained import from_hub
+from vlmadapt.models.tokens import TextTooLong, token_counts, tokenize
 from vlmadapt.problems.classification import FewShotProblem, few_shot
 
 LONG = (
@@ -103,7 +98,7 @@ def open_clip_tokenizer(_):
 
 
 def mini_tokenizer(_):
-    return backbones.mini.tokenizer("mini")
+    return mini_models.tokenizer("mini")
 
 
 def hugging_face_tokenizer(folder):
@@ -211,7 +206,7 @@ def test_long_class_names(long_names, method, settings):
 @pytest.mark.parametrize("method", ["CoOp", "CoCoOp", "MuDPT"])
 def test_long_context(digits, method):
     names = digits.classnames
-    tokens = max(token_counts(backbones.mini.tokenizer("mini"), [f"{name}." for name in names]))
+    tokens = max(token_counts(mini_models.tokenizer("mini"), [f"{name}." for name in names]))
     problem = problem_of(digits)
     found = METHODS[method](problem, n_ctx=32 - tokens)
     assert found.plan(names).ids.shape[-1] == 32
@@ -494,7 +489,7 @@ def test_own_weights(own_weights, name):
     loaded = load_backbone(name.format(folder), device="cpu")
     assert loaded.key == own.key
     assert torch.equal(loaded.encode_text(["a cat"]), own.encode_text(["a cat"]))
-    assert set(backbones.quick_gelu_blocks(loaded.model)) == {True}
+    assert set(pretrained.quick_gelu_blocks(loaded.model)) == {True}
 
 
 def test_home_folder_in_a_path(own_weights, monkeypatch):
@@ -577,7 +572,7 @@ def test_random_weights_are_the_same_every_time(tiny_architectures):
         ("mini:", "write 'mini'"),
         ("hf-hub:", "names no model"),
         ("local-dir:", "names no model"),
-        ("", "there are mini"),
+        ("", "there are RN50"),
         (None, "got None"),
         (3, "got 3"),
     ],
@@ -601,7 +596,7 @@ def test_logit_bias(tiny_architectures, mini):
     "offline, part", [(True, "HF_HUB_OFFLINE is set"), (False, "cannot be reached")]
 )
 def test_no_network(monkeypatch, tmp_path, name, offline, part):
-    constants = backbones.huggingface_hub.constants
+    constants = pretrained.huggingface_hub.constants
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
@@ -610,18 +605,18 @@ def test_no_network(monkeypatch, tmp_path, name, offline, part):
 
 
 def test_cache_before_network(monkeypatch):
-    monkeypatch.setattr(backbones, "hub_reachable", lambda: pytest.fail("asked the network"))
-    monkeypatch.setattr(backbones.huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    assert from_hub(backbones.huggingface_hub.is_offline_mode, "state") is True
+    monkeypatch.setattr(pretrained, "hub_reachable", lambda: pytest.fail("asked the network"))
+    monkeypatch.setattr(pretrained.huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert from_hub(pretrained.huggingface_hub.is_offline_mode, "state") is True
 
 
 def test_network_where_the_cache_has_nothing(monkeypatch):
-    monkeypatch.setattr(backbones, "hub_reachable", lambda: True)
-    monkeypatch.setattr(backbones.huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    missing = backbones.huggingface_hub.errors.LocalEntryNotFoundError
+    monkeypatch.setattr(pretrained, "hub_reachable", lambda: True)
+    monkeypatch.setattr(pretrained.huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    missing = pretrained.huggingface_hub.errors.LocalEntryNotFoundError
 
     def build():
-        if backbones.huggingface_hub.is_offline_mode():
+        if pretrained.huggingface_hub.is_offline_mode():
             raise RuntimeError("wrapped") from missing("not in the cache")
         return "downloaded"
 

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from vlmadapt.core.seeding import stream
-from vlmadapt.models.backbones import build_model, load_backbone
+from vlmadapt.models.backbones import load_backbone
 from vlmadapt.models.class_prompts import class_prompts
 from vlmadapt.models.image_tower import ImageTower
 from vlmadapt.models.open_clip_import import import_open_clip
+from vlmadapt.models.pretrained import build_model
 from vlmadapt.models.text_tower import PromptPlan, TextTower
 
 NAMES = ["ox", "polar bear", "very long-winded sea cow", "gnu"]

@@ -21,7 +21,7 @@ def _stream_seed(seed, names):
 
 def stream(
     seed: int,  # the run's seed (papers use 1, 2, 3)
-    *names: str,  # what the numbers are for, such as "init" or "batches"
+    *names: str | int,  # what the numbers are for, such as "init" or "batches"
 ) -> "torch.Generator":  # an independent generator on the CPU
     "Return a torch generator for one purpose, fixed by `seed` and `names`."
     import torch
@@ -31,7 +31,7 @@ def stream(
 
 def np_stream(
     seed: int,  # the run's seed
-    *names: str,  # what the numbers are for
+    *names: str | int,  # what the numbers are for
 ) -> np.random.Generator:  # an independent generator
     "Return a NumPy generator for one purpose, fixed by `seed` and `names`."
     return np.random.default_rng(_stream_seed(seed, names))

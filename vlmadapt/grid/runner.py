@@ -49,7 +49,7 @@ from vlmadapt.grid.runs import (
     run_notebook,
     short_folder,
 )
-from ..models.backbones import cores
+from ..models.devices import cores
 from ..problems.classification import few_shot
 
 # %% ../../nbs/07_grid/08_runner.ipynb #ef819cf3

@@ -33,7 +33,8 @@ from vlmadapt.methods.inputs import (
 from .linear_head import Head, folded
 from .requirements import NEEDS, offers, problem_width
 from .storage import restore, store
-from ..models.backbones import Backbone, Pixels
+from ..models.backbones import Backbone
+from ..models.pixels import Pixels, prefetch
 from ..problems.classification import FewShotProblem
 
 # %% ../../nbs/05_methods/07_base.ipynb #31d66af5

@@ -20,7 +20,8 @@ from PIL import Image
 from ..core.values import convert
 from ..data.images import CorruptImage, Images, eight_bits, numbers_of, open_image
 from ..data.photos import named_errors
-from ..models.backbones import Pixels, ahead, cores
+from ..models.devices import cores
+from ..models.pixels import Pixels, prefetch
 from ..problems.features import as_features
 
 # %% ../../nbs/05_methods/01_inputs.ipynb #a7c4b9ba
@@ -177,7 +178,7 @@ class OpenedPixels(Pixels):
         pool = ThreadPoolExecutor(threads)
         try:
             works = (pool.submit(self._tried, i) for i in range(len(self.images)))
-            for i, work in enumerate(ahead(works, 2 * batch_size)):
+            for i, work in enumerate(prefetch(works, 2 * batch_size)):
                 made = work.result()
                 if isinstance(made, Exception):
                     skipped.append(made)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from ..data.prompts import check_classnames
 from .base import Method
 from .hyper_parameters import hyper_parameter
-from ..models.backbones import free_memory
 from ..models.class_prompts import class_prompts
+from ..models.devices import free_memory
 from ..models.image_tower import ImageTower
 from ..models.text_tower import PromptPlan, TextTower
 

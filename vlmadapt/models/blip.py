@@ -14,14 +14,9 @@ import torch
 import vlmadapt.models.blip_adapters  # noqa: F401  BLIP takes adapters wherever it is loaded
 from ..core.hashing import content_key
 from ..core.registry import choose
-from vlmadapt.models.backbones import (
-    PRECISIONS,
-    Backbone,
-    check_device,
-    default_device,
-    default_precision,
-)
+from .backbones import Backbone
 from .blip_model import Blip, BlipTokenizer, import_blip
+from .devices import PRECISIONS, check_device, default_device, default_precision
 from .open_clip_import import import_open_clip
 
 # %% ../../nbs/02_models/22_blip.ipynb #39eb30dc

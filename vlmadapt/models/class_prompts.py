@@ -13,8 +13,9 @@ import torch
 
 from ..core.registry import choose
 from ..data.prompts import fill
-from .backbones import Backbone, tokenize
+from .backbones import Backbone
 from .text_tower import TextTower
+from .tokens import tokenize
 
 # %% ../../nbs/02_models/17_class_prompts.ipynb #5be6f952
 PHOTO_WORDS = "a photo of a"

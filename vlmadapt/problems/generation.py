@@ -39,8 +39,9 @@ from vlmadapt.data.text_metrics import (
     words_of,
 )
 from ..models.answer_losses import TokenizedBatch, answer_losses, tokenize_answers
-from ..models.backbones import Backbone, Pixels, kept_share, load_backbone
+from ..models.backbones import Backbone, load_backbone
 from ..models.decoding import generate, text_tokens
+from ..models.pixels import Pixels, kept_share
 from .features import SealedLabels
 
 # %% ../../nbs/04_problems/05_generation.ipynb #4bafd07f

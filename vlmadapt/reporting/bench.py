@@ -39,7 +39,8 @@ from ..methods.coop import CoOp
 from ..methods.graph_adapter import GraphAdapter
 from ..methods.hegraph_adapter import HeGraphAdapter
 from ..methods.mudpt import MuDPT
-from ..models.backbones import default_device, default_precision, free_memory, load_backbone
+from ..models.backbones import load_backbone
+from ..models.devices import default_device, default_precision, free_memory
 from ..problems.classification import Features, FewShotProblem
 from ..training.fit import OPTIMIZERS, deterministic, fit
 

@@ -29,9 +29,10 @@ from ..data.images import Images
 from ..methods import METHODS
 from ..methods.base import Batch, Method
 from ..methods.hegraph_adapter import RELATIONS, edge_weights, graph_nodes, propagation
-from ..models.backbones import Backbone, Pixels, load_backbone
+from ..models.backbones import Backbone, load_backbone
 from ..models.blocks import attention_matrix, project
 from ..models.p_laplacian import plap_attention
+from ..models.pixels import Pixels
 from ..models.text_tower import TextTower
 from ..problems.classification import FewShotProblem, few_shot
 from vlmadapt.reporting.figures import (

@@ -27,7 +27,7 @@ from ..core.values import NonNegativeInteger, convert
 from ..data.sampling import VAL_SHOTS
 from ..methods.base import Batch, Method
 from ..methods.requirements import problem_width
-from ..models.backbones import CROP_SCALE, Pixels, ahead, drawn
+from ..models.pixels import CROP_SCALE, Pixels, drawn, prefetch
 from ..problems.classification import Features, FewShotProblem, drawing_from
 from ..problems.features import SealedLabels, as_labels, same_count
 
@@ -141,7 +141,7 @@ class ImageBatches(Batches):
             submitted = (
                 (index, [pool.submit(crop) for crop in self.draw(index)]) for index in self.epoch()
             )
-            for index, work in ahead(submitted):
+            for index, work in prefetch(submitted):
                 index = index.to(self.y.device)
                 pixels = torch.stack([w.result() for w in work])
                 yield Batch(pixels.to(self.y.device), self.y[index], index)
