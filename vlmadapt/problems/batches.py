@@ -9,7 +9,7 @@ __all__ = ['Batch', 'Batches', 'ImageBatches', 'TaskBatch', 'TaskBatches']
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 

@@ -11,10 +11,9 @@ import os
 import shutil
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,16 +37,16 @@ from ..data.datasets import digest
 
 # %% ../../nbs/04_problems/03_cache.ipynb #2fc419f3
 def cache_root() -> Path:
-    "Where features are kept: the environment variable VLMADAPT_CACHE, or ~/.cache/vlmadapt."
+    "Return the folder of stored features: VLMADAPT_CACHE, or ~/.cache/vlmadapt."
     return Path(os.environ.get("VLMADAPT_CACHE", "~/.cache/vlmadapt")).expanduser()
 
 
-ENCODING = 1  # part of every key; raise it when the way of encoding changes
+ENCODING = 1  # part of every key; increase it when encoding changes
 
 # %% ../../nbs/04_problems/03_cache.ipynb #da1fcc25
 @contextmanager
 def _making(key):
-    "Only one process at a time makes what is stored under `key`; false where no lock can be had."
+    "Let one process at a time make `key`; yield False where nothing can be stored."
     with ExitStack() as stack:
         writable = True
         try:
@@ -60,7 +59,7 @@ def _making(key):
 
 
 def _remove_temporary_files(key):
-    "Remove what killed processes left; whoever holds the lock of `key` is the only one who writes."
+    "Remove what killed processes left; the holder of the lock of `key` alone writes."
     features = cache_root() / "features"
     shards = features / f"{key}.shards"
     for left in (*features.glob(f".{key}.*.tmp"), *shards.glob(".*.tmp")):
@@ -77,14 +76,14 @@ def _warn_not_stored(error):
     root = str(cache_root())
     if root not in _warned_of:
         _warned_of.add(root)
-        told = "features are computed, but not stored for the next process"
-        warnings.warn(f"{error}; {told}; set VLMADAPT_CACHE to a folder with space", stacklevel=2)
+        effect = "features are computed, but not stored for the next process"
+        warnings.warn(f"{error}; {effect}; set VLMADAPT_CACHE to a folder with space", stacklevel=2)
 
 
-def _store(save, *given):
-    "Call `save`; where nothing can be written, warn and return false."
+def _store(save, *arguments):
+    "Call `save`; where nothing can be written, warn and return False."
     try:
-        save(*given)
+        save(*arguments)
     except CannotWrite as e:
         _warn_not_stored(e)
         return False
@@ -92,7 +91,7 @@ def _store(save, *given):
 
 
 def _stored(path, rows=None, warn=True):
-    "The tensor in a file, or None; with `rows` only one of so many rows."
+    "Return the tensor in a file, or None; with `rows` only one of so many rows."
     if not os.path.lexists(path):
         return None
     try:
@@ -106,12 +105,13 @@ def _stored(path, rows=None, warn=True):
     return x
 
 
-def _note(parts):
+def _plain_parts(parts):
+    "Return the parts of a key that a file's header records."
     return {k: v for k, v in parts.items() if isinstance(v, (str, int, float))}
 
 # %% ../../nbs/04_problems/03_cache.ipynb #425f72b0
 def cached(
-    build: Callable,  # function without arguments that makes the tensor
+    build: Callable[[], torch.Tensor],  # makes the tensor
     **parts,  # all that the tensor depends on
 ) -> torch.Tensor:
     "Return the stored tensor of this content, or make it with `build` and store it."
@@ -126,7 +126,7 @@ def cached(
         x = _stored(path, warn=False)  # made by another process
         if x is None:
             x = build()
-            if not writable or not _store(save_arrays, path, {"x": x}, _note(parts)):
+            if not writable or not _store(save_arrays, path, {"x": x}, _plain_parts(parts)):
                 _in_memory[key] = x
     return x
 
@@ -135,7 +135,7 @@ SHARD = 16_384  # rows
 
 
 class ArrayRecord(BaseModel, extra="forbid", strict=True):
-    "What is recorded beside a `.npy` file, to find a truncated or altered one."
+    "The record beside a `.npy` file, by which a truncated or altered file is found."
 
     shape: list[int]
     dtype: str
@@ -154,7 +154,7 @@ def _record_of(path):
     return path.with_name(f"{path.name}.json")
 
 # %% ../../nbs/04_problems/03_cache.ipynb #f99d9b12
-_verified = {}  # path -> what `_identity` said when its digest was right
+_verified = {}  # path -> `_identity` and digest of the last file that passed
 
 
 def _identity(path):
@@ -163,7 +163,7 @@ def _identity(path):
 
 
 def _check_digest(path, record):
-    "Compare a file with what is recorded of it: the size each time, the content once a process."
+    "Compare a file with its record: the size each time, the content once in a process."
     identity = _identity(path)
     if identity[2] != record.bytes:
         raise DamagedFile(f"{shown_path(path)}: {identity[2]} bytes, {record.bytes} expected")
@@ -175,7 +175,7 @@ def _check_digest(path, record):
 
 
 def _mapped(path, warn=True):
-    "The array of a file as a memory map, or None where there is none or it is damaged."
+    "Return the array of a file as a memory map, or None where it is absent or damaged."
     if not os.path.lexists(path):
         return None
     try:
@@ -192,7 +192,7 @@ def _mapped(path, warn=True):
 
 # %% ../../nbs/04_problems/03_cache.ipynb #9a5cd815
 class _Digesting:
-    "A file that is written from start to end, with the digest of what was written."
+    "A file written from start to end, with the digest of its content."
 
     def __init__(self, file):
         self.file = file
@@ -203,28 +203,35 @@ class _Digesting:
         self.file.write(data)
 
 
+def _write_header(out, x, rows):
+    "Write the header of a `.npy` file of `rows` rows like those of `x`; return its shape."
+    shape = (rows, *x.shape[1:])
+    description = np.lib.format.dtype_to_descr(x.dtype)
+    header = dict(descr=description, fortran_order=False, shape=shape)
+    np.lib.format.write_array_header_1_0(out, header)
+    return shape
+
+
 def _write_whole(path, folder, spans):
-    "Join shards to one `.npy` file, in order: a full disk is then an error and not a bus error."
+    "Join shards to one `.npy` file, in order, so that a full disk is an error and no bus error."
     with write_atomic(path) as temporary, open(temporary, "wb") as file:
         out = _Digesting(file)
+        shape, dtype = None, None
         for i, (start, stop) in enumerate(spans):
             x = load_arrays(folder / f"{i}.safetensors")[0]["x"].numpy()
-            if start == 0:
-                shape = (spans[-1][1], *x.shape[1:])
-                descr = np.lib.format.dtype_to_descr(x.dtype)
-                header = dict(descr=descr, fortran_order=False, shape=shape)
-                np.lib.format.write_array_header_1_0(out, header)
+            if shape is None:
+                shape = _write_header(out, x, spans[-1][1])
                 dtype = x.dtype
             if x.shape != (stop - start, *shape[1:]) or x.dtype != dtype:
                 raise DamagedFile(f"{shown_path(folder)}: shards of different shapes")
             out.write(np.ascontiguousarray(x).data)
         file.flush()
-        record = dict(shape=list(shape), dtype=str(dtype), bytes=file.tell())
+        record = dict(shape=list(shape or ()), dtype=str(dtype), bytes=file.tell())
         write_json(_record_of(path), record | dict(digest=f"sha256:{out.hash.hexdigest()}"))
 
 # %% ../../nbs/04_problems/03_cache.ipynb #507aaa6a
 def _planned(folder, spans, size):
-    "The batch size of the shards that are there; shards of another plan are removed."
+    "Return the batch size of the stored shards; shards of another plan are removed."
     path = folder / "plan.json"
     try:
         plan = validate(read_json(path), Plan, path) if os.path.lexists(path) else None
@@ -239,20 +246,20 @@ def _planned(folder, spans, size):
 
 
 def _make_shards(build, folder, spans, size, writable):
-    "Make the shards that are missing and store them; return those that cannot be stored."
+    "Make and store the missing shards; return those that cannot be stored."
     unstored = {}
     for i, (start, stop) in enumerate(spans):
         path = folder / f"{i}.safetensors"
         if _stored(path, stop - start) is None:
             x = build(start, stop, size)
-            note = dict(start=start, stop=stop)
-            if not writable or not _store(save_arrays, path, {"x": x}, note):
+            span = dict(start=start, stop=stop)
+            if not writable or not _store(save_arrays, path, {"x": x}, span):
                 unstored[i] = x
     return unstored
 
 
 def _joined(folder, spans, unstored):
-    "All rows in memory."
+    "Return all rows in memory."
     rows = None
     for i, (start, stop) in enumerate(spans):
         x = unstored.pop(i, None)
@@ -265,13 +272,13 @@ def _joined(folder, spans, unstored):
 
 # %% ../../nbs/04_problems/03_cache.ipynb #53d971dc
 def cached_rows(
-    build: Callable,  # function of (start, stop, batch_size) that makes these rows
+    build: Callable[[int, int, int], torch.Tensor],  # of start, stop, batch_size: makes rows
     n: int,  # number of rows
-    find_batch_size: Callable,  # function without arguments: how many rows at once
+    find_batch_size: Callable[[], int],  # how many rows are made at once
     shard: int = SHARD,  # rows that are stored together
     **parts,  # all that the tensor depends on
 ) -> torch.Tensor:  # (n, ...), memory-mapped where there are several shards
-    "Like `cached`, for so many rows that they are made and stored in shards."
+    "Return stored rows, or make and store them in shards; like `cached` for a few rows."
     if n <= shard:
         return cached(lambda: build(0, n, find_batch_size()), **parts)
     key = content_key(encoding=ENCODING, rows=n, **parts)
@@ -292,7 +299,7 @@ def cached_rows(
 
 
 def _make_rows(build, path, folder, spans, size, writable):
-    "Make all rows: a memory map where they can be stored, else in memory."
+    "Make all rows; return a memory map where they can be stored, else a tensor in memory."
     if writable:
         size = _planned(folder, spans, size)
     unstored = _make_shards(build, folder, spans, size, writable)

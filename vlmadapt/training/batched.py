@@ -32,7 +32,7 @@ from vlmadapt.training.loop import (
 
 # %% ../../nbs/06_training/02_batched.ipynb #b73a0b64
 def _stack(tensors):
-    "Return one tensor for all runs and None where they are equal, else their stack and dimension 0."
+    "Return one tensor and None where all runs have the same, else their stack and dimension 0."
     first = tensors[0]
     if all(x is first or torch.equal(x, first) for x in tensors):
         return first, None
@@ -194,7 +194,9 @@ def fit_many(
         for method, problem, seed in built:
             prepare(method, problem, seed, device)
         for members in _groups(built):
-            methods, problems, seeds = (list(x) for x in zip(*(built[i] for i in members)))
+            methods, problems, seeds = (
+                list(x) for x in zip(*(built[i] for i in members), strict=True)
+            )
             if len(methods) == 1:
                 train(methods[0], problems[0], seeds[0], progress)
             else:
