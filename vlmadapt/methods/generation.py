@@ -10,7 +10,7 @@ __all__ = ['QKV', 'GENERATION_METHODS', 'PETL', 'Frozen', 'FullFineTuning', 'Bit
 import copy
 import math
 from functools import singledispatch
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -72,12 +72,12 @@ class BitFit(GenerationMethod):
         super().__init__(problem, hyper(locals()))
 
     def adapt(self, model, seed):
-        model = thin_copy(model)
-        for name, parameter in model.text_decoder.named_parameters():
+        adapted: Any = thin_copy(model)
+        for name, parameter in adapted.text_decoder.named_parameters():
             if name.endswith("bias"):
                 parameter.data = parameter.data.clone()
                 parameter.requires_grad_(True)
-        return model
+        return adapted
 
 # %% ../../nbs/05_methods/50_generation.ipynb #01fa7e2d
 QKV = dict(query=0, key=1, value=2)  # of an attention's input matrix

@@ -39,6 +39,8 @@ from vlmadapt.problems.generation import (
 class GenerationMethod(Method):
     "A copy of the backbone's model, some of whose parameters are trained on a generative task."
 
+    backbone: Backbone
+    model: Any  # the module that is trained
     name = ""  # in the registry and in cards
     needs = {"generator"}
     frozen_vision = True  # does the image tower stay as it is?
@@ -67,7 +69,7 @@ class GenerationMethod(Method):
 
     def adapt(
         self,
-        model: nn.Module,  # of the backbone; it is not changed
+        model: Any,  # the backbone's module; it is not changed
         seed: int,  # of the initialisation
     ) -> nn.Module:
         "Return the copy of `model` that is trained."
@@ -86,7 +88,7 @@ class GenerationMethod(Method):
         "Return the mean over the batch of the cross-entropy of the answers' tokens."
         patches = batch.x if self.frozen_vision else self.model._encode_image(batch.x)[1]
         smoothing = self.hyper_parameters["smoothing"]
-        return answer_losses(self.model, patches, batch.spelled, smoothing).mean()
+        return answer_losses(self.model, patches, batch.texts, smoothing).mean()
 
     def decays(self) -> list:
         "Return pairs of a weight decay and the parameters that have it."
@@ -143,7 +145,8 @@ class GenerationMethod(Method):
             classnames=self.candidates,
             notes={**self.card.get("notes", {}), **notes},
         )
-        save_arrays(path, adapter_parameters(self.model), {**self.card, **made})
+        arrays: dict[str, torch.Tensor] = {**adapter_parameters(self.model)}
+        save_arrays(path, arrays, {**self.card, **made})
 
     @classmethod
     def load(

@@ -9,7 +9,7 @@ __all__ = ['Batch', 'Batches', 'ImageBatches', 'TaskBatch', 'TaskBatches']
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -107,10 +107,10 @@ class ImageBatches(Batches):
 
 # %% ../../nbs/04_problems/08_batches.ipynb #2fa19a51
 class TaskBatch(NamedTuple):
-    "Image tokens (B, N, D) or pixels (B, 3, s, s) `x`, and the texts `spelled`."
+    "Image tokens (B, N, D) or pixels (B, 3, s, s) `x`, and the tokenized `texts`."
 
     x: torch.Tensor
-    spelled: Spelled
+    texts: Spelled
 
 # %% ../../nbs/04_problems/08_batches.ipynb #aba912bc
 class TaskBatches:
@@ -155,7 +155,8 @@ class TaskBatches:
             given = self.problem.labels["train"][i]
             answers.append(given[torch.randint(len(given), (), generator=self.choice)])
         prompts = [self.problem.prompts["train"][i] for i in index]
-        spelled = spell(self.problem.backbone.tokenizer, prompts, answers)
+        tokenizer: Any = self.problem.backbone.tokenizer
+        spelled = spell(tokenizer, prompts, answers)
         return Spelled(*(tokens.to(self.device) for tokens in spelled))
 
     def __iter__(self) -> Iterator[TaskBatch]:

@@ -260,12 +260,12 @@ def _make_shards(build, folder, spans, size, writable):
 
 def _joined(folder, spans, unstored):
     "Return all rows in memory."
-    rows = None
+    rows = torch.empty(0)
     for i, (start, stop) in enumerate(spans):
         x = unstored.pop(i, None)
         if x is None:
             x = load_arrays(folder / f"{i}.safetensors")[0]["x"]
-        if rows is None:
+        if i == 0:
             rows = x.new_empty(spans[-1][1], *x.shape[1:])
         rows[start:stop] = x
     return rows

@@ -10,8 +10,9 @@ __all__ = ['VQA_VERSION', 'METRICS', 'TASK_METRICS', 'SPLITS', 'COMPARED', 'SIZE
 # %% ../../nbs/04_problems/04_examples.ipynb #a1d14f5f
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -159,7 +160,7 @@ COMPARED = dict(vqa_accuracy=normalise_answer, accuracy=plain_answer)  # normal 
 
 
 def check_candidates(
-    candidates: list,  # answers to rank; may be empty
+    candidates: Sequence[str],  # answers to rank; may be empty
     metric: str,  # a key of `METRICS`
 ) -> list[str]:
     "Return the candidates as a list; refuse a text, equal candidates, candidates for captions."
@@ -263,8 +264,10 @@ def check_lengths(
     candidates: list[str],  # answers to rank
 ) -> None:
     "Refuse examples that are too long for the context, with their split, number and length."
-    room = min(backbone.tokenizer.context_length, backbone.model.context_length)
-    count = Lengths(backbone.tokenizer)
+    tokenizer: Any = backbone.tokenizer
+    model: Any = backbone.model
+    room = min(tokenizer.context_length, model.context_length)
+    count = Lengths(tokenizer)
     candidate = count.longest(candidates)
     for split, texts in prompts.items():
         too_long = []

@@ -335,7 +335,10 @@ def read_bundle(
     place = shown_path(path)
     if "text" not in arrays:
         raise RecordError(f"{place}: no array 'text'")
-    found = {name: arrays.pop(name) for name in ("text", "text_neg") if name in arrays}
+    found: dict[str, Any] = {}
+    for name in ("text", "text_neg"):
+        if name in arrays:
+            found[name] = arrays.pop(name)
     for split in ("train", "val", "test"):
         pair = {name: arrays.pop(name, None) for name in (f"{split}_x", f"{split}_y")}
         absent = [name for name, x in pair.items() if x is None]

@@ -50,7 +50,7 @@ def encode_split(
     "Encode `images` under the test transform, once; later calls read the stored features."
 
     def build(start, stop, batch_size):
-        return backbone.encode_images(images.subset(range(start, stop)), batch_size=batch_size)
+        return backbone.encode_images(images.subset(np.arange(start, stop)), batch_size=batch_size)
 
     return cached_rows(
         build,
@@ -196,8 +196,9 @@ def images_of(
     classes: range,  # their labels
 ) -> Images:  # labelled by their position among `classes`
     "Return the images of some classes, in their order."
-    own = images.subset([i for i, y in enumerate(images.labels.tolist()) if y in classes])
-    return replace(own, labels=own.labels - classes.start)
+    labels = torch.as_tensor(images.labels)
+    index = [i for i, y in enumerate(labels.tolist()) if y in classes]
+    return replace(images.subset(index), labels=labels[index] - classes.start)
 
 # %% ../../nbs/04_problems/07_few_shot.ipynb #8e76f8ee
 def _part_of(dataset, images, part):

@@ -9,7 +9,7 @@ __all__ = ['LOADERS', 'TOKENS_LIMIT', 'Spelled', 'spell', 'Words', 'different_wo
 
 # %% ../../nbs/04_problems/05_generation.ipynb #48492078
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import singledispatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -188,7 +188,7 @@ def load_writer(
     return load_backbone(name, **options)
 
 # %% ../../nbs/04_problems/05_generation.ipynb #becc6b74
-class TaskImages:
+class TaskImages(Sequence):
     "Images that are opened upright and opaque when they are read."
 
     def __init__(self, items: list):
@@ -220,7 +220,7 @@ class GenerationProblem(Problem):
         splits: dict[str, tuple],  # split -> (images that `open_photo` takes, `Example`s)
         metric: str,  # "vqa_accuracy", "accuracy" or "cider"
         backbone: str | Backbone = "mini",  # with a text decoder
-        candidates: tuple | list = (),  # answers to rank; without them answers are generated
+        candidates: Sequence[str] = (),  # answers to rank; without them answers are generated
         provenance: dict[str, Any] | None = None,  # where the data come from, as plain values
     ):
         self.metric = metric_name(metric)
@@ -240,7 +240,7 @@ class GenerationProblem(Problem):
         labels = {split: [e.answers for e in found] for split, found in examples.items()}
         self.labels = check_scorable(self.metric, labels)
         self.prompts = {split: [e.prompt for e in found] for split, found in examples.items()}
-        self.sorts = {split: [e.sort for e in found] for split, found in examples.items()}
+        self.sorts: dict[str, Any] = {s: [e.sort for e in found] for s, found in examples.items()}
         self._images = {s: [splits[s][0][e.image] for e in found] for s, found in examples.items()}
         check_lengths(self.backbone, self.prompts, self.labels, self.candidates)
         if self.candidates:
@@ -273,8 +273,9 @@ class GenerationProblem(Problem):
     @torch.no_grad()
     def encode(self, x: torch.Tensor) -> torch.Tensor:  # (B, tokens, D)
         "Compute the image tokens of pixels `x` with the frozen image tower."
+        model: Any = self.backbone.model
         with self.backbone.autocast():
-            return self.backbone.model._encode_image(x.to(self.backbone.device))[1].float()
+            return model._encode_image(x.to(self.backbone.device))[1].float()
 
     def stores_tokens(self, split: str) -> bool:
         "Return whether the image tokens of a `split` fit into `TOKENS_LIMIT`."
@@ -297,16 +298,14 @@ def load_task(
     train: int | None = None,  # number of training examples; default: all
     root: str | Path | None = None,  # the folder of a task on disk; default: below VLMADAPT_DATA
     metric: str | None = None,  # a key of `METRICS`; default: the task's own
-    candidates: tuple | None = None,  # answers to rank; default: the task's own; () for none
+    candidates: Sequence[str] | None = None,  # answers to rank; default: the task's; () for none
 ) -> GenerationProblem:
     "Load a built-in task or one on disk."
     task = choose(name, MINI_TASKS | TASKS, "task")
     own_metric = metric_name(task.metric)
     metric = metric_name(metric or task.metric)
-    own_candidates = candidates is not None
-    if candidates is None:
-        candidates = task.candidates if metric == "accuracy" else ()
-    candidates = check_candidates(candidates, metric)
+    own = task.candidates if metric == "accuracy" else ()
+    ranked = check_candidates(own if candidates is None else candidates, metric)
     splits = _task_splits(name, root)
     if train is not None:
         images, examples = splits["train"]
@@ -322,9 +321,9 @@ def load_task(
     )
     if metric != own_metric:
         provenance["metric"] = metric
-    if own_candidates:
-        provenance["candidates"] = content_key(candidates=candidates)
-    return GenerationProblem(splits, metric, backbone, candidates, provenance)
+    if candidates is not None:
+        provenance["candidates"] = content_key(candidates=ranked)
+    return GenerationProblem(splits, metric, backbone, ranked, provenance)
 
 
 def _task_splits(name, root):
@@ -345,7 +344,7 @@ def _content(splits):
 # %% ../../nbs/04_problems/05_generation.ipynb #658e19e5
 @torch.no_grad()
 def rank_candidates(
-    model: torch.nn.Module,  # a CoCa, with or without adapters
+    model: Any,  # a CoCa, with or without adapters
     backbone: Backbone,  # holds the tokenizer
     x: torch.Tensor,  # (B, 3, s, s) pixels
     prompts: list[str],  # B prompts
@@ -353,7 +352,8 @@ def rank_candidates(
 ) -> list[str]:  # B candidates
     "Return the most probable candidate after each prompt."
     repeated = [prompt for prompt in prompts for _ in candidates]
-    spelled = spell(backbone.tokenizer, repeated, list(candidates) * len(x))
+    tokenizer: Any = backbone.tokenizer
+    spelled = spell(tokenizer, repeated, candidates * len(x))
     spelled = Spelled(*(tokens.to(x.device) for tokens in spelled))
     patches = model._encode_image(x)[1].repeat_interleave(len(candidates), 0)
     losses = answer_losses(model, patches, spelled).view(len(x), -1)

@@ -31,7 +31,7 @@ class WarmupCosine(LRScheduler):
         self.steps = steps  # in an epoch
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | torch.Tensor]:
         epoch = self.last_epoch // self.steps  # last_epoch counts steps
         if epoch == 0:
             return [1e-5 for _ in self.base_lrs]
@@ -76,7 +76,7 @@ def make_optimizer(
     for method in methods:
         for decay, parameters in method.decays():
             groups.setdefault((method.hyper_parameters["lr"], decay), []).extend(parameters)
-    options = dict(fused=True)
+    options: dict[str, Any] = dict(fused=True)
     if "eps" in recipe:
         options["eps"] = recipe["eps"]
     optimizer = choose(recipe["optimizer"], OPTIMIZERS, "optimizer")
@@ -156,17 +156,18 @@ def check_finite(
 @contextmanager
 def deterministic() -> Iterator[None]:
     "Use torch's deterministic algorithms inside the block."
+    settings: Any = torch.utils.deterministic
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    fill = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
     # filling new memory, which nothing here reads, doubles the time of large runs
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    settings.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        settings.fill_uninitialized_memory = fill
 
 # %% ../../nbs/06_training/01_loop.ipynb #c826e620
 def problem_device(problem: Problem) -> Any:

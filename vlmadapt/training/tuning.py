@@ -9,8 +9,9 @@ __all__ = ['SWEEP_LIMIT', 'hold_out', 'sweep', 'Tuned', 'random_candidates', 'Se
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -174,7 +175,7 @@ class Tuned(dict):
     @property
     def value(self) -> float | None:
         "The winner's validation value, None without trials."
-        return None if self.trials is None else float(self.trials["value"].max())
+        return None if self.trials is None else float(np.nanmax(self.trials["value"].to_numpy()))
 
 # %% ../../nbs/06_training/04_tuning.ipynb #546fd886
 def _points(space):
@@ -235,7 +236,7 @@ class Search:
         "Try the defaults and random points, validated on validation or held-out images."
         self.selection = "few_shot_val"
         if not len(self.problem.labels.get("val", ())):
-            self.train = hold_out(self.problem)
+            self.train = hold_out(cast(FewShotProblem, self.problem))
             self.selection = "held_out_shots"
         searched = bool(space or self.grid) and trials > 0
         if not searched or not len(self.train.labels["val"]):
@@ -335,12 +336,12 @@ def tune_many(
     for problem in problems:
         check_kind(cls, problem)
     trials = convert(trials, NonNegativeInteger, "trials")
-    fixed = cls.checked(fixed or {})
-    space = _checked_values(cls, cls.space if space is None else space)
+    given = cls.checked(fixed or {})
+    values = _checked_values(cls, cls.space if space is None else space)
     searches = []
     for problem, seed in zip(problems, seeds, strict=True):
         seed = convert(seed, NonNegativeInteger, "seed")
-        searches.append(Search(cls, problem, seed, fixed, space, trials))
+        searches.append(Search(cls, problem, seed, given, values, trials))
     trained = _trained(cls, searches)
     found = []
     for search in searches:
