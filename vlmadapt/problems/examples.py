@@ -111,7 +111,7 @@ def clean_split(
         blank += len(example.answers) - len(given)
         examples[n] = example._replace(answers=given)
     if blank:
-        warnings.warn(f"{name}: {blank} empty answers are left out", stacklevel=3)
+        warnings.warn(f"{name}: {blank} empty answers are left out", stacklevel=2)
     return examples
 
 # %% ../../nbs/04_problems/04_examples.ipynb #8833007f
@@ -130,7 +130,7 @@ def check_scorable(
     left_out = _number_of_captions(labels) - _number_of_captions(kept)
     if left_out:
         message = f"{left_out} captions without a word, such as '...', are left out"
-        warnings.warn(message, stacklevel=4)
+        warnings.warn(message, stacklevel=2)
     return kept
 
 
@@ -236,7 +236,7 @@ def warn_unmatched(
         found.append(_loose_candidates(candidates, compared, examples, forms))
     parts = [part for part in found if part]
     if parts:
-        warnings.warn(f"train and val: {'; '.join(parts)}", stacklevel=4)
+        warnings.warn(f"train and val: {'; '.join(parts)}", stacklevel=2)
 
 # %% ../../nbs/04_problems/04_examples.ipynb #666ed141
 class Lengths:
@@ -332,7 +332,7 @@ def warn_leaks(
             f"{len(leaked)} of {len(images['test'])} test examples ask the same about the same "
             f"image as train or val, for example {shortened(prompt)!r} about {image}; remove them "
             "from one of the splits",
-            stacklevel=4,
+            stacklevel=2,
         )
 
 # %% ../../nbs/04_problems/04_examples.ipynb #7d1efc22
@@ -368,5 +368,5 @@ def warn_crops(
             f"{len(narrow)} of {len(sampled)} images lose more than half to the central crop of "
             f"{backbone.name}, for example {name}{width} x {height}; crop or pad them yourself "
             "where that matters",
-            stacklevel=4,
+            stacklevel=2,
         )

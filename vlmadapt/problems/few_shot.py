@@ -139,7 +139,7 @@ def _warn_of_small_classes(dataset, counts, shots):
     )
     if len(small) == len(counts):
         raise ValueError(f"{problem} and no class has more than {int(counts.max())}")
-    warnings.warn(f"{problem}; {len(small)} small classes are taken whole", stacklevel=4)
+    warnings.warn(f"{problem}; {len(small)} small classes are taken whole", stacklevel=2)
 
 
 def _not_empty(splits):
