@@ -208,7 +208,7 @@ def test_unambiguous_values_are_converted(name, given, expected):
             dict(learn="fix"),
             "unknown GenerationPAdapter learn 'fix'; did you mean 'fixed'?",
         ),
-        ("appnp", dict(alpha=2), "APPNPTuner alpha"),
+        ("appnp", dict(alpha=2), "APPNPAdapter alpha"),
         ("full", dict(smoothing=1.5), "FullFineTuning smoothing"),
     ],
 )
