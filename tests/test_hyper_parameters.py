@@ -360,7 +360,7 @@ def test_classes_instances_and_problems_are_told_apart(problem):
     built = taskres(problem)
     assert "fit(TaskRes(problem), problem)" in message(lambda: fit(taskres, problem))
     assert "not a TaskRes that is built already" in message(lambda: tune(built, problem))
-    assert "METHODS['TaskRes'], not 'TaskRes'" in message(lambda: tune("TaskRes", problem))
+    assert "did you mean 'TaskRes'?" in message(lambda: tune("TaskRess", problem))
     assert "not a TaskRes that is built already" in message(
         lambda: fit_many([(built, {}, problem, 1)])
     )
