@@ -21,7 +21,7 @@ from vlmadapt.core.files import CannotWrite, load_arrays, save_arrays, write_jso
 from vlmadapt.data import datasets
 from vlmadapt.data.datasets import rebuild_split
 from vlmadapt.methods import METHODS
-from vlmadapt.problems import classification as problem
+from vlmadapt.problems import cache as feature_store
 from vlmadapt.problems.cache import cached, cached_rows
 from vlmadapt.problems.classification import FewShotProblem
 
@@ -35,9 +35,9 @@ SHARD = 1000  # rows, 256 kB
 def cache(tmp_path, monkeypatch):
     "An empty cache, and a process that has warned of none."
     monkeypatch.setenv("VLMADAPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(problem, "_warned_of", set())
-    monkeypatch.setattr(problem, "_verified", {})
-    problem._in_memory.clear()
+    monkeypatch.setattr(feature_store, "_warned_of", set())
+    monkeypatch.setattr(feature_store, "_verified", {})
+    feature_store._in_memory.clear()
     return tmp_path / "cache"
 
 
@@ -141,7 +141,7 @@ def test_a_cache_that_cannot_exist(tmp_path, monkeypatch, number):
     if number != 4:  # the environment holds no NUL
         monkeypatch.setenv("VLMADAPT_CACHE", str(path))
     else:
-        monkeypatch.setattr(problem, "cache_root", lambda: path)
+        monkeypatch.setattr(feature_store, "cache_root", lambda: path)
     encoder = Encoder()
     with warned() as messages:
         x, y = stored(encoder)
@@ -159,7 +159,7 @@ def test_features_in_memory_are_freed_with_their_problem(tmp_path, monkeypatch):
     with warned():
         cached(lambda: encoder.whole().clone(), what="freed")
         cached(lambda: encoder.whole().clone(), what="freed")
-    assert encoder.calls == 2 and len(problem._in_memory) == 0
+    assert encoder.calls == 2 and len(feature_store._in_memory) == 0
 
 
 def test_a_full_disk(disk, monkeypatch):
@@ -174,7 +174,7 @@ def test_a_full_disk(disk, monkeypatch):
     assert not leftovers(folder)
     assert all(load_arrays(path) for path in folder.rglob("*.safetensors"))  # none is half
     shards = len(list(folder.rglob("*.shards/*.safetensors")))
-    problem._in_memory.clear()
+    feature_store._in_memory.clear()
     enlarge(folder, 8000)
     with warned() as messages:
         again = stored(encoder)
@@ -197,7 +197,7 @@ def test_a_disk_that_holds_the_shards_but_not_the_whole(disk, monkeypatch):
     assert x.equal(MORE) and encoder.calls == 16 and len(messages) == 1
     assert ".npy cannot be written: No space left on device" in messages[0]
     assert not list(folder.rglob("*.npy*")) and not leftovers(folder)
-    problem._in_memory.clear()
+    feature_store._in_memory.clear()
     enlarge(folder, 20_000)
     assert rows().equal(MORE) and encoder.calls == 16 and not list(folder.rglob("*.shards"))
 
@@ -287,13 +287,13 @@ def test_a_process_killed_while_it_writes(cache):
 
 def test_the_digest_of_a_memory_map_is_compared_once_and_when_the_file_changes(cache, monkeypatch):
     encoder, compared = Encoder(), []
-    digest = problem.digest
+    digest = feature_store.digest
 
     def counted(path, kind):
         compared.append(path)
         return digest(path, kind)
 
-    monkeypatch.setattr(problem, "digest", counted)
+    monkeypatch.setattr(feature_store, "digest", counted)
 
     def rows():
         return cached_rows(encoder, 4000, lambda: 8, shard=SHARD, what="disks")
