@@ -43,8 +43,9 @@ from vlmadapt.models.decoding import (  # noqa: E402
 )
 from vlmadapt.models.lora_prefix import add_lora, add_prefix  # noqa: E402
 from vlmadapt.models.p_laplacian import plap_message_passing  # noqa: E402
-from vlmadapt.problems.generation import load_task, ranked  # noqa: E402
-from vlmadapt.training.fit import evaluate, fit  # noqa: E402
+from vlmadapt.problems.generation import answers_of, load_task  # noqa: E402
+from vlmadapt.training.evaluation import evaluate  # noqa: E402
+from vlmadapt.training.loop import fit  # noqa: E402
 
 BACKBONE = load_tiny_blip(device="cpu", precision="fp32")
 BLIP = BACKBONE.model
@@ -241,7 +242,7 @@ def test_evaluation_and_gradients(problem):
     entailment = load_task("mini-entailment", backbone=BACKBONE)
     for content in (entailment.labels, entailment.prompts, entailment._images):
         content["val"] = content["val"][:6]
-    assert set(ranked(BLIP, entailment)) <= set(entailment.classnames)
+    assert set(answers_of(BLIP, entailment)) <= set(entailment.candidates)
 
 
 # Files

@@ -23,7 +23,7 @@ from vlmadapt.data.datasets import (
 )
 from vlmadapt.data.sampling import few_shot_indices, validation_images
 from vlmadapt.data.splits import read_split
-from vlmadapt.problems.classification import few_shot
+from vlmadapt.problems.few_shot import few_shot
 
 SHARED = ROOT.parent / "shared/data"
 needs_shared = pytest.mark.skipif(

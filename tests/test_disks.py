@@ -23,8 +23,9 @@ from vlmadapt.core.tensors import load_arrays, save_arrays
 from vlmadapt.data import datasets
 from vlmadapt.data.datasets import rebuild_split
 from vlmadapt.methods import METHODS
-from vlmadapt.problems import classification as problem
-from vlmadapt.problems.classification import FewShotProblem, cached, cached_rows
+from vlmadapt.problems import cache as feature_store
+from vlmadapt.problems.cache import cached, cached_rows
+from vlmadapt.problems.classification import FewShotProblem
 
 WIDTH = 64
 ROWS = torch.arange(4000.0)[:, None] * torch.ones(WIDTH)  # one megabyte
@@ -36,9 +37,9 @@ SHARD = 1000  # rows, 256 kB
 def cache(tmp_path, monkeypatch):
     "An empty cache, and a process that has warned of none."
     monkeypatch.setenv("VLMADAPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(problem, "_warned_of", set())
-    monkeypatch.setattr(problem, "_verified", {})
-    problem._in_memory.clear()
+    monkeypatch.setattr(feature_store, "_warned_of", set())
+    monkeypatch.setattr(feature_store, "_verified", {})
+    feature_store._in_memory.clear()
     return tmp_path / "cache"
 
 
@@ -142,7 +143,7 @@ def test_a_cache_that_cannot_exist(tmp_path, monkeypatch, number):
     if number != 4:  # the environment holds no NUL
         monkeypatch.setenv("VLMADAPT_CACHE", str(path))
     else:
-        monkeypatch.setattr(problem, "cache_root", lambda: path)
+        monkeypatch.setattr(feature_store, "cache_root", lambda: path)
     encoder = Encoder()
     with warned() as messages:
         x, y = stored(encoder)
@@ -160,7 +161,7 @@ def test_features_in_memory_are_freed_with_their_problem(tmp_path, monkeypatch):
     with warned():
         cached(lambda: encoder.whole().clone(), what="freed")
         cached(lambda: encoder.whole().clone(), what="freed")
-    assert encoder.calls == 2 and len(problem._in_memory) == 0
+    assert encoder.calls == 2 and len(feature_store._in_memory) == 0
 
 
 def test_a_full_disk(disk, monkeypatch):
@@ -175,7 +176,7 @@ def test_a_full_disk(disk, monkeypatch):
     assert not leftovers(folder)
     assert all(load_arrays(path) for path in folder.rglob("*.safetensors"))  # none is half
     shards = len(list(folder.rglob("*.shards/*.safetensors")))
-    problem._in_memory.clear()
+    feature_store._in_memory.clear()
     enlarge(folder, 8000)
     with warned() as messages:
         again = stored(encoder)
@@ -198,7 +199,7 @@ def test_a_disk_that_holds_the_shards_but_not_the_whole(disk, monkeypatch):
     assert x.equal(MORE) and encoder.calls == 16 and len(messages) == 1
     assert ".npy cannot be written: No space left on device" in messages[0]
     assert not list(folder.rglob("*.npy*")) and not leftovers(folder)
-    problem._in_memory.clear()
+    feature_store._in_memory.clear()
     enlarge(folder, 20_000)
     assert rows().equal(MORE) and encoder.calls == 16 and not list(folder.rglob("*.shards"))
 
@@ -269,7 +270,7 @@ def test_a_process_killed_while_it_writes(cache):
     program = """
         import os, torch
         from vlmadapt.core import files
-        from vlmadapt.problems.classification import cached_rows
+        from vlmadapt.problems.cache import cached_rows
 
         def die(moment, path):
             if path.suffix == ".npy":
@@ -288,13 +289,13 @@ def test_a_process_killed_while_it_writes(cache):
 
 def test_the_digest_of_a_memory_map_is_compared_once_and_when_the_file_changes(cache, monkeypatch):
     encoder, compared = Encoder(), []
-    digest = problem.digest
+    digest = feature_store.digest
 
     def counted(path, kind):
         compared.append(path)
         return digest(path, kind)
 
-    monkeypatch.setattr(problem, "digest", counted)
+    monkeypatch.setattr(feature_store, "digest", counted)
 
     def rows():
         return cached_rows(encoder, 4000, lambda: 8, shard=SHARD, what="disks")
@@ -461,7 +462,7 @@ LIMITED = """
     import torch
     from vlmadapt.core.files import CannotWrite, write_json
     from vlmadapt.core.tensors import save_arrays
-    from vlmadapt.problems.classification import cached, cached_rows
+    from vlmadapt.problems.cache import cached, cached_rows
 
     folder, limit = Path(sys.argv[1]), int(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))

@@ -44,7 +44,8 @@ from vlmadapt.methods import METHODS
 from vlmadapt.methods.cards import read_card
 from vlmadapt.mini.models import untrained
 from vlmadapt.models.adapted_models import add_adapters, load_adapters, save_adapters
-from vlmadapt.problems.classification import FewShotProblem, cached_rows
+from vlmadapt.problems.cache import cached_rows
+from vlmadapt.problems.classification import FewShotProblem
 from vlmadapt.problems.features import read_bundle
 
 FIELD_MUTATIONS = 45  # of each JSON format

@@ -14,10 +14,12 @@ from safetensors import safe_open
 from vlmadapt.data.task_files import Example
 from vlmadapt.data.tasks import read_karpathy, read_snli_ve, read_textcaps, read_vqa
 from vlmadapt.data.text_metrics import bleu, caption_scores, cider, rouge_l, vqa_accuracy
-from vlmadapt.methods.generation import PETL
+from vlmadapt.methods.generation import GENERATION_METHODS
+from vlmadapt.models.backbones import load_backbone
 from vlmadapt.models.decoding import END, generate, greedy_search, prompt_tokens, stepper
-from vlmadapt.problems.generation import METRICS, GenerationProblem, load_task, load_writer
-from vlmadapt.training.fit import evaluate
+from vlmadapt.problems.examples import METRICS
+from vlmadapt.problems.generation import GenerationProblem, load_task
+from vlmadapt.training.evaluation import evaluate
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared/golden/vqa_accuracy.safetensors"
 
@@ -205,7 +207,7 @@ def test_wordless_captions_of_a_file_are_counted(tmp_path):
 
 def double(name):
     "A backbone in float64, so that equal continuations stay equal."
-    backbone = copy.copy(load_writer(name))
+    backbone = copy.copy(load_backbone(name))
     backbone.model = copy.deepcopy(backbone.model).double()
     return backbone
 
@@ -303,7 +305,7 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_lengths(writer, num_bea
     ],
 )
 def test_wrong_arguments_of_generate_are_refused(changes, message):
-    backbone = load_writer("mini")
+    backbone = load_backbone("mini")
     with pytest.raises(ValueError, match=message):
         generate(backbone, torch.zeros(1, 3, 32, 32), **changes)
 
@@ -375,9 +377,9 @@ def test_candidates_that_nobody_said_and_answers_that_are_no_candidate_are_count
 def test_given_candidates_are_ranked_in_vqa_tasks_too():
     people = [["red"] * 6 + ["blue"] * 4]
     task = a_task("vqa", candidates=["red", "blue"], train=people, test=people)
-    result = evaluate(PETL["frozen"](task), task)
+    result = evaluate(GENERATION_METHODS["Frozen"](task), task)
     assert result["predictions"][0] in ("red", "blue")
-    assert result["score"] == 100
+    assert result["vqa_accuracy"] == 100
 
 
 # Images
@@ -609,6 +611,6 @@ def test_another_metric_and_other_candidates_are_part_of_the_provenance(tmp_path
         for words in (["red", "blue"], ["red", "green"])
     )
     assert one != two
-    assert folder_task(tmp_path, metric="captions").provenance["metric"] == "captions"
+    assert folder_task(tmp_path, metric="captions").provenance["metric"] == "cider"
     own = load_task("mini-entailment").provenance
     assert not {"metric", "candidates"} & own.keys()

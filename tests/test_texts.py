@@ -19,7 +19,6 @@ from vlmadapt.data.datasets import load_dataset
 from vlmadapt.data.prompts import check_classnames, class_prompts, fill, read_descriptions
 from vlmadapt.grid import rows
 from vlmadapt.methods import METHODS
-from vlmadapt.methods.base import Batch
 from vlmadapt.mini import models as mini_models
 from vlmadapt.models import backbones, pretrained
 from vlmadapt.models.backbones import Backbone, load_backbone
@@ -27,7 +26,9 @@ from vlmadapt.models.devices import check_device, default_precision
 from vlmadapt.models.open_clip_import import import_open_clip
 from vlmadapt.models.pretrained import from_hub
 from vlmadapt.models.tokens import TextTooLong, token_counts, tokenize
-from vlmadapt.problems.classification import FewShotProblem, few_shot
+from vlmadapt.problems.batches import Batch
+from vlmadapt.problems.classification import FewShotProblem
+from vlmadapt.problems.few_shot import few_shot
 
 LONG = (
     "in this picture , which was taken with a very old camera on a rainy day by a friend of my "

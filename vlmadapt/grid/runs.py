@@ -56,9 +56,8 @@ from ..data.datasets import DATASETS
 from ..data.prompts import PROMPTS
 from ..data.tasks import TASKS
 from .rows import KNOWN, Rows, base_of, method_of
-from ..models.backbones import BACKBONES
+from ..models.backbones import BACKBONES, LOADERS
 from ..models.open_clip_import import import_open_clip
-from ..problems.generation import LOADERS
 
 # %% ../../nbs/07_grid/04_runs.ipynb #c61c277c
 def shipped(

@@ -6,7 +6,9 @@
 __all__ = ['METHODS']
 
 # %% ../../nbs/05_methods/99_methods.ipynb #0f91a08d
+from .generation import GENERATION_METHODS
 from .registry import Kind, MethodRegistry
+from ..problems.base import Problem
 
 # %% ../../nbs/05_methods/99_methods.ipynb #8e162536
 _METHODS: tuple[tuple[str, str, Kind], ...] = (
@@ -28,8 +30,24 @@ _METHODS: tuple[tuple[str, str, Kind], ...] = (
     ("MuDPT", "mudpt", "prompts"),
     ("PAdapter", "p_adapter", "towers"),
     ("AnchoredProbe", "anchored_probe", "features"),
+    ("Frozen", "generation", "generation"),
+    ("FullFineTuning", "generation", "generation"),
+    ("BitFit", "generation", "generation"),
+    ("Prefix", "generation", "generation"),
+    ("LoRA", "generation", "generation"),
+    ("Adapter", "generation", "generation"),
+    ("PAdapter", "generation", "generation"),
+    ("GCNAdapter", "generation", "generation"),
+    ("APPNPAdapter", "generation", "generation"),
+    ("GCNIIAdapter", "generation", "generation"),
 )
+_CLASSES = {  # where the class is called otherwise
+    ("Prefix", "generation"): "PrefixTuning",
+    ("PAdapter", "generation"): "GenerationPAdapter",
+}
 
 METHODS = MethodRegistry(entry_points="vlmadapt.methods")
 for _name, _module, _kind in _METHODS:
-    METHODS.register(_name, f"vlmadapt.methods.{_module}:{_name}", _kind)
+    METHODS.register(
+        _name, f"vlmadapt.methods.{_module}:{_CLASSES.get((_name, _module), _name)}", _kind
+    )

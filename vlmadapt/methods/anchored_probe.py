@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core.values import NonNegative, PositiveInteger
-from .base import Batch, Method
+from .base import Method
 from .hyper_parameters import hyper_parameter
+from ..problems.batches import Batch
 from ..problems.classification import FewShotProblem
 
 # %% ../../nbs/05_methods/20_anchored_probe.ipynb #074ba6c6

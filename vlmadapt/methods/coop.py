@@ -16,7 +16,7 @@ from ..core.values import Flag, PositiveInteger
 from .hyper_parameters import hyper_parameter
 from .prompted import PromptMethod
 from ..models.class_prompts import depth_within, initial_context
-from ..problems.classification import drawing_from
+from ..problems.few_shot import drawing_from
 
 # %% ../../nbs/05_methods/31_coop.ipynb #1f8d5df6
 class CoOp(PromptMethod):

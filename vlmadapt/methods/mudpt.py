@@ -16,7 +16,7 @@ from ..core.values import Flag, PositiveInteger
 from .hyper_parameters import hyper_parameter
 from .prompted import ImagePromptMethod
 from ..models.class_prompts import depth_within, initial_context
-from ..problems.classification import drawing_from
+from ..problems.few_shot import drawing_from
 
 # %% ../../nbs/05_methods/32_mudpt.ipynb #608e2f51
 class TransformerInjection(nn.Module):

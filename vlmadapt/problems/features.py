@@ -8,7 +8,6 @@ __all__ = ['SHORTEST', 'CHUNK', 'check_rows', 'as_features', 'unit_rows', 'as_la
 
 # %% ../../nbs/04_problems/00_features.ipynb #041d12ed
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,7 +87,7 @@ def _numbers(x: Any, name: str) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 # %% ../../nbs/04_problems/00_features.ipynb #bc1ee21b
-SHORTEST = 1e-12  # rows below this length are not normalised right by torch
+SHORTEST = 1e-12  # torch does not normalise rows below this length to 1
 CHUNK = 65_536  # rows that are checked at once
 
 
@@ -99,18 +98,15 @@ def _faults(x: torch.Tensor) -> dict[str, torch.Tensor]:
         return {}
     largest = x.abs().amax(-1)
     finite = x.isfinite().all(-1)
-    safe = (x / largest.clamp(min=torch.finfo(x.dtype).tiny)[:, None]).norm(
-        dim=-1
-    ).double() * largest
+    nonzero = finite & (largest > 0)
+    scaled = x / largest.clamp(min=torch.finfo(x.dtype).tiny)[:, None]
+    true_length = scaled.norm(dim=-1).double() * largest
+    advice = "to be normalised; {} all features by one number"
     found = {
         "hold NaN or infinity": ~finite,
         "have length zero": finite & (largest == 0),
-        "are too short to be normalised; multiply all features by one number": finite
-        & (largest > 0)
-        & (safe < SHORTEST),
-        "are too long to be normalised; divide all features by one number": finite
-        & (largest > 0)
-        & ~length.isfinite(),
+        f"are too short {advice.format('multiply')}": nonzero & (true_length < SHORTEST),
+        f"are too long {advice.format('divide')}": nonzero & ~length.isfinite(),
     }
     return {fault: rows for fault, rows in found.items() if rows.any()}
 
@@ -137,9 +133,9 @@ def check_rows(
 # %% ../../nbs/04_problems/00_features.ipynb #16c9f7e9
 def _check_shape(x, name, dimensions, width, rows):
     if x.ndim not in dimensions:
-        wanted = " or ".join({2: "(N, D)", 3: "(R, N, D)"}[n] for n in dimensions)
+        expected = " or ".join({2: "(N, D)", 3: "(R, N, D)"}[n] for n in dimensions)
         single = "; one image is a row, x[None]" if x.ndim == 1 else ""
-        raise ValueError(f"{name} have the shape {tuple(x.shape)}, expected {wanted}{single}")
+        raise ValueError(f"{name} have the shape {tuple(x.shape)}, expected {expected}{single}")
     if rows is not None and x.shape[-2] != rows and x.ndim == 2 and x.shape[1] == rows:
         raise ValueError(f"{name} have the shape {tuple(x.shape)} and look transposed; give x.T")
     if width is None or x.shape[-1] == width:
@@ -190,14 +186,14 @@ def _named_labels(y: np.ndarray, classnames: list[str], name: str) -> np.ndarray
                 f"{name} labels must be numbers or class names, but label {row} is {label!r}"
             )
         try:
-            places = choose(label, position, "class name")
+            positions = choose(label, position, "class name")
         except ValueError as error:
             raise ValueError(f"{name} label {row}: {error}") from None
-        if len(places) > 1:
+        if len(positions) > 1:
             raise ValueError(
-                f"{name} label {row}: {len(places)} classes are called {label!r}; give numbers"
+                f"{name} label {row}: {len(positions)} classes are called {label!r}; give numbers"
             )
-        found.append(places[0])
+        found.append(positions[0])
     return np.array(found, dtype=np.int64)
 
 
@@ -222,7 +218,7 @@ def _one_column(y: np.ndarray, K: int, name: str) -> np.ndarray:
 
 
 def _whole_numbers(y: np.ndarray, name: str) -> np.ndarray:
-    "Refuse truth values, missing values, fractions and anything that is no number."
+    "Refuse booleans, missing values, fractions and anything that is no number."
     if y.dtype.kind == "b":
         raise ValueError(
             f"{name} labels are truth values; if they are classes, give numbers: labels.astype(int)"
@@ -288,7 +284,7 @@ class SealedLabels:
     def __init__(
         self,
         labels: Any,  # anything with a length; it is not read
-        index: list[int] | None = None,  # the positions that are kept, in their order; default: all
+        index: list[int] | None = None,  # positions of the labels, in their order; default: all
     ):
         self._source = labels
         self._index = index
@@ -303,13 +299,13 @@ class SealedLabels:
             return "SealedLabels(?)"
 
     def subset(self, index: list[int]) -> "SealedLabels":
-        "The sealed labels at `index`, unread."
+        "Return the sealed labels at `index`, unread."
         known = range(len(self)) if self._index is None else self._index
         return SealedLabels(self._source, [known[i] for i in index])
 
     @property
     def _labels(self):
-        "The labels as they were given; for `evaluate` alone."
+        "Labels as they were given; for `evaluate` alone."
         if self._index is None:
             return self._source
         if isinstance(self._source, (np.ndarray, torch.Tensor)):
@@ -333,7 +329,7 @@ class SealedLabels:
 # %% ../../nbs/04_problems/00_features.ipynb #5b14e9d2
 def read_bundle(
     folder: str | Path,  # with features.safetensors and classnames.json
-) -> tuple[list[str], dict]:  # class names; arguments of `FewShotProblem.from_features`
+) -> tuple[list[str], dict]:  # class names; arguments of `from_features`
     "Read a bundle of features; raise RecordError that names file and array."
     listed, path = Path(folder) / "classnames.json", Path(folder) / "features.safetensors"
     classnames = validate(read_json(listed), Annotated[list[str], Field(min_length=1)], listed)
@@ -341,7 +337,10 @@ def read_bundle(
     place = shown_path(path)
     if "text" not in arrays:
         raise RecordError(f"{place}: no array 'text'")
-    found = {name: arrays.pop(name) for name in ("text", "text_neg") if name in arrays}
+    found: dict[str, Any] = {}
+    for name in ("text", "text_neg"):
+        if name in arrays:
+            found[name] = arrays.pop(name)
     for split in ("train", "val", "test"):
         pair = {name: arrays.pop(name, None) for name in (f"{split}_x", f"{split}_y")}
         absent = [name for name, x in pair.items() if x is None]
@@ -353,6 +352,6 @@ def read_bundle(
             found[split] = tuple(pair.values())
     if arrays:
         some = ", ".join(repr(shown_path(name)) for name in sorted(arrays)[:3])
-        told = f"{place}: {len(arrays)} arrays of other names are left out: {some}"
-        warnings.warn(told, stacklevel=2)
+        message = f"{place}: {len(arrays)} arrays of other names are left out: {some}"
+        warnings.warn(message, stacklevel=2)
     return classnames, found

@@ -42,7 +42,7 @@ from ..methods.mudpt import MuDPT
 from ..models.backbones import load_backbone
 from ..models.devices import default_device, default_precision, free_memory
 from ..problems.classification import Features, FewShotProblem
-from ..training.fit import OPTIMIZERS, deterministic, fit
+from ..training.loop import OPTIMIZERS, deterministic, fit
 
 # %% ../../nbs/08_reporting/09_bench.ipynb #f9138da9
 @dataclass(frozen=True)

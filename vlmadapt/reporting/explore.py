@@ -27,14 +27,16 @@ from ..core.registry import choose
 from ..data.datasets import DATASETS, Dataset, load_dataset
 from ..data.images import Images
 from ..methods import METHODS
-from ..methods.base import Batch, Method
+from ..methods.base import Method
 from ..methods.hegraph_adapter import RELATIONS, edge_weights, graph_nodes, propagation
 from ..models.backbones import Backbone, load_backbone
 from ..models.blocks import attention_matrix, project
 from ..models.p_laplacian import plap_attention
 from ..models.pixels import Pixels
 from ..models.text_tower import TextTower
-from ..problems.classification import FewShotProblem, few_shot
+from ..problems.batches import Batch
+from ..problems.classification import FewShotProblem
+from ..problems.few_shot import few_shot
 from vlmadapt.reporting.figures import (
     _columns,
     _legend,
@@ -43,7 +45,7 @@ from vlmadapt.reporting.figures import (
     page_style,
     small_pictures,
 )
-from ..training.fit import fit
+from ..training.loop import fit
 
 # %% ../../nbs/08_reporting/06_explore.ipynb #53400d3e
 QUICK = {
