@@ -42,7 +42,9 @@ from ..core.values import plain
 from ..methods import METHODS
 from ..methods.generation import PETL
 from ..problems.classification import FewShotProblem
-from ..training.fit import evaluate, fit_many, tune_many
+from ..training.batched import fit_many
+from ..training.evaluation import evaluate
+from ..training.tuning import tune_many
 
 # %% ../../nbs/07_grid/00_rows.ipynb #45923370
 try:
@@ -148,7 +150,7 @@ def _row(method, tuned, problem, targets, cost):
             family=type(method).__name__,
             selection=tuned.selection if tuned is not None else "defaults",
             candidates=0 if tried is None else len(tried),
-            val_accuracy=None if tried is None else tried["accuracy"].max(),
+            val_accuracy=None if tried is None else tried["value"].max(),
             hyper_parameters=method.hyper_parameters,
             trainable_parameters=method.trainable_parameters(),
             log=_ends(method.log),

@@ -38,7 +38,7 @@ from ..methods.hegraph_adapter import HeGraphAdapter
 from ..methods.mudpt import MuDPT
 from ..models.backbones import default_device, default_precision, free_memory, load_backbone
 from ..problems.classification import Features, FewShotProblem
-from ..training.fit import OPTIMIZERS, deterministic, fit
+from ..training.loop import OPTIMIZERS, deterministic, fit
 
 # %% ../../nbs/08_reporting/09_bench.ipynb #f9138da9
 @dataclass(frozen=True)

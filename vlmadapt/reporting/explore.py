@@ -27,13 +27,15 @@ from ..core.markup import escape_figure, escape_html, safe_style
 from ..data.datasets import DATASETS, Dataset, load_dataset
 from ..data.images import Images
 from ..methods import METHODS
-from ..methods.base import Batch, Method
+from ..methods.base import Method
 from ..methods.hegraph_adapter import RELATIONS, edge_weights, graph_nodes, propagation
 from ..methods.prompted import TextTower
 from ..models.adapted_attention import project
 from ..models.backbones import Backbone, Pixels, load_backbone
 from ..models.p_laplacian import attention_matrix, plap_attention
-from ..problems.classification import FewShotProblem, few_shot
+from ..problems.batches import Batch
+from ..problems.classification import FewShotProblem
+from ..problems.few_shot import few_shot
 from vlmadapt.reporting.figures import (
     _columns,
     _legend,
@@ -42,7 +44,7 @@ from vlmadapt.reporting.figures import (
     page_style,
     small_pictures,
 )
-from ..training.fit import fit
+from ..training.loop import fit
 
 # %% ../../nbs/08_reporting/06_explore.ipynb #53400d3e
 QUICK = {

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from .figures import LABEL, page_style
 from ..core.markup import escape_figure
 from ..grid.rows import in_order
+from .figures import LABEL, page_style
 
 # %% ../../nbs/08_reporting/05_statistics.ipynb #729169df
 UNITS = {"support set": ["dataset", "shots", "backbone", "seed"], "dataset": ["dataset"]}
