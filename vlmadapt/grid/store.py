@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from ..core.files import content_key, write_json
-from ..core.records import RecordError, validate
+from ..core.records import validate
 from ..core.values import plain
 from .conversion import OWN_FIELDS
 from .entries import SPECIFIC, MethodEntry, method_entry, methods_of, result_key
