@@ -26,11 +26,7 @@ import yaml
 from browser import chromium, served
 from matplotlib.cbook import is_math_text
 
-from vlmadapt.reporting.claims import collapsed
-from vlmadapt.reporting.explore import Explorer
-from vlmadapt.reporting.figures import gain_bars, node_maps, point_lines, save_figure, shot_panels
 from vlmadapt.core.files import CannotWrite, content_key
-from vlmadapt.grid.runner import vlmadapt_report, write_html
 from vlmadapt.core.markup import (
     escape_figure,
     escape_frame,
@@ -39,6 +35,14 @@ from vlmadapt.core.markup import (
     escape_markdown,
     safe_style,
 )
+from vlmadapt.grid.params import read_runs
+from vlmadapt.grid.report import vlmadapt_report, write_html
+from vlmadapt.grid.results import read_result_file
+from vlmadapt.grid.rows import Rows
+from vlmadapt.grid.runs import execute
+from vlmadapt.reporting.claims import collapsed
+from vlmadapt.reporting.explore import Explorer
+from vlmadapt.reporting.figures import gain_bars, node_maps, point_lines, save_figure, shot_panels
 from vlmadapt.reporting.published import published, show_beside
 from vlmadapt.reporting.tables import (
     dataset_table,
@@ -51,8 +55,6 @@ from vlmadapt.reporting.tables import (
     unfinished,
     write_csv,
 )
-from vlmadapt.grid.rows import Rows, read_result_file
-from vlmadapt.grid.runs import execute, read_runs
 
 EVIL = [
     "<img src=x onerror=alert(1)>",

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..core.files import choose, environment, np_stream, stream, write_json
 from ..core.values import PositiveInteger, convert
 from ..data.images import Images
-from ..grid.rows import reset_peak, resident_peak
+from ..grid.memory import reset_peak, resident_peak
 from ..methods.base import Method
 from ..methods.coop import CoOp
 from ..methods.graph_adapter import GraphAdapter

@@ -20,7 +20,9 @@ from fastcore.script import call_parse
 
 from ..core.files import choose
 from ..data.datasets import DATASETS
-from ..grid.rows import UNTRAINED, base_of, in_order
+from ..grid.conversion import UNTRAINED
+from ..grid.results import in_order
+from ..grid.rows import base_of
 from ..methods import METHODS
 from ..methods.generation import PETL
 from ..models.backbones import BACKBONES

@@ -21,8 +21,9 @@ from numpy.typing import ArrayLike
 
 from ..core.files import write_atomic
 from ..core.markup import escape_figure, file_stem
+from ..grid.results import deviation, in_order
+from ..grid.rows import base_of
 from .tables import averages, by_point, cells
-from ..grid.rows import base_of, deviation, in_order
 
 # %% ../../nbs/08_reporting/03_figures.ipynb #40a61f0d
 STYLE = dict(
