@@ -51,7 +51,8 @@ parameters:
   methods: [ZeroShot, TipAdapter]
   seeds: [1, 2]
 """
-WRITES = 17  # status; in each of two runs params.yml, two of the notebook, four of results and result.json
+# status; in each of two runs params.yml, two of the notebook, four of results and result.json
+WRITES = 17
 SMALL = GRID.replace(", mini-shapes", "")
 DEADLINE_S = 300
 

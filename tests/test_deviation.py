@@ -13,17 +13,16 @@ from vlmadapt.reporting.tables import averages, cells, dataset_table, save_frame
 
 def made_up(methods, dataset="mini-digits", shots=(16,)):
     "Results as `read_results` returns them: method -> seeds; the accuracy is 60 and the seed."
+    shared = dict(
+        dataset=dataset, trained_on=dataset, backbone="RN50", prompts="template", views=10
+    )
+    shared |= dict(trials=0, n=1000, selection="defaults", grid="g", point=None, part=None)
     lines = []
     for method, seeds in methods.items():
         for seed in seeds:
             for shot in shots:
-                lines.append(
-                    dict(
-                        dataset=dataset, trained_on=dataset, shots=shot, backbone="RN50", prompts="template", views=10,
-                        trials=0, method=method, seed=seed, accuracy=60.0 + seed, above_zero_shot=float(seed), n=1000,
-                        selection="defaults", grid="g", point=None, part=None,
-                    )
-                )  # fmt: skip
+                own = dict(method=method, seed=seed, shots=shot, accuracy=60.0 + seed)
+                lines.append({**shared, **own, "above_zero_shot": float(seed)})
     return pd.DataFrame(lines)
 
 

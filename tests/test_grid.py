@@ -1,6 +1,5 @@
 "Grids that are killed, stopped, mistyped, failing, or run twice: what a notebook cell cannot hold."
 
-import json
 import os
 import signal
 import socket
@@ -73,7 +72,7 @@ DEADLINE_S = 300
 
 @pytest.fixture
 def params(tmp_path):
-    "Writes a params file beside a tiny experiment, whose values are random numbers from named streams."
+    "Write a params file beside a tiny experiment with random numbers from named streams."
     write_experiment(tmp_path / "tiny.ipynb", PARAMETERS, BODY)
 
     def write(text=TINY, name="tiny.yml"):
@@ -531,7 +530,10 @@ def test_failing_run_leaves_the_others(params, tmp_path, capsys):
 
 
 def test_two_at_once_share_the_work(params, tmp_path):
-    call = "import sys; from vlmadapt.grid.params import read_runs; from vlmadapt.grid.runs import execute; sys.exit(execute(read_runs(*sys.argv[1:])[0]))"
+    call = """import sys
+from vlmadapt.grid.params import read_runs
+from vlmadapt.grid.runs import execute
+sys.exit(execute(read_runs(*sys.argv[1:])[0]))"""
     file = params()
     both = [
         subprocess.Popen(

@@ -38,7 +38,8 @@ def measure_seeds(entry, seeds):
         content = ' '.join(store.settings.get('file_contents', {}).values())
         value = 100 * np_stream(seed, entry.label, str(trials), content).random()
         yield dict(metric='accuracy', value=value, cost=dict(fit_s=1.))
-settings = dict(dataset=dataset, shots=shots, trials=trials, prompts=prompts, bundle=bundle, fixed=fixed)
+settings = dict(dataset=dataset, shots=shots, trials=trials)
+settings |= dict(prompts=prompts, bundle=bundle, fixed=fixed)
 store = ResultStore(out, settings, methods, seeds)
 measure_missing(store, measure_seeds)"""
 SETTINGS = dict(dataset="mini-digits", shots=1, trials=0, prompts="template", fixed={})
@@ -46,7 +47,7 @@ SETTINGS = dict(dataset="mini-digits", shots=1, trials=0, prompts="template", fi
 
 @pytest.fixture
 def grid(tmp_path, monkeypatch):
-    "Execute a tiny experiment, whose values are random numbers from named streams, in this process."
+    "Execute a tiny experiment with random numbers from named streams, in this process."
     cells = write_experiment(tmp_path / "tiny.ipynb", PARAMETERS, BODY)
     monkeypatch.chdir(tmp_path)
 
@@ -102,14 +103,15 @@ def saved(folder, methods=METHODS, seeds=(1,), settings=None, **more):
 
 
 def test_changed_descriptions_and_bundle_end_to_end(tmp_path, monkeypatch):
-    "The real experiment in a kernel of its own: other features under the same name give other numbers."
+    "The real experiment in a kernel: other features of the same name give other numbers."
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VLMADAPT_DATA", str(tmp_path))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "classnames.json").write_text('["a", "b"]')
     axes = torch.eye(2)
     Path("feats.yml").write_text(
-        "experiment: features\nparameters: {bundle: mine, methods: [ZeroShot], seeds: [1], trials: 0}\n"
+        "experiment: features\n"
+        "parameters: {bundle: mine, methods: [ZeroShot], seeds: [1], trials: 0}\n"
     )
     (run,) = read_runs("feats.yml")
     found = []
