@@ -869,9 +869,7 @@ def test_generation_cards(tmp_path):
     assert "precision='bf16'" in refused(
         GENERATION_METHODS["Adapter"].load, path, load_backbone("mini", precision="fp32")
     )
-    assert "holds a method of class Adapter, not LoRA" in refused(
-        GENERATION_METHODS["LoRA"].load, path
-    )
+    assert "holds a method of class Adapter, not LoRA" in refused(GENERATION_METHODS["LoRA"].load, path)
     assert "has backbone mini (fp32" in refused(
         evaluate, loaded, load_task("mini-entailment", train=8)
     )

@@ -7,12 +7,14 @@ __all__ = ['LOOPBACK_ONLY', 'PREFACE', 'ANSWER_S', 'SETTINGS_FRAME', 'SESSION_PA
            'host_that_ray_joins', 'check_address', 'cluster', 'gpus_for_each', 'memory_for_each']
 
 # %% ../../nbs/07_grid/22_cluster.ipynb #d66ac95f
+import logging
 import math
 import os
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import psutil
@@ -149,7 +151,7 @@ def _start(ray, workers):
         object_store_memory=100 * 2**20,
         _node_ip_address="127.0.0.1",
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
     )
     folder = short_folder(SESSION_PATH)
     if "RAY_TMPDIR" not in os.environ and folder not in (None, os.environ.get("TMPDIR", "/tmp")):
@@ -191,7 +193,7 @@ def _joined_cluster(address):
 
     try:
         with kept_handlers():
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as e:
         ray.shutdown()
         raise ValueError(f"--address {address}: {last_line(e)}") from None
@@ -214,7 +216,7 @@ def cluster(
         try:
             yield ray
         except Exception as e:
-            if ray is None or not isinstance(e, ray.exceptions.RayError):
+            if ray is None or not isinstance(e, import_module("ray.exceptions").RayError):
                 raise
             raise ConnectionError(f"Ray was lost: {last_line(e)}") from None
 

@@ -37,7 +37,7 @@ OLD_METRICS = {
 }
 
 
-def _metric(name):
+def _metric(name: str) -> str:
     return OLD_METRICS.get(name, name.lower().replace(" ", "_").replace("-", "_"))
 
 
@@ -144,7 +144,7 @@ KNOWN_FIELDS = {
 }
 
 
-def _first_metric(record):
+def _first_metric(record) -> str:
     settings = record["settings"]
     if "task" not in settings:
         return "accuracy" if settings.keys() & set(WITH_CLASSES) else "score"
@@ -154,7 +154,7 @@ def _first_metric(record):
     return "score"
 
 
-def _metrics(scores, first="accuracy"):
+def _metrics(scores, first: str = "accuracy") -> Iterator[dict[str, Any]]:
     "Yield the fields of the results of one evaluation."
     examples = {name: scores[name] for name in EXAMPLES if scores.get(name) is not None}
     yield dict(metric=first, value=float(scores["accuracy"]), **examples)
@@ -162,7 +162,7 @@ def _metrics(scores, first="accuracy"):
         yield dict(metric="macro_f1", value=float(scores["macro_f1"]), n=scores.get("n"))
 
 
-def _target(name, scores, record):
+def _target(name, scores, record) -> Iterator[dict[str, Any]]:
     "Yield the results of another dataset, of other classes, or of a further metric."
     dataset = record["settings"].get("dataset") or record["settings"].get("task")
     last = name.rpartition(" ")[2]

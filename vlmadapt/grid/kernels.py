@@ -16,8 +16,8 @@ from typing import Any
 
 import nbformat
 import papermill
-from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
 from papermill.iorw import papermill_io
 
 import vlmadapt
@@ -55,7 +55,7 @@ class _Kernel(AsyncKernelManager):
         "How the kernel is started."
         here = str(Path(vlmadapt.__file__).resolve().parent.parent)
         path = [here, os.environ.get("PYTHONPATH")]
-        env = dict.fromkeys(THREADS, "1")
+        env = dict.fromkeys(map(str, THREADS), "1")
         env["PYTHONHASHSEED"] = "0"
         env["PYTHONPATH"] = os.pathsep.join(filter(None, path))
         command = [sys.executable, "-m", "ipykernel_launcher", "--log-level=CRITICAL"]

@@ -40,7 +40,7 @@ def error_line(
 ) -> str:
     "Return an error that a command ends with, as one line."
     if isinstance(e, CannotWrite):
-        return e.strerror
+        return str(e)
     if isinstance(e, OSError) and e.filename:
         return f"{e.filename}: {e.strerror}"
     return " ".join(str(e).split()) or type(e).__name__

@@ -189,7 +189,7 @@ def _drop_repeated_references(frame):
     ]
     keys = [key for key in keys if key in frame]
     repeated = frame["method"].isin(UNTRAINED) & frame[keys].astype(str).duplicated()
-    return frame[~repeated].reset_index(drop=True)
+    return frame.loc[~repeated].reset_index(drop=True)
 
 
 def read_results(
@@ -228,4 +228,4 @@ def deviation(
 ) -> float:  # NaN for fewer than two numbers
     "Return the population standard deviation over the seeds."
     known = pd.Series(values, dtype=float).dropna()
-    return float(known.std(ddof=0)) if len(known) > 1 else float("nan")
+    return float(known.to_numpy().std()) if len(known) > 1 else float("nan")
