@@ -1,59 +1,63 @@
 "Names that are commands in HTML, LaTeX, Markdown, figures, CSV; damaged results; full disks."
 
+from browser import chromium
+from browser import served
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from matplotlib.cbook import is_math_text
+from pathlib import Path
+from types import SimpleNamespace
+from vlmadapt.core.files import CannotWrite
+from vlmadapt.core.hashing import content_key
+from vlmadapt.core.markup import escape_figure
+from vlmadapt.core.markup import escape_frame
+from vlmadapt.core.markup import escape_html
+from vlmadapt.core.markup import escape_latex
+from vlmadapt.core.markup import escape_markdown
+from vlmadapt.core.markup import safe_style
+from vlmadapt.grid.params import read_runs
+from vlmadapt.grid.report import vlmadapt_report
+from vlmadapt.grid.report import write_html
+from vlmadapt.grid.results import read_result_file
+from vlmadapt.grid.rows import Rows
+from vlmadapt.grid.runs import execute
+from vlmadapt.reporting.claims import collapsed
+from vlmadapt.reporting.explore import Explorer
+from vlmadapt.reporting.figures import gain_bars
+from vlmadapt.reporting.figures import node_maps
+from vlmadapt.reporting.figures import point_lines
+from vlmadapt.reporting.figures import save_figure
+from vlmadapt.reporting.figures import shot_panels
+from vlmadapt.reporting.published import published
+from vlmadapt.reporting.published import show_beside
+from vlmadapt.reporting.tables import dataset_table
+from vlmadapt.reporting.tables import in_words
+from vlmadapt.reporting.tables import point_table
+from vlmadapt.reporting.tables import read_results
+from vlmadapt.reporting.tables import read_rows
+from vlmadapt.reporting.tables import rows_below
+from vlmadapt.reporting.tables import save_frame
+from vlmadapt.reporting.tables import unfinished
+from vlmadapt.reporting.tables import write_csv
 import copy
 import csv
 import itertools
 import json
 import math
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
 import os
+import pandas as pd
+import pytest
 import random
 import re
 import resource
 import shutil
 import subprocess
 import warnings
-from contextlib import contextmanager
-from html.parser import HTMLParser
-from pathlib import Path
-from types import SimpleNamespace
-
-import matplotlib.pyplot as plt
-import nbformat
-import numpy as np
-import pandas as pd
-import pytest
 import yaml
-from browser import chromium, served
-from matplotlib.cbook import is_math_text
 
-from vlmadapt.core.files import CannotWrite
-from vlmadapt.core.hashing import content_key
-from vlmadapt.core.markup import (
-    escape_figure,
-    escape_frame,
-    escape_html,
-    escape_latex,
-    escape_markdown,
-    safe_style,
-)
-from vlmadapt.grid.rows import Rows, read_result_file
-from vlmadapt.grid.runner import vlmadapt_report, write_html
-from vlmadapt.grid.runs import execute, read_runs
-from vlmadapt.reporting.claims import collapsed
-from vlmadapt.reporting.explore import Explorer
-from vlmadapt.reporting.figures import gain_bars, node_maps, point_lines, save_figure, shot_panels
-from vlmadapt.reporting.published import published, show_beside
-from vlmadapt.reporting.tables import (
-    dataset_table,
-    in_words,
-    point_table,
-    read_results,
-    read_rows,
-    rows_below,
-    save_frame,
-    unfinished,
-    write_csv,
-)
 
 EVIL = [
     "<img src=x onerror=alert(1)>",

@@ -10,39 +10,46 @@ __all__ = ['BENCH_SIZES', 'MINIMUM_SECONDS', 'LONG_SECONDS', 'DISTINCT_IMAGES', 
            'read_arguments', 'main']
 
 # %% ../../nbs/08_reporting/09_bench.ipynb #8f7917dd
-import argparse
-import math
-import platform
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-
-import numpy as np
-import pandas as pd
-import torch
-import torch.nn.functional as F
 from PIL import Image
+from collections.abc import Callable
+from dataclasses import asdict
+from dataclasses import dataclass
+from pathlib import Path
 from torch.utils.flop_counter import FlopCounterMode
-
 from ..core.environment import environment
 from ..core.files import write_json
 from ..core.registry import choose
-from ..core.seeding import np_stream, stream
-from ..core.values import PositiveInteger, convert
+from ..core.seeding import np_stream
+from ..core.seeding import stream
+from ..core.values import PositiveInteger
+from ..core.values import convert
 from ..data.images import Images
-from ..grid.rows import reset_peak, resident_peak
+from ..grid.memory import reset_peak
+from ..grid.memory import resident_peak
 from ..methods.base import Method
 from ..methods.coop import CoOp
 from ..methods.graph_adapter import GraphAdapter
 from ..methods.hegraph_adapter import HeGraphAdapter
 from ..methods.mudpt import MuDPT
 from ..models.backbones import load_backbone
-from ..models.devices import default_device, default_precision, free_memory
-from ..problems.classification import Features, FewShotProblem
-from ..training.loop import OPTIMIZERS, deterministic, fit
+from ..models.devices import default_device
+from ..models.devices import default_precision
+from ..models.devices import free_memory
+from ..problems.classification import Features
+from ..problems.classification import FewShotProblem
+from ..training.loop import OPTIMIZERS
+from ..training.loop import deterministic
+from ..training.loop import fit
+import argparse
+import math
+import numpy as np
+import pandas as pd
+import platform
+import subprocess
+import sys
+import time
+import torch
+import torch.nn.functional as F
 
 # %% ../../nbs/08_reporting/09_bench.ipynb #f9138da9
 @dataclass(frozen=True)

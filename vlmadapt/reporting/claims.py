@@ -7,32 +7,32 @@ __all__ = ['EXAMPLE', 'NAMES', 'PLAIN', 'PATTERNS', 'VERDICTS', 'NEEDED', 'MAY',
            'check_claim', 'collapse_of', 'collapsed', 'vlmadapt_claim']
 
 # %% ../../nbs/08_reporting/07_claims.ipynb #3b013bd1
-import difflib
-import re
-import sys
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
-import pandas as pd
 from fastcore.script import call_parse
-
+from pathlib import Path
 from ..core.registry import choose
 from ..data.datasets import DATASETS
-from ..grid.rows import UNTRAINED, base_of, in_order
+from ..grid.conversion import UNTRAINED
+from ..grid.results import in_order
+from ..grid.rows import base_of
 from ..methods import METHODS
 from ..methods.generation import PETL
 from ..models.backbones import BACKBONES
-from vlmadapt.reporting.published import (
-    BACKBONE_NAMES,
-    DATASET_NAMES,
-    ELEVEN,
-    METHOD_NAMES,
-    binomial_error,
-    half_width,
-)
-from .tables import averages, read_results, rows_below
+from .published import BACKBONE_NAMES
+from .published import DATASET_NAMES
+from .published import ELEVEN
+from .published import METHOD_NAMES
+from .published import binomial_error
+from .published import half_width
+from .tables import averages
+from .tables import read_results
+from .tables import rows_below
+import difflib
+import numpy as np
+import pandas as pd
+import re
+import sys
 
 # %% ../../nbs/08_reporting/07_claims.ipynb #7f9bb906
 @dataclass

@@ -7,22 +7,25 @@ __all__ = ['STYLE', 'LABEL', 'STRONG', 'LINES', 'look', 'page_style', 'draw_pane
            'cost_plot', 'node_maps', 'moved_bars', 'save_figure', 'palette_png', 'small_pictures']
 
 # %% ../../nbs/08_reporting/03_figures.ipynb #3ddbbd20
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numpy.typing import ArrayLike
 from pathlib import Path
-
+from ..core.files import write_atomic
+from ..core.markup import escape_figure
+from ..core.markup import file_stem
+from ..grid.results import deviation
+from ..grid.results import in_order
+from ..grid.rows import base_of
+from .tables import averages
+from .tables import by_point
+from .tables import cells
+import io
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from numpy.typing import ArrayLike
-
-from ..core.files import write_atomic
-from ..core.markup import escape_figure, file_stem
-from ..grid.rows import base_of, deviation, in_order
-from .tables import averages, by_point, cells
 
 # %% ../../nbs/08_reporting/03_figures.ipynb #40a61f0d
 STYLE = dict(

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from ..core.markup import escape_figure
-from ..grid.rows import in_order
+from ..grid.results import in_order
 from .figures import LABEL, page_style
 
 # %% ../../nbs/08_reporting/05_statistics.ipynb #729169df

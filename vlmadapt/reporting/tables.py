@@ -30,15 +30,9 @@ from vlmadapt.core.markup import (
     safe_style,
 )
 from ..core.records import RecordError, check_file, read_text, validate
-from vlmadapt.grid.rows import (
-    UNTRAINED,
-    ResultFile,
-    base_of,
-    deviation,
-    in_order,
-    read_result_file,
-    warn_left_out,
-)
+from ..grid.conversion import UNTRAINED
+from ..grid.results import ResultFile, deviation, in_order, read_result_file, warn_left_out
+from ..grid.rows import base_of
 from ..grid.task_rows import given_rates
 
 # %% ../../nbs/08_reporting/00_tables.ipynb #ee182c32
