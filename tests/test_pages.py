@@ -26,11 +26,7 @@ import yaml
 from browser import chromium, served
 from matplotlib.cbook import is_math_text
 
-from vlmadapt.reporting.claims import collapsed
-from vlmadapt.reporting.explore import Explorer
-from vlmadapt.reporting.figures import gain_bars, node_maps, point_lines, save_figure, shot_panels
 from vlmadapt.core.files import CannotWrite, content_key
-from vlmadapt.grid.runner import vlmadapt_report, write_html
 from vlmadapt.core.markup import (
     escape_figure,
     escape_frame,
@@ -39,20 +35,25 @@ from vlmadapt.core.markup import (
     escape_markdown,
     safe_style,
 )
-from vlmadapt.reporting.published import published, show_beside
+from vlmadapt.grid.results import read_results
+from vlmadapt.grid.rows import Rows, read_result_file
+from vlmadapt.grid.runner import vlmadapt_report, write_html
+from vlmadapt.grid.runs import execute, read_runs
+from vlmadapt.reporting.checks import in_words, unfinished
+from vlmadapt.reporting.claims import collapsed
+from vlmadapt.reporting.explore import Explorer
+from vlmadapt.reporting.figures import save_figure, shot_panels
+from vlmadapt.reporting.plots import gain_bars, node_maps, point_lines
+from vlmadapt.reporting.published import published
+from vlmadapt.reporting.reproduction import show_beside
 from vlmadapt.reporting.tables import (
     dataset_table,
-    in_words,
     point_table,
-    read_results,
     read_rows,
     rows_below,
     save_frame,
-    unfinished,
     write_csv,
 )
-from vlmadapt.grid.rows import Rows, read_result_file
-from vlmadapt.grid.runs import execute, read_runs
 
 EVIL = [
     "<img src=x onerror=alert(1)>",

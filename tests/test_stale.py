@@ -12,23 +12,19 @@ import torch
 from conftest import write_experiment
 from safetensors.torch import save_file
 
-from vlmadapt.grid import rows as rows_module
-from vlmadapt.reporting.claims import check_claim
-from vlmadapt.data.datasets import BENCHMARKS
-from vlmadapt.reporting.figures import gain_bars, shot_panels
 from vlmadapt.core.files import content_key, write_json
-from vlmadapt.grid.runner import vlmadapt_grid
-from vlmadapt.reporting.published import beside, show_beside
-from vlmadapt.reporting.tables import (
-    averages,
-    cells,
-    dataset_table,
-    read_results,
-    read_rows,
-    save_frame,
-)
+from vlmadapt.data.datasets import BENCHMARKS
+from vlmadapt.grid import rows as rows_module
+from vlmadapt.grid.results import read_results
 from vlmadapt.grid.rows import NAMED_FILES, Rows, deviation, file_contents, file_hash, row_key
+from vlmadapt.grid.runner import vlmadapt_grid
 from vlmadapt.grid.runs import execute, read_runs
+from vlmadapt.reporting.claims import check_claim
+from vlmadapt.reporting.figures import shot_panels
+from vlmadapt.reporting.plots import gain_bars
+from vlmadapt.reporting.reproduction import beside, show_beside
+from vlmadapt.reporting.summaries import averages, cells
+from vlmadapt.reporting.tables import dataset_table, read_rows, save_frame
 
 PARAMETERS = """dataset = 'mini-digits'  # name in DATASETS
 shots = 1  # images per class
