@@ -18,9 +18,10 @@ from vlmadapt.grid.runs import execute_now
 from vlmadapt.methods import METHODS
 from vlmadapt.methods.generation import PETL
 from vlmadapt.mini.tasks import MINI_TASKS
-from vlmadapt.problems.classification import FewShotProblem, few_shot
+from vlmadapt.problems.classification import FewShotProblem
+from vlmadapt.problems.few_shot import few_shot
 from vlmadapt.problems.generation import load_task
-from vlmadapt.training.fit import fit
+from vlmadapt.training.loop import fit
 
 FOLDER = Path(__file__).resolve().parent / "pinned"
 SHORT = dict(epochs=3)

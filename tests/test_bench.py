@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from vlmadapt.grid import rows
+from vlmadapt.grid.runs import rows
 from vlmadapt.reporting import bench, bench_parts
 
 SMALL = replace(

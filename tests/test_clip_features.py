@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from vlmadapt.training.fit import evaluate, fit, tune
 from vlmadapt.methods import METHODS
 from vlmadapt.problems.classification import FewShotProblem
+from vlmadapt.training.evaluation import evaluate
+from vlmadapt.training.loop import fit
+from vlmadapt.training.tuning import tune
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared/data/clip_vitb32_imagenet"
 pytestmark = pytest.mark.skipif(

@@ -26,7 +26,7 @@ from vlmadapt.data.datasets import (
     read_split,
     rebuild_split,
 )
-from vlmadapt.problems.classification import few_shot
+from vlmadapt.problems.few_shot import few_shot
 
 SHARED = ROOT.parent / "shared/data"
 needs_shared = pytest.mark.skipif(

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 import torch
 
-from vlmadapt.data import datasets
-from vlmadapt.problems import classification as problem
-from vlmadapt.data.datasets import rebuild_split
 from vlmadapt.core.files import CannotWrite, load_arrays, save_arrays, write_json
+from vlmadapt.data import datasets
+from vlmadapt.data.datasets import rebuild_split
 from vlmadapt.methods import METHODS
-from vlmadapt.problems.classification import FewShotProblem, cached, cached_rows
+from vlmadapt.problems import classification as problem
+from vlmadapt.problems.cache import cached, cached_rows
+from vlmadapt.problems.classification import FewShotProblem
 
 WIDTH = 64
 ROWS = torch.arange(4000.0)[:, None] * torch.ones(WIDTH)  # one megabyte
@@ -267,7 +268,7 @@ def test_a_process_killed_while_it_writes(cache):
     program = """
         import os, torch
         from vlmadapt.core import files as foundation
-        from vlmadapt.problems.classification import cached_rows
+        from vlmadapt.problems.cache import cached_rows
 
         def die(moment, path):
             if path.suffix == ".npy":
@@ -458,7 +459,7 @@ LIMITED = """
     from pathlib import Path
     import torch
     from vlmadapt.core.files import CannotWrite, save_arrays, write_json
-    from vlmadapt.problems.classification import cached, cached_rows
+    from vlmadapt.problems.cache import cached, cached_rows
 
     folder, limit = Path(sys.argv[1]), int(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))

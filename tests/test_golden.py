@@ -11,16 +11,18 @@ from golden_clip import golden_clip, golden_problem, load_golden
 from torch import nn
 
 from vlmadapt.methods import METHODS
-from vlmadapt.methods.base import Batch
 from vlmadapt.methods.generation import PETL
 from vlmadapt.methods.graph_adapter import visual_nodes
 from vlmadapt.methods.proto_clip import layer_shapes
 from vlmadapt.methods.task_res import raw_text
 from vlmadapt.models.adapted_attention import AdaptedAttention, ReleasedAdapter, Site
+from vlmadapt.problems.batches import Batch, Batches, TaskBatches
 from vlmadapt.problems.classification import FewShotProblem
-from vlmadapt.problems.generation import TaskBatches, load_task
-from vlmadapt.training.fit import Batches, fit, fit_many, hold_out
+from vlmadapt.problems.generation import load_task
+from vlmadapt.training.batched import fit_many
+from vlmadapt.training.loop import fit
 from vlmadapt.training.paper_protocol import PAPER_RULES, SEARCH_ENDS, as_released, tip_adapter_grid
+from vlmadapt.training.tuning import hold_out
 
 EXACT = 1e-12  # relative, of float64
 SINGLE = 1e-6  # relative, where the file holds numbers rounded to float32

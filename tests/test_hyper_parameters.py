@@ -19,12 +19,16 @@ from vlmadapt.core.values import NonNegative
 from vlmadapt.grid.rows import KNOWN, row_key
 from vlmadapt.grid.runner import vlmadapt_grid
 from vlmadapt.grid.runs import execute, read_runs, template_parameters
-from vlmadapt.grid.task_rows import try_rates
 from vlmadapt.methods import METHODS
 from vlmadapt.methods.base import RECIPE, Method, hyper
-from vlmadapt.methods.generation import PETL
-from vlmadapt.problems.classification import FewShotProblem, few_shot
-from vlmadapt.training.fit import evaluate, fit, fit_many, sweep, tune, tune_many
+from vlmadapt.methods.generation import GENERATION_METHODS, PETL
+from vlmadapt.problems.classification import FewShotProblem
+from vlmadapt.problems.few_shot import few_shot
+from vlmadapt.problems.generation import load_task
+from vlmadapt.training.batched import fit_many
+from vlmadapt.training.evaluation import evaluate
+from vlmadapt.training.loop import fit
+from vlmadapt.training.tuning import sweep, tune, tune_many
 
 PARAMS = Path(__file__).resolve().parent.parent / "params"
 
@@ -198,14 +202,14 @@ def test_unambiguous_values_are_converted(name, given, expected):
         ("lora", dict(rank=0), "LoRA rank"),
         ("lora", dict(parts="querry"), "did you mean 'query'?"),
         ("prefix", dict(length=-1), "PrefixTuning length"),
-        ("p-adapter", dict(mu=-1), "PAdapterTuner mu"),
+        ("p-adapter", dict(mu=-1), "GenerationPAdapter mu"),
         (
             "p-adapter",
             dict(learn="fix"),
-            "unknown PAdapterTuner learn 'fix'; did you mean 'fixed'?",
+            "unknown GenerationPAdapter learn 'fix'; did you mean 'fixed'?",
         ),
         ("appnp", dict(alpha=2), "APPNPTuner alpha"),
-        ("full", dict(smoothing=1.5), "Full smoothing"),
+        ("full", dict(smoothing=1.5), "FullFineTuning smoothing"),
     ],
 )
 def test_impossible_values_are_refused(name, given, told):
@@ -366,7 +370,7 @@ def test_classes_instances_and_problems_are_told_apart(problem):
     )
     assert "TaskRes is built on a problem" in message(lambda: taskres("mini-digits"))
     assert "unknown answer to divergence 'skip'" in message(lambda: fit_many([], on_diverge="skip"))
-    assert "BitFit writes text" in message(lambda: tune(PETL["bitfit"], problem))
+    assert "BitFit generates text" in message(lambda: tune(PETL["bitfit"], problem))
 
 
 def test_impossible_definitions_are_named(problem):
@@ -490,31 +494,22 @@ def test_scores_that_are_not_finite_are_the_worst_of_a_sweep(problem):
     assert tune(Fragile, problem, fixed=dict(alpha=1.0))["beta"] < 3
 
 
-def test_a_rate_that_diverges_loses_among_generation_methods():
-    class Writer:
+def test_a_rate_that_diverges_is_not_chosen_for_a_generation_method():
+    class Fragile(GENERATION_METHODS["BitFit"]):
         "Diverges at rates above 1."
 
-        def __init__(self, problem, lr):
-            self.lr = lr
+        def loss(self, batch):
+            loss = super().loss(batch)
+            return loss * torch.nan if self.hyper_parameters["lr"] > 1 else loss
 
-        def judge(self, problem, truth, split):
-            return dict(score=float("nan") if self.lr == 0.5 else self.lr)
-
-    class Task:
-        labels = dict(val=[])
-
-    def fake_fit(method, problem, **more):
-        if method.lr > 1:
-            raise FloatingPointError(f"the loss became nan at {method.lr}")
-        return method
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vlmadapt.grid.task_rows.fit", fake_fit)
-        best, trials = try_rates(Writer, Task, [2.0, 0.5, 0.1, 0.2], 1, {})
-        assert best.lr == 0.2 and trials["score"].isna().tolist() == [True, True, False, False]
-        assert "all 2 learning rates diverged" in message(
-            lambda: try_rates(Writer, Task, [2.0, 3.0], 1, {}), FloatingPointError
-        )
+    task = load_task("mini-vqa", train=8)
+    short = dict(epochs=1, batch_size=8)
+    best = tune(Fragile, task, fixed=short, space=dict(lr=[2.0, 1e-3]))
+    assert best["lr"] == 1e-3 and best.method.hyper_parameters["lr"] == 1e-3
+    assert best.trials["value"].isna().tolist() == [True, False]
+    assert "all 2 candidates diverged" in message(
+        lambda: tune(Fragile, task, fixed=short, space=dict(lr=[2.0, 3.0])), FloatingPointError
+    )
 
 
 # Templates

@@ -218,7 +218,7 @@ def test_wheel_works_away_from_the_checkout(wheel, tmp_path):
 import json, pkgutil, importlib, vlmadapt
 names = [m.name for m in pkgutil.walk_packages(vlmadapt.__path__, "vlmadapt.") if not m.name.endswith("_modidx")]
 for name in names: importlib.import_module(name)
-from vlmadapt.problems.classification import few_shot
+from vlmadapt.problems.few_shot import few_shot
 problem = few_shot("mini-digits", backbone="mini", shots=1, seed=1)
 print(json.dumps([vlmadapt.__file__, len(problem.classnames)]))
 """

@@ -35,8 +35,8 @@ from vlmadapt.core.markup import (
     escape_markdown,
     safe_style,
 )
-from vlmadapt.grid.results import read_results
-from vlmadapt.grid.rows import Rows, read_result_file
+from vlmadapt.grid.results import read_result_file, read_results
+from vlmadapt.grid.rows import Rows
 from vlmadapt.grid.runner import vlmadapt_report, write_html
 from vlmadapt.grid.runs import execute, read_runs
 from vlmadapt.reporting.checks import in_words, unfinished

@@ -18,12 +18,16 @@ from vlmadapt.data.datasets import Dataset, load_dataset
 from vlmadapt.data.images import Images
 from vlmadapt.methods import METHODS
 from vlmadapt.methods.base import as_inputs
-from vlmadapt.methods.generation import PETL
+from vlmadapt.methods.generation import GENERATION_METHODS
 from vlmadapt.models.backbones import load_backbone
-from vlmadapt.problems.classification import FewShotProblem, few_shot
+from vlmadapt.problems.classification import FewShotProblem
 from vlmadapt.problems.features import as_features, as_labels
+from vlmadapt.problems.few_shot import few_shot
 from vlmadapt.problems.generation import load_task
-from vlmadapt.training.fit import evaluate, fit, fit_many, tune
+from vlmadapt.training.batched import fit_many
+from vlmadapt.training.evaluation import evaluate
+from vlmadapt.training.loop import fit
+from vlmadapt.training.tuning import tune
 
 K, D, SHOTS = 4, 16, 5
 NAMES = ["ash", "birch", "cedar", "elm"]
@@ -525,7 +529,7 @@ def test_a_class_instead_of_a_method():
 
 def test_generation_and_classification_do_not_meet(digits):
     task = load_task("mini-vqa", train=8)
-    tuner = PETL["adapter"](task)
+    tuner = GENERATION_METHODS["Adapter"](task)
     assert "generates text" in refused(evaluate, tuner, digits["mini"])
     assert "classifies" in refused(evaluate, METHODS["ZeroShot"](digits["mini"]), task)
 
@@ -853,19 +857,19 @@ def test_the_precision_is_that_of_the_card(tmp_path):
 
 def test_generation_cards(tmp_path):
     task = load_task("mini-entailment", load_backbone("mini", precision="bf16"), train=8)
-    tuner = PETL["adapter"](task)
+    tuner = GENERATION_METHODS["Adapter"](task)
     path = tmp_path / "t.safetensors"
     tuner.save(path, score=1.0)
     images, texts = task.images("val")[:4], task.prompts["val"][:4]
     for backbone in (None, "mini"):
-        loaded = PETL["adapter"].load(path, backbone)
+        loaded = GENERATION_METHODS["Adapter"].load(path, backbone)
         assert loaded.backbone.precision == "bf16" and loaded.card["notes"] == {"score": 1.0}
         assert loaded.predict(images, texts) == tuner.predict(images, texts)
     assert set(tuner.predict(images, texts)) <= {"yes", "no", "open"}
     assert "precision='bf16'" in refused(
-        PETL["adapter"].load, path, load_backbone("mini", precision="fp32")
+        GENERATION_METHODS["Adapter"].load, path, load_backbone("mini", precision="fp32")
     )
-    assert "holds a method of class adapter, not lora" in refused(PETL["lora"].load, path)
+    assert "holds a method of class Adapter, not LoRA" in refused(GENERATION_METHODS["LoRA"].load, path)
     assert "has backbone mini (fp32" in refused(
         evaluate, loaded, load_task("mini-entailment", train=8)
     )
@@ -887,11 +891,11 @@ WRONG_TUNERS = {
 @pytest.mark.parametrize("kind", WRONG_TUNERS)
 def test_a_generation_card_that_does_not_fit_is_refused(tmp_path, kind):
     path = tmp_path / "t.safetensors"
-    PETL["bitfit"](load_task("mini-vqa", train=8)).save(path)
+    GENERATION_METHODS["BitFit"](load_task("mini-vqa", train=8)).save(path)
     tensors, card = load_arrays(path)
     change, told = WRONG_TUNERS[kind]
     change(tensors, card)
-    assert told in refused(PETL["bitfit"].load, written(path, tensors, card))
+    assert told in refused(GENERATION_METHODS["BitFit"].load, written(path, tensors, card))
 
 
 def test_inputs_without_a_known_width():

@@ -23,18 +23,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from scipy.io import savemat
 
+from vlmadapt.core.files import load_arrays, save_arrays
+from vlmadapt.core.records import RecordError, read_json, read_json_lines, read_lines, read_text
 from vlmadapt.data import annotations
 from vlmadapt.data.datasets import read_split
-from vlmadapt.problems.features import read_bundle
-from vlmadapt.core.files import load_arrays, save_arrays
 from vlmadapt.data.images import CorruptImage, open_image
-from vlmadapt.methods.base import read_card
-from vlmadapt.methods import METHODS
-from vlmadapt.mini.models import untrained
-from vlmadapt.problems.classification import FewShotProblem, cached_rows
 from vlmadapt.data.prompts import read_descriptions
-from vlmadapt.core.records import RecordError, read_json, read_json_lines, read_lines, read_text
-from vlmadapt.models.adapted_attention import add_adapters, load_adapters, save_adapters
 from vlmadapt.data.task_files import (
     karpathy_parts,
     read_coco,
@@ -45,6 +39,13 @@ from vlmadapt.data.task_files import (
     read_vizwiz,
     read_vqa,
 )
+from vlmadapt.methods import METHODS
+from vlmadapt.methods.base import read_card
+from vlmadapt.mini.models import untrained
+from vlmadapt.models.adapted_attention import add_adapters, load_adapters, save_adapters
+from vlmadapt.problems.cache import cached_rows
+from vlmadapt.problems.classification import FewShotProblem
+from vlmadapt.problems.features import read_bundle
 
 FIELD_MUTATIONS = 45  # of each JSON format
 BYTE_MUTATIONS = 20  # of each format, besides those that are always made

@@ -12,10 +12,11 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from vlmadapt.training.fit import evaluate, fit
 from vlmadapt.core.files import DamagedFile
 from vlmadapt.methods import METHODS
-from vlmadapt.problems.classification import FewShotProblem, few_shot
+from vlmadapt.problems.few_shot import few_shot, from_folder
+from vlmadapt.training.evaluation import evaluate
+from vlmadapt.training.loop import fit
 
 FOLDS = {
     "ZeroShot",
@@ -185,9 +186,9 @@ def album(folder):
 def test_own_photos_of_every_kind(tmp_path):
     root = album(tmp_path / "my photos ☀")
     with pytest.raises(ValueError, match="halb kaputt.jpg: cannot be decoded"):
-        FewShotProblem.from_folder(root, shots=4)
+        from_folder(root, shots=4)
     with pytest.warns(UserWarning, match="skipped: .*halb kaputt.jpg"):
-        problem = FewShotProblem.from_folder(root, shots=4, on_corrupt="skip")
+        problem = from_folder(root, shots=4, on_corrupt="skip")
     assert (
         set(problem.classnames) == {"ciel bleu", "rote Äpfel"}
         and sum(len(problem.images(s)) for s in ("train", "val", "test")) > 20

@@ -13,11 +13,12 @@ from safetensors import safe_open
 
 from vlmadapt.data.task_files import read_karpathy, read_snli_ve, read_textcaps, read_vqa
 from vlmadapt.data.text_metrics import bleu, caption_scores, cider, rouge_l, vqa_accuracy
-from vlmadapt.methods.generation import PETL
+from vlmadapt.methods.generation import GENERATION_METHODS
 from vlmadapt.mini.tasks import Example
 from vlmadapt.models.decoding import END, greedy, prompt_tokens, stepper, write
-from vlmadapt.problems.generation import METRICS, GenerationProblem, load_task, load_writer
-from vlmadapt.training.fit import evaluate
+from vlmadapt.problems.examples import METRICS
+from vlmadapt.problems.generation import GenerationProblem, load_task, load_writer
+from vlmadapt.training.evaluation import evaluate
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared/golden/vqa_accuracy.safetensors"
 
@@ -366,9 +367,9 @@ def test_candidates_that_nobody_said_and_answers_that_are_no_candidate_are_count
 def test_given_candidates_are_ranked_in_vqa_tasks_too():
     people = [["red"] * 6 + ["blue"] * 4]
     task = a_task("vqa", candidates=["red", "blue"], train=people, test=people)
-    result = evaluate(PETL["frozen"](task), task)
+    result = evaluate(GENERATION_METHODS["Frozen"](task), task)
     assert result["predictions"][0] in ("red", "blue")
-    assert result["score"] == 100
+    assert result["vqa_accuracy"] == 100
 
 
 # Images
@@ -600,6 +601,6 @@ def test_another_metric_and_other_candidates_are_part_of_the_provenance(tmp_path
         for words in (["red", "blue"], ["red", "green"])
     )
     assert one != two
-    assert folder_task(tmp_path, metric="captions").provenance["metric"] == "captions"
+    assert folder_task(tmp_path, metric="captions").provenance["metric"] == "cider"
     own = load_task("mini-entailment").provenance
     assert not {"metric", "candidates"} & own.keys()

@@ -15,8 +15,12 @@ import torch.nn.functional as F
 from golden_clip import golden_clip, golden_problem, load_golden
 from PIL import Image
 
+from vlmadapt.core.files import import_open_clip
+from vlmadapt.data.datasets import load_dataset
+from vlmadapt.data.prompts import check_classnames, class_prompts, fill, read_descriptions
+from vlmadapt.grid.runs import rows
+from vlmadapt.methods import METHODS
 from vlmadapt.models import backbones
-from vlmadapt.grid import rows
 from vlmadapt.models.backbones import (
     Backbone,
     TextTooLong,
@@ -27,12 +31,9 @@ from vlmadapt.models.backbones import (
     token_counts,
     tokenize,
 )
-from vlmadapt.data.datasets import load_dataset
-from vlmadapt.core.files import import_open_clip
-from vlmadapt.methods.base import Batch
-from vlmadapt.methods import METHODS
-from vlmadapt.problems.classification import FewShotProblem, few_shot
-from vlmadapt.data.prompts import check_classnames, class_prompts, fill, read_descriptions
+from vlmadapt.problems.batches import Batch
+from vlmadapt.problems.classification import FewShotProblem
+from vlmadapt.problems.few_shot import few_shot
 
 LONG = (
     "in this picture , which was taken with a very old camera on a rainy day by a friend of my "

@@ -49,7 +49,7 @@ from vlmadapt.grid.runs import (
     short_folder,
 )
 from ..models.backbones import cores
-from ..problems.classification import few_shot
+from ..problems.few_shot import few_shot
 
 # %% ../../nbs/07_grid/08_runner.ipynb #ef819cf3
 START = 6.0  # seconds of a run beside its rows: kernel, imports

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from .base import Batch, Method, hyper
-from ..problems.classification import FewShotProblem
 from ..core.values import NonNegative, PositiveInteger
+from .base import Method, hyper
+from ..problems.batches import Batch
+from ..problems.classification import FewShotProblem
 
 # %% ../../nbs/05_methods/20_anchored_probe.ipynb #074ba6c6
 class AnchoredProbe(Method):

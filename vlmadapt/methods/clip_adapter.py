@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from .base import Method, hyper
 from ..core.values import Fraction, PositiveInteger
+from .base import Method, hyper
 
 # %% ../../nbs/05_methods/14_clip_adapter.ipynb #4a5134e1
 class CLIPAdapter(Method):

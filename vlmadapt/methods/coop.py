@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
+from ..core.values import Flag, PositiveInteger
 from .base import hyper
 from .prompted import PromptMethod, context_start, depth_within
-from ..problems.classification import drawing_from
-from ..core.values import Flag, PositiveInteger
+from ..problems.few_shot import drawing_from
 
 # %% ../../nbs/05_methods/31_coop.ipynb #1f8d5df6
 class CoOp(PromptMethod):

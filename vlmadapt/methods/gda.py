@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
+from ..core.values import Flag, NonNegative, Positive
+from ..data.prompts import class_means
 from .base import Method, hyper
 from ..problems.classification import FewShotProblem
-from ..data.prompts import class_means
-from ..core.values import Flag, NonNegative, Positive
 
 # %% ../../nbs/05_methods/13_gda.ipynb #a36e9233
 def class_scatter(

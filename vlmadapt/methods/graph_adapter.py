@@ -15,11 +15,11 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core.files import choose
+from ..core.values import Fraction, PositiveInteger
+from ..data.prompts import class_means
 from .base import Method, hyper, same_length
 from .task_res import raw_text
 from ..problems.classification import FewShotProblem
-from ..data.prompts import class_means
-from ..core.values import Fraction, PositiveInteger
 
 # %% ../../nbs/05_methods/16_graph_adapter.ipynb #7681363a
 def visual_nodes(

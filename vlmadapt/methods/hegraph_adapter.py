@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
+from ..core.values import Flag, NonNegative, Real
 from .base import Method, hyper, same_length
 from .graph_adapter import visual_nodes
 from .tip_adapter import by_class, cache_keys, class_layout, class_sums
 from ..problems.classification import FewShotProblem
-from ..core.values import Flag, NonNegative, Real
 
 # %% ../../nbs/05_methods/18_hegraph_adapter.ipynb #7fefc675
 RELATIONS = dict(

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
+from ..core.values import Positive, PositiveInteger
 from .base import Method, hyper
 from ..problems.classification import FewShotProblem
-from ..core.values import Positive, PositiveInteger
 
 # %% ../../nbs/05_methods/11_linear_probe.ipynb #8c00776d
 class LinearProbe(Method):

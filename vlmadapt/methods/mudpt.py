@@ -13,10 +13,10 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core.files import choose
+from ..core.values import Flag, PositiveInteger
 from .base import hyper
 from .prompted import ImagePromptMethod, context_start, depth_within
-from ..problems.classification import drawing_from
-from ..core.values import Flag, PositiveInteger
+from ..problems.few_shot import drawing_from
 
 # %% ../../nbs/05_methods/32_mudpt.ipynb #608e2f51
 class TransformerInjection(nn.Module):

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
+from ..core.values import PositiveInteger
+from ..data.prompts import check_classnames
 from .base import Method, hyper, one_or_more
 from .prompted import photo_tokens
-from ..data.prompts import check_classnames
 from ..models.adapted_attention import Adapter, add_adapters, parameter_groups
-from ..core.values import PositiveInteger
 
 # %% ../../nbs/05_methods/34_p_adapter.ipynb #da3f15c3
 class PAdapter(Method):

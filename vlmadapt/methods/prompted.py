@@ -17,10 +17,10 @@ from fastcore.basics import patch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..models.backbones import Backbone, free_memory, tokenize
 from ..core.files import choose
-from .base import Method
 from ..data.prompts import check_classnames, fill
+from .base import Method
+from ..models.backbones import Backbone, free_memory, tokenize
 
 # %% ../../nbs/05_methods/30_prompted.ipynb #32e07919
 def _blocks(tower, what):

@@ -15,9 +15,9 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core.files import choose
+from ..core.values import Flag, Fraction, NonNegative, Positive, Real
 from .base import Method, hyper
 from .tip_adapter import by_class, cache_keys, class_layout
-from ..core.values import Flag, Fraction, NonNegative, Positive, Real
 
 # %% ../../nbs/05_methods/17_proto_clip.ipynb #e6299606
 def log_mixture(

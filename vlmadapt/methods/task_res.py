@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..core.values import NonNegative
+from ..data.prompts import class_means
 from .base import Method, hyper, same_length
 from ..problems.classification import FewShotProblem
-from ..data.prompts import class_means
-from ..core.values import NonNegative
 
 # %% ../../nbs/05_methods/15_task_res.ipynb #5be57db5
 def raw_text(

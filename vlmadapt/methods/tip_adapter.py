@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
+from ..core.values import Flag, NonNegative
 from .base import Method, hyper
 from ..problems.classification import FewShotProblem
-from ..core.values import Flag, NonNegative
 
 # %% ../../nbs/05_methods/12_tip_adapter.ipynb #79562eb2
 def cache_keys(

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
+from ..core.values import PositiveInteger
+from ..data.prompts import check_classnames
 from .base import hyper
 from .mudpt import MuDPT
 from .prompted import PHOTO_WORDS, ImagePromptMethod, depth_within, photo_tokens
-from ..data.prompts import check_classnames
-from ..core.values import PositiveInteger
 
 # %% ../../nbs/05_methods/33_vpt_maple.ipynb #9fa7b37d
 class VPT(ImagePromptMethod):

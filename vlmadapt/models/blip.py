@@ -19,6 +19,10 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
+from ..core.files import choose, content_key, import_open_clip, stream
+from ..methods.generation import QKV, add_lora, add_prefix
+from ..mini.frames import vocabulary
+from .adapted_attention import Adapter, AttentionGraph, thin_copy, tower_blocks
 from vlmadapt.models.backbones import (
     PRECISIONS,
     Backbone,
@@ -26,12 +30,8 @@ from vlmadapt.models.backbones import (
     default_device,
     default_precision,
 )
-from ..core.files import choose, content_key, import_open_clip, stream
-from ..mini.frames import vocabulary
-from .adapted_attention import Adapter, AttentionGraph, thin_copy, tower_blocks
 from .decoding import all_logits, check_causal, stepper
 from ..problems.generation import decoder_states, token_losses
-from ..methods.generation import QKV, add_lora, add_prefix
 
 # %% ../../nbs/02_models/09_blip.ipynb #f9e16f2b
 def import_blip(

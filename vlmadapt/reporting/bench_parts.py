@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..core.files import np_stream, stream
 from ..data.images import Images
-from ..grid.rows import reset_peak, resident_peak
+from ..grid.memory import reset_peak, resident_peak
 from ..methods.base import Method
 from ..methods.coop import CoOp
 from ..methods.graph_adapter import GraphAdapter
@@ -29,7 +29,7 @@ from ..methods.hegraph_adapter import HeGraphAdapter
 from ..methods.mudpt import MuDPT
 from ..models.backbones import default_precision, free_memory, load_backbone
 from ..problems.classification import Features, FewShotProblem
-from ..training.fit import OPTIMIZERS, deterministic, fit
+from ..training.loop import OPTIMIZERS, deterministic, fit
 
 # %% ../../nbs/08_reporting/13_bench_parts.ipynb #f9138da9
 @dataclass(frozen=True)

@@ -103,7 +103,10 @@ def compare_methods(
 # %% ../../nbs/08_reporting/07_statistics.ipynb #cdddff59
 def _figure_labels(table, column):
     "Label in `column` -> its text in a figure."
-    return {label: figure_label(LABEL.get(label, label)) for label in dict.fromkeys(map(str, table[column]))}
+    return {
+        label: figure_label(LABEL.get(label, label))
+        for label in dict.fromkeys(map(str, table[column]))
+    }
 
 
 def _mirror(compared):

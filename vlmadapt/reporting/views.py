@@ -23,9 +23,10 @@ from ..data.datasets import Dataset, load_dataset
 from ..methods import METHODS
 from ..methods.base import Method
 from ..models.backbones import Backbone, Pixels, load_backbone
-from ..problems.classification import FewShotProblem, few_shot
+from ..problems.classification import FewShotProblem
+from ..problems.few_shot import few_shot
 from .figures import draw_panel, looks, method_legend, page_style, small_pictures
-from ..training.fit import fit
+from ..training.loop import fit
 
 # %% ../../nbs/08_reporting/09_views.ipynb #750ded3c
 def quick_hyper_parameters() -> dict[str, dict]:  # name of a method -> its hyper-parameters

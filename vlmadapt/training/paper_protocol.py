@@ -13,10 +13,12 @@ from typing import Literal
 import torch
 
 from ..data.datasets import DATASETS
-from .fit import evaluate, fit, sweep
-from ..methods.base import Method
 from ..methods import METHODS
+from ..methods.base import Method
 from ..problems.classification import FewShotProblem
+from .evaluation import evaluate
+from .loop import fit
+from .tuning import sweep
 
 # %% ../../nbs/06_training/08_paper_protocol.ipynb #9940bc3e
 SEARCH_ENDS = dict(  # dataset -> upper ends of beta and alpha (Tip-Adapter's configurations)
