@@ -200,7 +200,7 @@ def _claimable(results):
     results = of_metric(results, "accuracy")
     missing = [name for name in [*NEEDED, *OPTIONAL] if name not in results]
     results = results.reindex(columns=[*results, *missing]).dropna(subset=NEEDED)
-    whole = results["class_split"].fillna("all") == "all"
+    whole = results["class_split"].isna() | (results["class_split"] == "all")
     return lines_where(results, whole & results["point"].isna()).astype({"shots": int})
 
 

@@ -24,7 +24,7 @@ def with_labels(
     "Add the text that stands for method and variant."
     variants = pd.Series("", results.index)
     if "variant" in results:
-        variants = results["variant"].fillna("")
+        variants = results["variant"].astype(object).fillna("")
     pairs = zip(results["method"], variants, strict=True)
     labels = pd.Series([variant_label(*pair) for pair in pairs], results.index, dtype=object)
     return results.assign(variant=variants, label=labels)
