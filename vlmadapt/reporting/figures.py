@@ -134,7 +134,7 @@ def page_style() -> Iterator[None]:
         "pdf.fonttype": 42,
         "figure.dpi": 100,
     }
-    plt.draw_if_interactive()  # chooses the backend before the block, whose end restores all settings
+    plt.draw_if_interactive()  # chooses the backend first: the block restores all settings
     with sns.axes_style("ticks"), mpl.rc_context(rc):
         yield
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATA', 'DATASET_NAMES', 'ELEVEN', 'SHIFTED', 'AVERAGES', 'BACKBONE_NAMES', 'METHOD_NAMES', 'HE', 'READINGS',
-           'PATTERNS', 'published', 'Reading', 'readings', 'as_printed', 'paper_table', 'check_averages']
+           'READING_PATTERNS', 'published', 'Reading', 'readings', 'as_printed', 'paper_table', 'check_averages']
 
 # %% ../../nbs/08_reporting/05_published.ipynb #80671e92
 from collections.abc import Sequence
@@ -196,13 +196,13 @@ READINGS += [
 ]
 
 # %% ../../nbs/08_reporting/05_published.ipynb #8f1de676
-PATTERNS = ("paper", "table", "method", "backbone", "dataset")  # fields of a reading
+READING_PATTERNS = ("paper", "table", "method", "backbone", "dataset")  # fields of a reading
 
 
 def _fits(numbers, reading):
     "Which of the numbers fit all patterns of a reading."
     fits = pd.Series(True, numbers.index)
-    for column in PATTERNS:
+    for column in READING_PATTERNS:
         names = numbers[column].unique()
         pattern = getattr(reading, column)
         fits &= numbers[column].isin([name for name in names if fnmatchcase(name, pattern)])
