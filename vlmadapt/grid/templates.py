@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Optional
+from typing import Any, Literal, NamedTuple
 
 import vlmadapt
 from ..core import values as declarations
@@ -154,7 +154,7 @@ def _subscripted(name, node):
         return Literal[tuple(_literal(part) for part in parts)]
     if name in ("Optional", "Union"):
         kind = _either(parts)
-        return Optional[kind] if kind and name == "Optional" else kind
+        return kind | None if kind and name == "Optional" else kind
     if name.lower() == "list":
         item = _annotated(parts[0])
         return list[item] if item else list
