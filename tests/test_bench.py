@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from vlmadapt.grid.runs import rows
+from vlmadapt.grid import memory
 from vlmadapt.reporting import bench, bench_parts
 
 SMALL = replace(
@@ -261,4 +261,4 @@ def test_peak_memory_is_in_megabytes():
     present = psutil.Process().memory_info().rss / 2**20
     assert held.nbytes / 2**20 < present
     assert present / 2 < figure < psutil.virtual_memory().total / 2**20
-    assert rows.peak()["peak_memory_mb"] == pytest.approx(figure, rel=0.5)
+    assert memory.peak()["peak_memory_mb"] == pytest.approx(figure, rel=0.5)

@@ -10,9 +10,10 @@ from contextlib import ExitStack
 import pytest
 from test_grid import TINY, files, numbers, params, wait_for
 
-from vlmadapt.grid.runs import execute, read_runs
+from vlmadapt.grid.params import read_runs
+from vlmadapt.grid.runs import execute
 
-CALL = "import sys; from vlmadapt.grid.runner import vlmadapt_grid; sys.exit(vlmadapt_grid(sys.argv[1], out=sys.argv[2], address=sys.argv[3]))"
+CALL = "import sys; from vlmadapt.grid.command import vlmadapt_grid; sys.exit(vlmadapt_grid(sys.argv[1], out=sys.argv[2], address=sys.argv[3]))"
 AGENTS = (
     "metrics_agent_port",
     "metrics_export_port",

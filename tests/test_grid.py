@@ -18,8 +18,12 @@ from conftest import write_experiment
 import vlmadapt
 from vlmadapt.grid import runner as grid
 from vlmadapt.grid import runs
-from vlmadapt.grid.runner import _cluster, report_of, vlmadapt_grid, vlmadapt_report
-from vlmadapt.grid.runs import execute, read_runs, shipped
+from vlmadapt.grid.runner import _cluster
+from vlmadapt.grid.report import report_of, vlmadapt_report
+from vlmadapt.grid.command import vlmadapt_grid
+from vlmadapt.grid.runs import execute
+from vlmadapt.grid.params import read_runs
+from vlmadapt.grid.templates import shipped
 
 HOOKS = Path(__file__).parent / "crash_points"
 sys.path.insert(0, str(HOOKS))
@@ -519,7 +523,8 @@ def test_failing_run_leaves_the_others(params, tmp_path, capsys):
 
 
 def test_two_at_once_share_the_work(params, tmp_path):
-    call = "import sys; from vlmadapt.grid.runs import execute, read_runs; sys.exit(execute(read_runs(*sys.argv[1:])[0]))"
+    call = "import sys; from vlmadapt.grid.runs import execute
+    from vlmadapt.grid.params import read_runs; sys.exit(execute(read_runs(*sys.argv[1:])[0]))"
     file = params()
     both = [
         subprocess.Popen(

@@ -16,9 +16,11 @@ from torch import nn
 
 from vlmadapt.core.files import stream
 from vlmadapt.core.values import NonNegative
+from vlmadapt.grid.command import vlmadapt_grid
+from vlmadapt.grid.params import read_runs
 from vlmadapt.grid.rows import KNOWN, row_key
-from vlmadapt.grid.runner import vlmadapt_grid
-from vlmadapt.grid.runs import execute, read_runs, template_parameters
+from vlmadapt.grid.runs import execute
+from vlmadapt.grid.templates import template_parameters
 from vlmadapt.methods import METHODS
 from vlmadapt.methods.base import RECIPE, Method, hyper
 from vlmadapt.methods.generation import GENERATION_METHODS, PETL

@@ -18,7 +18,7 @@ sys.exit(not ok)
 """
 RUN_TEMPLATE = """
 import sys
-from vlmadapt.grid.runs import run_notebook
+from vlmadapt.grid.kernels import run_notebook
 run_notebook(sys.argv[1], sys.argv[2], {}, sys.stdout)
 """
 

@@ -14,11 +14,12 @@ from safetensors.torch import save_file
 
 from vlmadapt.core.files import content_key, write_json
 from vlmadapt.data.datasets import BENCHMARKS
+from vlmadapt.grid.command import vlmadapt_grid
 from vlmadapt.grid.named_files import NAMED_FILES, file_contents, file_hash
+from vlmadapt.grid.params import read_runs
 from vlmadapt.grid.results import deviation, read_results
 from vlmadapt.grid.rows import Rows, row_key
-from vlmadapt.grid.runner import vlmadapt_grid
-from vlmadapt.grid.runs import execute, read_runs
+from vlmadapt.grid.runs import execute
 from vlmadapt.grid.runs import rows as rows_module
 from vlmadapt.reporting.claims import check_claim
 from vlmadapt.reporting.figures import shot_panels

@@ -13,8 +13,8 @@ import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
 
-from vlmadapt.grid.runner import vlmadapt_grid
-from vlmadapt.grid.runs import read_runs
+from vlmadapt.grid.command import vlmadapt_grid
+from vlmadapt.grid.params import read_runs
 from vlmadapt.reporting.published import (
     AVERAGES,
     BACKBONE_NAMES,
