@@ -1,4 +1,4 @@
-"The notebooks, the library and the files derived from them agree; notebooks are clean, small, and papermill can drive them."
+"Notebooks, library and derived files agree; notebooks are clean, small, and run by papermill."
 
 import ast
 import filecmp
@@ -26,7 +26,10 @@ from vlmadapt.reporting.published import (
 NOTEBOOKS = sorted(
     p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
 )
-name = lambda path: str(path.relative_to(ROOT / "nbs")) if path.is_absolute() else str(path)
+
+
+def name(path):
+    return str(path.relative_to(ROOT / "nbs")) if path.is_absolute() else str(path)
 
 
 def files(folder, *suffixes):
@@ -113,9 +116,10 @@ def test_notebooks_begin_with_one_title():
 
 
 def test_experiments_have_a_parameters_cell():
-    tags = lambda nb: [
-        t for c in nb.cells if c.cell_type == "code" for t in c.metadata.get("tags", [])
-    ]
+    def tags(nb):
+        cells = [cell for cell in nb.cells if cell.cell_type == "code"]
+        return [tag for cell in cells for tag in cell.metadata.get("tags", [])]
+
     lack = [
         name(p)
         for p in NOTEBOOKS
