@@ -30,7 +30,8 @@ def known_words(
     if not hasattr(tokenizer, "decoder"):
         kind = type(tokenizer).__name__
         raise ValueError(f"nearest words need open_clip's byte-pair tokenizer, not {kind}")
-    _, group, count = tower.embed.weight.unique(dim=0, return_inverse=True, return_counts=True)
+    embedding: Any = tower.embed
+    _, group, count = embedding.weight.unique(dim=0, return_inverse=True, return_counts=True)
     own = (count[group] == 1).tolist()
     words = {}
     for token, text in tokenizer.decoder.items():

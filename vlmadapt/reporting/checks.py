@@ -69,7 +69,7 @@ def mixtures(
     if "prompts" in results:
         lines += _mixed_prompts(results)
     for column in ("commit", "device", "versions"):
-        number = results[column].nunique()
+        number = len(set(results[column].dropna()))
         if number > 1:
             lines.append(f"results made by {number} different values of {column}")
     return lines

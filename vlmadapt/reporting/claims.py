@@ -253,7 +253,7 @@ def _results_for(results, claim):
         results = found
     same = ["evaluated_on", "seed", "value", *_compared_settings(results)]
     results = results.drop_duplicates(same)
-    if results["n"].count() < len(results):
+    if len(results["n"].dropna()) < len(results):
         return results, "results do not say on how many images they were tested"
     return results, ""
 
@@ -333,7 +333,7 @@ def check_claim(
     claim: str | Claim,  # what is claimed
     results: pd.DataFrame | str | Path,  # from `read_results`, or a folder of results
     tolerance: float = 0.1,  # points from the mean that always hold
-    widest: float = 5.0,  # half of an interval, in points, beyond which nothing can be told
+    widest: float = 5.0,  # half of an interval, in points, beyond which no verdict is possible
 ) -> Answer:
     "Say whether a claim holds by results."
     if isinstance(claim, str):

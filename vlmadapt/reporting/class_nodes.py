@@ -6,7 +6,7 @@
 __all__ = ['RELATION_COLORS', 'NODE_STYLES', 'class_nodes', 'centred', 'node_map', 'NodeStyle', 'class_edges', 'class_graph']
 
 # %% ../../nbs/08_reporting/10_class_nodes.ipynb #c46462f4
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -31,8 +31,10 @@ def class_nodes(
     method: Method,  # fitted
 ) -> torch.Tensor:  # (K, D) unit rows
     "Return the class nodes that a fitted method classifies by."
-    rows = method.positive_nodes() if hasattr(method, "positive_nodes") else method.fold().weight
-    return F.normalize(rows, dim=-1)
+    fitted: Any = method
+    if hasattr(fitted, "positive_nodes"):
+        return F.normalize(fitted.positive_nodes(), dim=-1)
+    return F.normalize(fitted.fold().weight, dim=-1)
 
 # %% ../../nbs/08_reporting/10_class_nodes.ipynb #e66fb74a
 def centred(

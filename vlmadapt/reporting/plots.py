@@ -77,8 +77,8 @@ def gain_bars(
     trained = (results["shots"] == shots) & (results["method"] != "ZeroShot")
     gains = lines_where(results, trained)
     gains = gains.assign(evaluated_on=[escape_figure(name) for name in gains["evaluated_on"]])
-    means = gains.groupby("evaluated_on", as_index=False)["above_zero_shot"].mean()
-    order = list(means.sort_values("above_zero_shot", ascending=False)["evaluated_on"])
+    means = gains.pivot_table(index="evaluated_on", values="above_zero_shot")
+    order = list(means.sort_values("above_zero_shot", ascending=False).index)
     styles = looks(gains)
     height = 2.2 + 0.15 * legend_lines(len(styles))
     with page_style():

@@ -266,7 +266,7 @@ def show_beside(
     columns: str = "dataset",  # "dataset", "backbone" or "shots"
 ) -> Styler:
     "Show methods against `columns`, our cell and the published number in each."
-    several = columns != "backbone" and compared["backbone"].nunique() > 1
+    several = columns != "backbone" and len(set(compared["backbone"])) > 1
     index = ["backbone", "method"] if several else ["method"]
     if True in set(compared.duplicated([*index, columns])):
         raise ValueError(

@@ -21,7 +21,7 @@ from ..grid.schema import Result, variant_label
 def with_labels(
     results: pd.DataFrame,  # with the column `method`, and `variant` where there are variants
 ) -> pd.DataFrame:  # with the columns `variant` and `label`
-    "Add the text that stands for method and variant."
+    "Add the label of method and variant."
     variants = pd.Series("", results.index)
     if "variant" in results:
         variants = results["variant"].astype(object).fillna("")
@@ -89,11 +89,11 @@ def check_same(
     results: pd.DataFrame,  # from `read_results`
     *columns: str,  # that should have one value
 ):
-    "Raise ValueError where results that would stand side by side differ in one of `columns`."
+    "Raise ValueError where results of one table differ in one of `columns`."
     for column in columns:
-        if column in results and results[column].nunique() > 1:
-            values = listed(results[column].unique())
-            raise ValueError(f"these results mix {column} {values}; choose one")
+        values = list(dict.fromkeys(results[column].dropna())) if column in results else []
+        if len(values) > 1:
+            raise ValueError(f"these results mix {column} {listed(values)}; choose one")
 
 # %% ../../nbs/08_reporting/00_summaries.ipynb #e7c24bd3
 METHOD = ["method", "variant", "label"]

@@ -351,8 +351,8 @@ def base_new_table(
         groups = {average_name(names): sum(groups.values()) / len(groups), **groups}
     parts = {}
     for name, group in groups.items():
-        half = pd.DataFrame(group)
-        parts[name] = half.assign(HM=harmonic_mean(half["base"], half["new"]))
+        base = np.asarray(group["base"])
+        parts[name] = group.assign(HM=harmonic_mean(base, np.asarray(group["new"])))
     table = pd.concat(parts, axis=1).loc[ordered_labels(results)]
     return table.rename_axis(index=None, columns=[None, None])
 

@@ -86,7 +86,7 @@ class View:
     def scores(self, name: str, shots: int = 16) -> torch.Tensor:  # (N, K)
         "Return the logits of a method on the validation images."
         if (name, shots) not in self._scores:
-            method = self.fitted(name, shots)
+            method: Any = self.fitted(name, shots)
             inputs: Any = self.features
             if method.reads_images():
                 inputs = Pixels(self.images, self.backbone.preprocess)
