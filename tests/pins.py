@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from vlmadapt.core.files import load_arrays
 from vlmadapt.data.datasets import load_dataset
+from vlmadapt.grid.results import read_run
 from vlmadapt.grid.runs import execute_now
 from vlmadapt.methods import METHODS
 from vlmadapt.methods.generation import PETL
@@ -25,15 +26,6 @@ from vlmadapt.training.loop import fit
 
 FOLDER = Path(__file__).resolve().parent / "pinned"
 SHORT = dict(epochs=3)
-KEPT = (
-    "accuracy",
-    "predictions",
-    "selection",
-    "candidates",
-    "hyper_parameters",
-    "trainable_parameters",
-)
-
 # label -> (class name, hyper-parameters): every method, and the options that change its output
 FEATURE_METHODS = {
     "ZeroShot": ("ZeroShot", {}),
@@ -180,8 +172,18 @@ parameters:
 """
     folder = execute_now(description)
     (file,) = folder.rglob("result.json")
-    rows = json.loads(file.read_text())["rows"]
-    return {f"{row['method']} {row['seed']}": {name: row[name] for name in KEPT} for row in rows}
+    found = {}
+    for result in read_run(file.parent):
+        if result.metric == "accuracy":
+            found[f"{result.label} {result.seed}"] = dict(
+                accuracy=result.value,
+                predictions=result.predictions,
+                selection=result.selection.rule,
+                candidates=result.selection.trials,
+                hyper_parameters=result.hyper_parameters,
+                trainable_parameters=result.trainable_parameters,
+            )
+    return found
 
 
 GROUPS = dict(features=feature_methods, towers=tower_methods, generation=generation_methods)

@@ -1,4 +1,4 @@
-"A grid on two Ray nodes: a node is lost, the driver is killed, a run always fails; one command finishes the rest."
+"A grid on two Ray nodes: a node is lost, the driver is killed, and a run always fails."
 
 import os
 import signal
@@ -13,7 +13,9 @@ from test_grid import TINY, files, numbers, params, wait_for
 from vlmadapt.grid.params import read_runs
 from vlmadapt.grid.runs import execute
 
-CALL = "import sys; from vlmadapt.grid.command import vlmadapt_grid; sys.exit(vlmadapt_grid(sys.argv[1], out=sys.argv[2], address=sys.argv[3]))"
+CALL = """import sys
+from vlmadapt.grid.command import vlmadapt_grid
+sys.exit(vlmadapt_grid(sys.argv[1], out=sys.argv[2], address=sys.argv[3]))"""
 AGENTS = (
     "metrics_agent_port",
     "metrics_export_port",
@@ -24,10 +26,10 @@ GRID = TINY.replace("mini-shapes]", "mini-shapes, mini-objects]") + "  broken: m
 
 
 def ports():
-    "Free ports for a node's agents: given in advance, nobody waits for them, however slow the machine is."
+    "Free ports for a node's agents: given in advance, nobody waits for them."
     with ExitStack() as held:
         sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in AGENTS]
-        return dict(zip(AGENTS, [s.getsockname()[1] for s in sockets]))
+        return dict(zip(AGENTS, [s.getsockname()[1] for s in sockets], strict=True))
 
 
 @pytest.fixture
@@ -38,7 +40,9 @@ def two_nodes(monkeypatch):
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", "60")
     from ray.cluster_utils import Cluster
 
-    node = lambda: dict(num_cpus=1, object_store_memory=80 * 2**20, **ports())
+    def node():
+        return dict(num_cpus=1, object_store_memory=80 * 2**20, **ports())
+
     cluster = persistent(
         lambda: Cluster(
             initialize_head=True, head_node_args=dict(include_dashboard=False, **node())
@@ -51,7 +55,7 @@ def two_nodes(monkeypatch):
 
 
 def persistent(begin, times=5):
-    "The parts of a Ray node wait 20 seconds for each other, which on a very busy machine is not always enough."
+    "Try again: the parts of a Ray node wait 20 seconds for each other, too short if busy."
     for left in reversed(range(times)):
         try:
             return begin()
@@ -70,16 +74,18 @@ def start(file, out, cluster):
 
 
 def test_lost_node_and_killed_driver(params, tmp_path, two_nodes):
-    (cluster, second), file, out = two_nodes, params(GRID), tmp_path / "outputs"
+    cluster, second = two_nodes
+    file = params(GRID)
+    out = tmp_path / "outputs"
     runs = read_runs(file, out)
-    busy = lambda: sum(bool(files(run.folder)) for run in runs)
     grid = start(file, out, cluster)
     wait_for(lambda: len(files(out)) >= 3, grid)
     kept = files(out)
     grid.send_signal(signal.SIGKILL)
     grid.wait()  # the driver; its runs end with it
     assert kept.items() <= files(out).items()
-    grid, goal = start(file, out, cluster), len(files(out)) + 2
+    goal = len(files(out)) + 2
+    grid = start(file, out, cluster)
     wait_for(lambda: len(files(out)) >= goal, grid)
     kept = files(out)
     cluster.remove_node(second, allow_graceful=False)  # a machine, with what runs on it
@@ -89,11 +95,14 @@ def test_lost_node_and_killed_driver(params, tmp_path, two_nodes):
     assert kept.items() <= files(out).items() and len(files(out)) == 24
     undisturbed = read_runs(params(GRID, "alone.yml"), tmp_path / "undisturbed")
     assert [execute(run) for run in undisturbed if "objects" not in run.name] == [None, None]
-    whole = lambda runs: numbers([run for run in runs if "objects" not in run.name])
+
+    def whole(runs):
+        return numbers([run for run in runs if "objects" not in run.name])
+
     assert whole(runs) == whole(undisturbed)
     (broken,) = (run for run in runs if "objects" in run.name)
     assert (
-        "Traceback" in broken.error.read_text()
-        and not broken.rows().result.exists()
+        "Traceback" in broken.error_file.read_text()
+        and not broken.results().result_file.exists()
         and "mini-objects" in (out / "tiny/status.txt").read_text()
     )

@@ -26,19 +26,24 @@ sys.path.insert(0, str(HOOKS))
 import crash_hook  # noqa: E402
 
 from vlmadapt.core import files as foundation  # noqa: E402
-from vlmadapt.grid import runner as grid  # noqa: E402
-from vlmadapt.grid import runs  # noqa: E402
+from vlmadapt.grid import command as grid  # noqa: E402
+from vlmadapt.grid import kernels, report, runner, runs  # noqa: E402
+from vlmadapt.grid.results import read_run  # noqa: E402
 
 PARAMETERS = """dataset = 'mini-digits'
 methods = ['ZeroShot']
 seeds = [1]
 out = ''"""
 BODY = """from vlmadapt.core.files import np_stream
-from vlmadapt.grid.rows import Rows
-def compute(method, seeds):
+from vlmadapt.grid.experiments import measure_missing
+from vlmadapt.grid.store import ResultStore
+def measure_seeds(entry, seeds):
     for seed in seeds:
-        yield dict(accuracy=100 * np_stream(seed, dataset, method).random(), predictions='0 1')
-Rows(out, dataset=dataset).fill(methods, seeds, compute)"""
+        value = 100 * np_stream(seed, dataset, entry.label).random()
+        first = dict(metric='accuracy', value=value, predictions='0 1')
+        yield [first, dict(metric='macro_f1', value=value / 2)]
+store = ResultStore(out, dict(dataset=dataset), methods, seeds)
+measure_missing(store, measure_seeds)"""
 GRID = """experiment: tiny.ipynb
 grid:
   dataset: [mini-digits, mini-shapes]
@@ -46,14 +51,14 @@ parameters:
   methods: [ZeroShot, TipAdapter]
   seeds: [1, 2]
 """
-WRITES = 17  # status; in each of two runs params.yml, two of the notebook, four rows and the result
+WRITES = 17  # status; in each of two runs params.yml, two of the notebook, four of results and result.json
 SMALL = GRID.replace(", mini-shapes", "")
 DEADLINE_S = 300
 
 
 @pytest.fixture
 def params(tmp_path):
-    "The params file of a grid whose rows are random numbers from named streams."
+    "The params file of a grid whose values are random numbers from named streams."
     write_experiment(tmp_path / "tiny.ipynb", PARAMETERS, BODY)
     (tmp_path / "tiny.yml").write_text(GRID)
     return tmp_path / "tiny.yml"
@@ -62,7 +67,7 @@ def params(tmp_path):
 def run_here(notebook, target, parameters, log):
     "What `run_notebook` does, without a kernel."
     cells = nbformat.read(notebook, 4).cells
-    write = runs._WholeNotebooks().write
+    write = kernels.WholeNotebooks().write
     write("begun", target)
     values = {}
     with redirect_stdout(log), redirect_stderr(log):
@@ -89,21 +94,21 @@ def command(told, file, out, environment, kernels, limit, options):
     if environment:
         crash_hook.install(foundation.write_hooks)
     if not kernels:
-        grid.run_notebook = runs.run_notebook = run_here
-    grid._loopback = lambda: False
+        runs.run_notebook = run_here
+    runner.has_loopback = lambda: False
     print_to(told)
     if limit is not None:
         limit_files(limit)
     sys.exit(grid.vlmadapt_grid(str(file), out=str(out), **options))
 
 
-def report(told, folder, notebook, limit):
+def make_report(told, folder, notebook, limit):
     "Make a report in this process, a fork."
-    grid.report_of = lambda folder: notebook
+    report.report_of = lambda folder: notebook
     print_to(told)
     if limit is not None:
         limit_files(limit)
-    sys.exit(grid.vlmadapt_report(folder.name, out=str(folder.parent)))
+    sys.exit(report.vlmadapt_report(folder.name, out=str(folder.parent)))
 
 
 @pytest.fixture(scope="module")
@@ -147,20 +152,21 @@ def content(out):
     "All that a grid found, and nothing that should not be there."
     found = {}
     for result in sorted(out.rglob("result.json")):
-        kept = json.loads(result.read_text())
-        assert kept["failed"] == {}
-        rows = {(row["method"], row["seed"]): row["accuracy"] for row in kept["rows"]}
-        assert len(rows) == len(kept["rows"]) == len(list((result.parent / "rows").glob("*.json")))
-        assert not (result.parent / "rows/superseded").exists()
+        assert json.loads(result.read_text())["failed"] == {}
+        results = read_run(result.parent)
+        values = {(r.method, r.seed): r.value for r in results if r.metric == "accuracy"}
+        units = list((result.parent / "results").glob("*.json"))
+        assert 2 * len(values) == len(results) == 2 * len(units)
+        assert not (result.parent / "results/superseded").exists()
         assert not (result.parent / "error.txt").exists()
-        found[result.parent.name] = rows
+        found[result.parent.name] = values
     assert not list(out.rglob("*.tmp")), "temporary files stay"
     return found
 
 
 def stored(out):
-    "The rows on disk."
-    return {(*path.parts[-3:],): path.read_bytes() for path in out.rglob("rows/*.json")}
+    "The results on disk."
+    return {(*path.parts[-3:],): path.read_bytes() for path in out.rglob("results/*.json")}
 
 
 @pytest.fixture
@@ -170,7 +176,7 @@ def undisturbed(params, tmp_path, call):
     assert call(params, tmp_path / "whole", crash_hook.choice(counter, 0)) == 0
     found = content(tmp_path / "whole")
     assert counter.stat().st_size == WRITES
-    assert [len(rows) for rows in found.values()] == [4, 4]
+    assert [len(values) for values in found.values()] == [4, 4]
     return found
 
 
@@ -183,7 +189,7 @@ def test_every_write_may_be_the_last(params, tmp_path, call, undisturbed, moment
         before = stored(out)
         assert call(params, out) == 0, at
         assert content(out) == undisturbed, at
-        assert before.items() <= stored(out).items(), at  # no row is computed twice
+        assert before.items() <= stored(out).items(), at  # nothing is measured twice
 
 
 def test_every_write_of_the_way_on_may_be_the_last(params, tmp_path, call, undisturbed):
@@ -203,7 +209,7 @@ def test_every_write_of_the_way_on_may_be_the_last(params, tmp_path, call, undis
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_redo_may_be_interrupted(params, tmp_path, call, undisturbed, moment):
-    "Rows that are redone are kept once in result.old.json, and nothing else changes."
+    "Results that are redone are kept once in result.old.json, and nothing else changes."
     for at in range(1, 5):
         out = tmp_path / f"out-{at}"
         assert call(params, out) == 0
@@ -212,8 +218,8 @@ def test_redo_may_be_interrupted(params, tmp_path, call, undisturbed, moment):
         old = out / "tiny/mini-digits/result.old.json"
         assert call(params, out, redo="digits:Tip*") == 0
         assert content(out) == undisturbed
-        kept = [row["digest"] for row in json.loads(old.read_text())["rows"]]
-        assert len(set(kept)) == len(kept) == 2
+        kept = [result["digest"] for result in json.loads(old.read_text())["results"]]
+        assert len(set(kept)) == len(kept) == 4
 
 
 def gone(counter):
@@ -238,7 +244,7 @@ def wait_until(condition):
 @pytest.mark.parametrize(
     "files, at, moment, code",
     [
-        ("*/rows/*.json", 2, "before", 1),  # the kernel
+        ("*/results/*.json", 2, "before", 1),  # the kernel
         ("*/result.json", 1, "after", 1),  # the kernel, at its last write
         ("*/run.ipynb", 2, "before", -signal.SIGKILL),  # the driver, while the kernel lives
     ],
@@ -282,11 +288,11 @@ def test_report_on_a_full_disk(tmp_path, fork):
     folder = tmp_path / "tiny"
     folder.mkdir()
     page = folder / "report/report.ipynb"
-    code, told = fork(report, folder, tmp_path / "own.ipynb", 20_000)
+    code, told = fork(make_report, folder, tmp_path / "own.ipynb", 20_000)
     assert code == 2 and "report.ipynb cannot be written: File too large" in told
     assert len(told.splitlines()) == 1
     assert not list(folder.rglob("*.tmp")) and not (folder / "report/report.html").exists()
     assert len(nbformat.read(page, 4).cells) == 3
-    code, told = fork(report, folder, tmp_path / "own.ipynb", None)
+    code, told = fork(make_report, folder, tmp_path / "own.ipynb", None)
     assert code == 0
     assert "x" * 50_000 in page.read_text() and (folder / "report/report.html").exists()

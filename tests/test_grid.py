@@ -16,13 +16,15 @@ import pytest
 from conftest import write_experiment
 
 import vlmadapt
-from vlmadapt.grid import runner as grid
-from vlmadapt.grid import runs
-from vlmadapt.grid.runner import _cluster
-from vlmadapt.grid.report import report_of, vlmadapt_report
-from vlmadapt.grid.command import vlmadapt_grid
-from vlmadapt.grid.runs import execute
+from vlmadapt.grid import cluster as ray_cluster
+from vlmadapt.grid import kernels, runner, runs
+from vlmadapt.grid.cluster import cluster
+from vlmadapt.grid.command import redo, vlmadapt_grid
 from vlmadapt.grid.params import read_runs
+from vlmadapt.grid.report import report_of, vlmadapt_report
+from vlmadapt.grid.results import read_run
+from vlmadapt.grid.runs import execute
+from vlmadapt.grid.signals import STOPPED
 from vlmadapt.grid.templates import shipped
 
 HOOKS = Path(__file__).parent / "crash_points"
@@ -40,13 +42,18 @@ broken = ''  # a dataset that fails
 out = ''"""
 BODY = """import os, time
 from vlmadapt.core.files import np_stream
-from vlmadapt.grid.rows import Rows
-if dataset == broken: raise ValueError(f'{dataset} is broken')
-def compute(method, seeds):
+from vlmadapt.grid.experiments import measure_missing
+from vlmadapt.grid.store import ResultStore
+if dataset == broken:
+    raise ValueError(f'{dataset} is broken')
+def measure_seeds(entry, seeds):
     for seed in seeds:
         time.sleep(float(os.environ.get('PAUSE', 0)))
-        yield dict(accuracy=100*np_stream(seed, dataset, method).random(), predictions='0 1', cost=dict(fit_s=time.time()))
-Rows(out, dataset=dataset, shots=shots, fixed=fixed, broken=broken).fill(methods, seeds, compute)"""
+        value = 100 * np_stream(seed, dataset, entry.label).random()
+        cost = dict(fit_s=time.time())
+        yield dict(metric='accuracy', value=value, predictions='0 1', cost=cost)
+settings = dict(dataset=dataset, shots=shots, fixed=fixed, broken=broken)
+measure_missing(ResultStore(out, settings, methods, seeds), measure_seeds)"""
 TINY = """experiment: tiny.ipynb
 grid:
   dataset: [mini-digits, mini-shapes]
@@ -55,18 +62,18 @@ parameters:
   seeds: [1, 2, 3, 4, 5, 6]
 """
 CALL = """import signal, sys
-from vlmadapt.grid import runner as grid
+from vlmadapt.grid import command, runner
 for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # whatever the tests' own shell ignores
     handler = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
     signal.signal(getattr(signal, name), handler)
-if "ALONE" in sys.argv: grid._loopback = lambda: False
-sys.exit(grid.vlmadapt_grid(sys.argv[1], out=sys.argv[2], workers=2))"""
+if "ALONE" in sys.argv: runner.has_loopback = lambda: False
+sys.exit(command.vlmadapt_grid(sys.argv[1], out=sys.argv[2], workers=2))"""
 DEADLINE_S = 300
 
 
 @pytest.fixture
 def params(tmp_path):
-    "Writes a params file beside a tiny experiment, whose rows are random numbers from named streams."
+    "Writes a params file beside a tiny experiment, whose values are random numbers from named streams."
     write_experiment(tmp_path / "tiny.ipynb", PARAMETERS, BODY)
 
     def write(text=TINY, name="tiny.yml"):
@@ -80,15 +87,15 @@ def numbers(runs):
     "What a grid found, wall-clock fields aside."
     found = {}
     for run in runs:
-        for row in json.loads((run.folder / "result.json").read_text())["rows"]:
-            key = (run.name, row["method"], row["seed"])
+        for result in read_run(run.folder):
+            key = (run.name, result.label, result.seed)
             assert key not in found
-            found[key] = (row["accuracy"], row["predictions"], row["key"])
+            found[key] = (result.value, result.predictions, result.key)
     return found
 
 
 def files(out):
-    return {f: f.stat().st_mtime_ns for f in Path(out).rglob("rows/*.json")}
+    return {f: f.stat().st_mtime_ns for f in Path(out).rglob("results/*.json")}
 
 
 def start(file, out, *arguments, **environment):
@@ -128,7 +135,7 @@ def alive(marker):
     "files_that_count, at, who, code",
     [
         ("*/status.txt", 2, "self", -signal.SIGKILL),  # the driver
-        ("*/rows/*.json", 3, "everything", -signal.SIGKILL),
+        ("*/results/*.json", 3, "everything", -signal.SIGKILL),
         ("*/run.ipynb", 2, "self", 0),  # a worker of Ray, which starts the run again
     ],
 )
@@ -144,7 +151,7 @@ def test_killed_grid_goes_on(params, tmp_path, files_that_count, at, who, code):
     kept = files(out)
     if code:
         assert vlmadapt_grid(str(file), out=str(out), workers=2) == 0
-    assert kept.items() <= files(out).items()  # rows that were there are the same files
+    assert kept.items() <= files(out).items()  # results that were there are the same files
     assert len(files(out)) == 24
     assert not list(out.rglob("*.tmp"))
     undisturbed = read_runs(file, tmp_path / "undisturbed")
@@ -161,20 +168,20 @@ def test_signal_ends_the_grid_and_all_its_processes(params, tmp_path, mode, numb
 
     def in_kernel():
         logs = (tmp_path / "outputs").rglob("log.txt")
-        return any("rows asked for" in log.read_text() for log in logs)
+        return any("measurements requested" in log.read_text() for log in logs)
 
     wait_for(in_kernel, process)
     process.send_signal(number)
     told, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 128 + number
-    assert told.splitlines()[-1] == grid.STOPPED and "Traceback" not in told
+    assert told.splitlines()[-1] == STOPPED and "Traceback" not in told
     assert not alive(marker)
 
 
 def test_local_grid_listens_on_loopback_only():
     driver = psutil.Process()
     before = set(driver.children(recursive=True))  # other tests of this process may have left some
-    with _cluster(workers=1) as ray:
+    with cluster(workers=1) as ray:
         assert ray.get(ray.remote(lambda: 1).remote()) == 1
         family = [driver, *(set(driver.children(recursive=True)) - before)]
         listening = []
@@ -184,7 +191,7 @@ def test_local_grid_listens_on_loopback_only():
                     listening.append(connection.laddr.ip.removeprefix("::ffff:"))
         assert len(family) > 4 and listening
         assert [ip for ip in listening if ip != "::1" and not ip.startswith("127.")] == []
-    assert grid.LOOPBACK_ONLY not in os.environ
+    assert ray_cluster.LOOPBACK_ONLY not in os.environ
     wait_for(lambda: not [p for p in family[1:] if p.is_running()])
 
 
@@ -211,7 +218,7 @@ def test_wrong_address_is_one_line(params, tmp_path, capsys, monkeypatch):
 
 
 def test_server_on_loopback_that_ray_would_look_for_elsewhere_is_one_line(params, tmp_path, capsys):
-    if grid._host_that_ray_joins("127.0.0.1") == "127.0.0.1":
+    if ray_cluster.host_that_ray_joins("127.0.0.1") == "127.0.0.1":
         pytest.skip("this machine has no address but the loopback one")
     settings = b"\0\0\0\4\0\0\0\0\0"  # an empty HTTP/2 frame, as a server of Ray begins
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -232,7 +239,7 @@ def test_server_on_loopback_that_ray_would_look_for_elsewhere_is_one_line(params
     "answer", [b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 400 Bad\r\n\r\n", None]
 )
 def test_server_that_is_no_ray_is_one_line(params, tmp_path, capsys, monkeypatch, answer):
-    monkeypatch.setattr(grid, "ANSWER_S", 0.2)
+    monkeypatch.setattr(ray_cluster, "ANSWER_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve():
@@ -263,7 +270,7 @@ def refused(capsys, file, code=2, **options):
 @pytest.fixture
 def alone(monkeypatch):
     "One run after another, and the notebook in this process."
-    monkeypatch.setattr(grid, "_loopback", lambda: False)
+    monkeypatch.setattr(runner, "has_loopback", lambda: False)
 
 
 @pytest.mark.parametrize("kind", ["file", "below", "proc", "long", "deep", "status"])
@@ -333,12 +340,12 @@ def small(params):
 @pytest.mark.parametrize("kind", ["pipe", "folder"])
 def test_nothing_hangs_on_a_pipe_or_a_folder(params, tmp_path, capfd, monkeypatch, name, kind):
     def run_here(notebook, target, parameters, log):
-        runs._WholeNotebooks().write("text", target)
+        kernels.WholeNotebooks().write("text", target)
         exec(f"{PARAMETERS}\n", values := {})
         exec(BODY, {**values, **parameters})
 
     monkeypatch.setattr(runs, "run_notebook", run_here)
-    monkeypatch.setattr(grid, "_loopback", lambda: False)
+    monkeypatch.setattr(runner, "has_loopback", lambda: False)
     (run,) = read_runs(small(params), tmp_path / "outputs")
     run.folder.mkdir(parents=True)
     place = run.folder / name
@@ -386,17 +393,19 @@ def test_damaged_params_of_a_run_are_named_by_the_report(tmp_path, capsys, data,
         report_of(tmp_path / "tiny")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"rows": 1}', '{"rows": [1]}', "", None])
-def test_damaged_old_rows_stop_redo(params, tmp_path, capsys, alone, text):
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"results": 1}', '{"results": [1]}', '{"rows": 1}', "{}", "", None]
+)
+def test_damaged_old_results_stop_redo(params, tmp_path, capsys, alone, text):
     (run,) = read_runs(small(params), tmp_path / "outputs")
-    rows = run.rows()
-    for method in ("ZeroShot", "TipAdapter"):
-        rows.save(method, 1, dict(accuracy=50.0))
-    rows.gather()
+    store = run.results()
+    for entry, seed in store.missing():
+        store.save(entry, seed, dict(metric="accuracy", value=50.0))
+    store.collect()
     old = run.folder / "result.old.json"
     os.mkfifo(old) if text is None else old.write_text(text)
     line = refused(capsys, tmp_path / "tiny.yml", out=str(tmp_path / "outputs"), redo=":Tip*")
-    assert "result.old.json" in line and run.rows().done(*run.asked())
+    assert "result.old.json" in line and run.results().is_complete()
 
 
 def test_damaged_error_file_is_told_in_the_list(params, tmp_path, capsys):
@@ -406,8 +415,8 @@ def test_damaged_error_file_is_told_in_the_list(params, tmp_path, capsys):
         (b"\xff\n", "error.txt, line 1: not UTF-8"),
         (b"why\nx", ": why\n"),
     ):
-        run.failed("x")
-        run.error.write_bytes(data)
+        run.write_error("x")
+        run.error_file.write_bytes(data)
         vlmadapt_grid(str(tmp_path / "tiny.yml"), dry_run=True, out=str(tmp_path / "outputs"))
         assert told in capsys.readouterr().out
 
@@ -436,19 +445,20 @@ def test_only_a_star_is_special(params, tmp_path, capsys, only, found):
 def test_redo_of_labels_with_brackets(params, tmp_path, capsys):
     text = TINY.replace(", mini-shapes", "").replace("fixed", "x")
     (run,) = read_runs(params(text), tmp_path / "outputs")
-    run.parameters["variants"] = {"TipAdapter [1]": dict(method="TipAdapter", alpha=2.0)}
-    rows = run.rows()
-    for label in ("TipAdapter", "TipAdapter [1]"):
-        rows.save(label, 1, dict(accuracy=50.0))
-    assert run.redo("TipAdapter [1]") == 1
-    assert list(run.rows().rows) == [("TipAdapter", 1)]
+    variant = dict(method="TipAdapter", variant="[1]", hyper_parameters=dict(alpha=2.0))
+    run.parameters["methods"] = ["TipAdapter", variant]
+    store = run.results()
+    for entry in store.entries:
+        store.save(entry, 1, dict(metric="accuracy", value=50.0))
+    assert redo(run, "TipAdapter ([1])") == 1
+    assert list(run.results().units) == [("TipAdapter", "", 1)]
 
 
 def test_long_folder_for_temporary_files(params, tmp_path, monkeypatch):
     long = tmp_path / ("t" * 113)
     long.mkdir()
-    monkeypatch.setattr(runs.tempfile, "tempdir", str(long))
-    assert runs.short_folder(30) in ("/tmp", "/var/tmp", "/dev/shm")
+    monkeypatch.setattr(kernels.tempfile, "tempdir", str(long))
+    assert kernels.short_folder(30) in ("/tmp", "/var/tmp", "/dev/shm")
     (run,) = read_runs(small(params), tmp_path / "outputs")
     assert execute(run) is None
     assert list(long.iterdir()) == []
@@ -456,8 +466,8 @@ def test_long_folder_for_temporary_files(params, tmp_path, monkeypatch):
 
 def test_temporaries_of_killed_writers_are_removed(params, tmp_path, monkeypatch):
     (run,) = read_runs(small(params), tmp_path / "outputs")
-    (run.folder / "rows").mkdir(parents=True)
-    ours = [run.folder / f".params.yml.{'0' * 12}.tmp", run.folder / f"rows/.x.{'a' * 12}.tmp"]
+    (run.folder / "results").mkdir(parents=True)
+    ours = [run.folder / f".params.yml.{'0' * 12}.tmp", run.folder / f"results/.x.{'a' * 12}.tmp"]
     others = [run.folder / ".mine.tmp", run.folder / f"x.{'0' * 12}.tmp"]
     for file in (*ours, *others):
         file.touch()
@@ -467,11 +477,11 @@ def test_temporaries_of_killed_writers_are_removed(params, tmp_path, monkeypatch
     assert all(file.exists() for file in others)
 
 
-def test_damaged_row_and_added_method(params, tmp_path):
+def test_damaged_result_and_added_method(params, tmp_path):
     run = read_runs(params(), tmp_path / "outputs")[0]
     execute(run)
     first, result = files(run.folder), numbers([run])
-    (row,) = (run.folder / "rows").glob("TipAdapter-3-*.json")
+    (row,) = (run.folder / "results").glob("TipAdapter-3-*.json")
     row.write_text(row.read_text()[:200])
     (run.folder / "result.json").write_text("{")
     more = read_runs(
@@ -486,21 +496,19 @@ def test_damaged_row_and_added_method(params, tmp_path):
 
 def test_changed_setting_computes_again(params, tmp_path):
     run = read_runs(params(), tmp_path / "outputs")[0]
-    rows = run.rows()
-    for method, seed in rows.missing(*run.asked()):
-        rows.save(method, seed, dict(accuracy=50.0))
-    rows.gather()
-    assert run.rows().done(*run.asked())
+    store = run.results()
+    for entry, seed in store.missing():
+        store.save(entry, seed, dict(metric="accuracy", value=50.0))
+    store.collect()
+    assert run.results().is_complete()
     for extra in ("  broken: mini-shapes\n", "  fixed: {TipAdapter: {alpha: 2.0}}\n"):
         other = read_runs(params(TINY + extra), tmp_path / "outputs")[0]
-        assert not other.rows().done(*other.asked())
-    assert (
-        len(other.rows().missing(*other.asked())) == 6
-    )  # what is fixed for one method leaves the other
+        assert not other.results().is_complete()
+    assert len(other.results().missing()) == 6  # what is fixed for one method leaves the other
     broken = read_runs(params(TINY + "  broken: mini-digits\n"), tmp_path / "outputs")[0]
     assert (
-        "is broken" in execute(broken) and not broken.rows().result.exists()
-    )  # no report can take the old rows for new ones
+        "is broken" in execute(broken) and not broken.results().result_file.exists()
+    )  # no report can take the old results for new ones
 
 
 def test_failing_run_leaves_the_others(params, tmp_path, capsys):
@@ -523,8 +531,7 @@ def test_failing_run_leaves_the_others(params, tmp_path, capsys):
 
 
 def test_two_at_once_share_the_work(params, tmp_path):
-    call = "import sys; from vlmadapt.grid.runs import execute
-    from vlmadapt.grid.params import read_runs; sys.exit(execute(read_runs(*sys.argv[1:])[0]))"
+    call = "import sys; from vlmadapt.grid.params import read_runs; from vlmadapt.grid.runs import execute; sys.exit(execute(read_runs(*sys.argv[1:])[0]))"
     file = params()
     both = [
         subprocess.Popen(
@@ -537,7 +544,7 @@ def test_two_at_once_share_the_work(params, tmp_path):
     run = read_runs(file, tmp_path / "outputs")[0]
     assert (
         len(numbers([run])) == 12
-        and (run.folder / "log.txt").read_text().count("rows asked for") == 1
+        and (run.folder / "log.txt").read_text().count("measurements requested") == 1
     )
 
 

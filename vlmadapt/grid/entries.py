@@ -68,7 +68,8 @@ def methods_of(
     settings: dict,  # parameters of an experiment
 ) -> dict[str, type]:  # name -> class
     "Return the methods that an experiment can use."
-    return GENERATION_METHODS if "task" in settings else METHODS
+    generation = "task" in settings or settings.get("kind") == "generation"
+    return GENERATION_METHODS if generation else METHODS
 
 
 def method_class(

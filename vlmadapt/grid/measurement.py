@@ -175,6 +175,7 @@ def measure(
     space: dict[str, list] | None = None,  # values of hyper-parameters that it searches
     targets: Sequence[Problem] = (),  # further problems on which the fitted methods are tested
     tuning_seed: int | None = None,  # seed of one search for all; None: each seed has its own
+    shared: dict[str, Any] | None = None,  # hyper-parameters that all methods of a run share
 ) -> Iterator[list[dict[str, Any]]]:  # for each seed, fields of its results, the main metric first
     "Tune a method, fit it with each seed and evaluate it once."
     entry = method_entry(entry)
@@ -183,7 +184,8 @@ def measure(
         space = {name: values for name, values in space.items() if name in cls.space}
     encoding = _encoding_seconds(cls, problems)
     reset_peak()
-    options = dict(fixed=entry.hyper_parameters, space=space, trials=trials)
+    fixed = {**(shared or {}), **entry.hyper_parameters}
+    options = dict(fixed=fixed, space=space, trials=trials)
     if tuning_seed is None:
         fitted = _tune_each(cls, problems, seeds, options)
     else:

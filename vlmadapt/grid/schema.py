@@ -101,9 +101,7 @@ class Result(_Record):
     selection: Selection = Selection()
     trainable_parameters: Count | None = None
     cost: Cost = Cost()
-    provenance: dict[str, Any] = Field(
-        default_factory=dict
-    )  # content keys
+    provenance: dict[str, Any] = Field(default_factory=dict)  # content keys
     environment: Environment = Environment()
     settings: dict[str, Any] = Field(default_factory=dict)
     details: dict[str, Any] = Field(default_factory=dict)

@@ -121,9 +121,7 @@ NAMED: dict[str, Any] = {
     "None": type(None),
 }
 NAMED |= {
-    name: getattr(declarations, name)
-    for name in declarations.__all__
-    if not name[0].islower()
+    name: getattr(declarations, name) for name in declarations.__all__ if not name[0].islower()
 }
 
 
