@@ -19,14 +19,12 @@ def made_up(methods, dataset="mini-digits", shots=(16,)):
     for method, seeds in methods.items():
         for seed in seeds:
             for shot in shots:
-                lines.append(
-                    dict(
-                        dataset=dataset, trained_on=dataset, shots=shot, backbone="RN50", prompts="template", views=10,
-                        trials=0, method=method, seed=seed, accuracy=60.0 + seed, above_zero_shot=float(seed), n=1000,
-                        selection="defaults", grid="g", point=None, part=None,
-                    )
-                )  # fmt: skip
-    return pd.DataFrame(lines)
+                own = {"method": method, "seed": seed, "shots": shot, "value": 60.0 + seed}
+                lines.append({**own, "above_zero_shot": float(seed)})
+    where = {"dataset": dataset, "evaluated_on": dataset, "class_split": "all", "point": None}
+    how = {"views": 10, "trials": 0, "selection": "defaults", "n": 1000, "grid": "g"}
+    shared = {"metric": "accuracy", "backbone": "RN50", "prompts": "template"}
+    return pd.DataFrame(lines).assign(**where, **how, **shared)
 
 
 ONE = made_up(dict(ZeroShot=[1], TipAdapter=[1]))
@@ -66,7 +64,7 @@ def test_mixed_tables_mark_single_seeds():
 
 
 def test_several_equal_seeds_keep_their_zero():
-    results = made_up(dict(TipAdapter=[1, 2])).assign(accuracy=70.0)
+    results = made_up(dict(TipAdapter=[1, 2])).assign(value=70.0)
     assert dataset_table(results, shots=16).text().loc["TipAdapter", "mini-digits"] == "70.0 ± 0.0"
 
 
