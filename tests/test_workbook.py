@@ -135,7 +135,7 @@ def test_experiments_have_a_parameters_cell():
 def test_params_files_are_read(file, tmp_path, capsys):
     "Every name and value in them exists."
     assert not vlmadapt_grid(file, dry_run=True, out=str(tmp_path)), capsys.readouterr().err
-    assert " rows missing" in capsys.readouterr().out
+    assert " measurements missing" in capsys.readouterr().out
 
 
 def test_every_published_cell_of_hegraph_adapter_has_a_run():
