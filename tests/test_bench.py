@@ -14,11 +14,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from vlmadapt.grid import rows
-from vlmadapt.reporting import bench
+from vlmadapt.grid import memory
+from vlmadapt.reporting import bench, bench_parts
 
 SMALL = replace(
-    bench.BENCH_SIZES["tiny"],
+    bench_parts.BENCH_SIZES["tiny"],
     matmul=(16, 32),
     classes=6,
     width=8,
@@ -37,9 +37,9 @@ ABSENT = [*JUPYTER, "papermill", "ray", "matplotlib", "seaborn", "transformers"]
 @pytest.fixture
 def small(monkeypatch):
     "Settings of seconds in place of those of `--tiny`."
-    monkeypatch.setitem(bench.BENCH_SIZES, "tiny", SMALL)
-    monkeypatch.setattr(bench, "MINIMUM_SECONDS", 0.001)
-    return bench.BenchSettings("cpu", SMALL, repeats=2)
+    monkeypatch.setitem(bench_parts.BENCH_SIZES, "tiny", SMALL)
+    monkeypatch.setattr(bench_parts, "MINIMUM_SECONDS", 0.001)
+    return bench_parts.BenchSettings("cpu", SMALL, repeats=2)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_every_part_is_written(name, small, tmp_path):
     assert bench.main(["--tiny", "--device", "cpu", "--parts", name, "--out", str(path)]) == 0
     report = json.loads(path.read_text())
     part = report["parts"][name]
-    assert report["schema_version"] == bench.SCHEMA_VERSION
+    assert report["schema_version"] == bench.BENCH_SCHEMA_VERSION
     assert part["status"] == "ok"
     assert part["seconds"] > 0
     for measurement in part["measurements"]:
@@ -138,16 +138,16 @@ def test_graph_parts_get_their_share_of_the_ceiling(small, tmp_path):
 def test_operations_of_a_hegraph_step_are_those_of_the_equations():
     "The text branch of variant T-P: for two relations a product, and one for its gradient."
     K, D, B = SMALL.classes, SMALL.width, SMALL.batch_size
-    problem = bench._feature_problem(SMALL, views=1)
-    method = bench.HeGraphAdapter(problem, variant="T-P", batch_size=B)
+    problem = bench_parts._feature_problem(SMALL, views=1)
+    method = bench_parts.HeGraphAdapter(problem, variant="T-P", batch_size=B)
     relations = 2 * 2 * (2 * K * D * D)
     logits = 2 * (2 * B * K * D)
-    counted = bench.training_step_teraflop(method, problem)
+    counted = bench_parts.training_step_teraflop(method, problem)
     assert round(counted * 1e12) == relations + logits
 
 
 def test_features_that_do_not_fit_are_skipped_with_the_reason(small, monkeypatch, tmp_path):
-    monkeypatch.setattr(bench, "free_memory", lambda device: 4 * SMALL.width * 12 * 4)
+    monkeypatch.setattr(bench_parts, "free_memory", lambda device: 4 * SMALL.width * 12 * 4)
     report = bench.run_bench(["graph_adapter_epoch"], small, tmp_path / "bench.json")
     one, two = report["parts"]["graph_adapter_epoch"]["measurements"]
     assert "seconds_per_epoch" in one
@@ -230,7 +230,7 @@ def test_parts_are_chosen_in_their_given_order_and_once():
     given = ["--device", "cpu", "--parts", "extraction, matmul,hegraph-epoch,matmul"]
     names, settings, path = bench.read_arguments(given)
     assert names == ["extraction", "matmul", "hegraph_epoch"]
-    assert settings == bench.BenchSettings("cpu", bench.BENCH_SIZES["cpu"], 3)
+    assert settings == bench_parts.BenchSettings("cpu", bench_parts.BENCH_SIZES["cpu"], 3)
     assert path == "bench.json"
 
 
@@ -248,17 +248,17 @@ def test_committed_reports_tell_nothing_about_their_machine():
     assert reports
     for path in reports:
         report = json.loads(path.read_text())
-        assert report["schema_version"] == bench.SCHEMA_VERSION
+        assert report["schema_version"] == bench.BENCH_SCHEMA_VERSION
         assert report["parts"]
         marks = ("/home/", "/Users/", str(Path.home()), str(ROOT), tempfile.gettempdir())
         assert not any(mark in path.read_text() for mark in marks)
 
 
 def test_peak_memory_is_in_megabytes():
-    settings = bench.BenchSettings("cpu", SMALL, 1)
+    settings = bench_parts.BenchSettings("cpu", SMALL, 1)
     held = np.ones(64 * 2**20, np.uint8)
-    figure = bench._peak_memory(settings)["peak_memory_mb"]
+    figure = bench_parts._peak_memory(settings)["peak_memory_mb"]
     present = psutil.Process().memory_info().rss / 2**20
     assert held.nbytes / 2**20 < present
     assert present / 2 < figure < psutil.virtual_memory().total / 2**20
-    assert rows.peak()["peak_memory_mb"] == pytest.approx(figure, rel=0.5)
+    assert memory.peak()["peak_memory_mb"] == pytest.approx(figure, rel=0.5)

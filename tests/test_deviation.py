@@ -6,24 +6,25 @@ import pandas as pd
 from vlmadapt.grid.results import deviation
 from vlmadapt.grid.store import ResultStore
 from vlmadapt.reporting.claims import check_claim
-from vlmadapt.reporting.figures import gain_bars, shot_panels
-from vlmadapt.reporting.published import beside, show_beside
-from vlmadapt.reporting.tables import averages, cells, dataset_table, save_frame
+from vlmadapt.reporting.figures import shot_panels
+from vlmadapt.reporting.plots import gain_bars
+from vlmadapt.reporting.reproduction import beside, show_beside
+from vlmadapt.reporting.summaries import averages, cells
+from vlmadapt.reporting.tables import dataset_table, save_frame
 
 
 def made_up(methods, dataset="mini-digits", shots=(16,)):
     "Results as `read_results` returns them: method -> seeds; the accuracy is 60 and the seed."
-    shared = dict(
-        dataset=dataset, trained_on=dataset, backbone="RN50", prompts="template", views=10
-    )
-    shared |= dict(trials=0, n=1000, selection="defaults", grid="g", point=None, part=None)
     lines = []
     for method, seeds in methods.items():
         for seed in seeds:
             for shot in shots:
-                own = dict(method=method, seed=seed, shots=shot, accuracy=60.0 + seed)
-                lines.append({**shared, **own, "above_zero_shot": float(seed)})
-    return pd.DataFrame(lines)
+                own = {"method": method, "seed": seed, "shots": shot, "value": 60.0 + seed}
+                lines.append({**own, "above_zero_shot": float(seed)})
+    where = {"dataset": dataset, "evaluated_on": dataset, "class_split": "all", "point": None}
+    how = {"views": 10, "trials": 0, "selection": "defaults", "n": 1000, "grid": "g"}
+    shared = {"metric": "accuracy", "backbone": "RN50", "prompts": "template"}
+    return pd.DataFrame(lines).assign(**where, **how, **shared)
 
 
 ONE = made_up(dict(ZeroShot=[1], TipAdapter=[1]))
@@ -63,7 +64,7 @@ def test_mixed_tables_mark_single_seeds():
 
 
 def test_several_equal_seeds_keep_their_zero():
-    results = made_up(dict(TipAdapter=[1, 2])).assign(accuracy=70.0)
+    results = made_up(dict(TipAdapter=[1, 2])).assign(value=70.0)
     assert dataset_table(results, shots=16).text().loc["TipAdapter", "mini-digits"] == "70.0 ± 0.0"
 
 

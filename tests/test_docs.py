@@ -1,4 +1,4 @@
-"The site builds without running anything, has a page for every notebook, asks the network for nothing, and works in a real browser at the width of a desk and of a telephone."
+"The documentation site: it builds without the network, and its pages work in a real browser."
 
 import re
 import subprocess
@@ -18,7 +18,13 @@ pytestmark = pytest.mark.xdist_group("site")
 def site(tmp_path_factory):
     "The built site."
     folder = tmp_path_factory.mktemp("site")
-    code = "import sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path; import docs; sys.exit(docs.build(Path(sys.argv[3])))"
+    code = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+import docs
+sys.exit(docs.build(Path(sys.argv[3])))
+"""
     run = subprocess.run(
         [sys.executable, "-c", code, ROOT, ROOT / "tools", folder],
         text=True,
@@ -73,8 +79,8 @@ def test_site(site, pages):
         and "05_methods/18_hegraph_adapter.html#hegraphadapter" in pages["api.html"].links
     )
     assert any(
-        re.search(r"/blob/main/vlmadapt/methods/base.py#L\d+$", l)
-        for l in pages["05_methods/07_base.html"].links
+        re.search(r"/blob/main/vlmadapt/methods/base.py#L\d+$", link)
+        for link in pages["05_methods/07_base.html"].links
     )
 
 
@@ -109,7 +115,7 @@ def wait(driver, until, seconds=30):
 
 
 def test_every_page_in_a_browser(site, pages):
-    "No console message of an error, every image there, nothing wider than the window, formulas drawn."
+    "No error in the console, no image missing, nothing wider than the window, formulas drawn."
     trouble = []
     with served(site) as address, chromium() as driver:
         for page in pages:
@@ -131,12 +137,9 @@ def test_every_page_in_a_browser(site, pages):
                 if told:
                     trouble.append((page, told))
         driver.get(f"{address}/05_methods/18_hegraph_adapter.html")
-        assert (
-            driver.execute_script(
-                "return [...document.querySelectorAll('math')].filter(m => m.getBoundingClientRect().width > 3).length"
-            )
-            > 20
-        )
+        formulas = "[...document.querySelectorAll('math')]"
+        wide = "m => m.getBoundingClientRect().width > 3"
+        assert driver.execute_script(f"return {formulas}.filter({wide}).length") > 20
         assert not driver.execute_script(
             "return document.querySelectorAll('.katex-error, merror').length"
         )
@@ -145,9 +148,9 @@ def test_every_page_in_a_browser(site, pages):
         assert driver.execute_script(
             "return getComputedStyle(document.body).backgroundColor"
         ) not in ("rgb(255, 255, 255)", "rgba(0, 0, 0, 0)")
-        assert driver.execute_script(
-            "return [...document.querySelectorAll('article div.highlight')].every(h => getComputedStyle(h).backgroundColor != 'rgb(255, 255, 255)')"
-        )
+        code = "[...document.querySelectorAll('article div.highlight')]"
+        dark = "h => getComputedStyle(h).backgroundColor != 'rgb(255, 255, 255)'"
+        assert driver.execute_script(f"return {code}.every({dark})")
     assert not trouble, trouble[:8]
 
 

@@ -1,4 +1,4 @@
-"Every notebook runs: the library's ones as nbdev runs them, experiments and reports through papermill with their defaults."
+"Every notebook runs: by nbdev, and experiments and reports by papermill with their defaults."
 
 import os
 import subprocess
@@ -27,9 +27,8 @@ run_notebook(sys.argv[1], sys.argv[2], {}, sys.stdout)
 def test_notebook(notebook, tmp_path):
     template = notebook.relative_to(ROOT / "nbs").parts[0] in ("experiments", "reports")
     code, argument = (RUN_TEMPLATE, tmp_path / "run.ipynb") if template else (RUN_CELLS, ROOT)
-    (cwd := tmp_path / "nbs/away").mkdir(
-        parents=True
-    )  # no results lie at ../../outputs: reports make small ones
+    cwd = tmp_path / "nbs/away"  # without results at ../../outputs reports make small ones
+    cwd.mkdir(parents=True)
     began = time.perf_counter()
     run = subprocess.run(
         [sys.executable, "-c", code, notebook, argument],

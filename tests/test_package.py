@@ -1,8 +1,7 @@
-"Source archive and wheel: build without network, hold what they need, stay small, and work away from the checkout, if asked in an environment of their own."
+"Source archive and wheel: they build without network, are complete and small, and work alone."
 
 import ast
 import email
-import importlib
 import inspect
 import json
 import os
@@ -35,7 +34,7 @@ IGNORED = shutil.ignore_patterns(
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    "A folder with the source archive of this checkout and the wheel that is built from that archive."
+    "A folder with the source archive of this checkout and the wheel built from that archive."
     folder = tmp_path_factory.mktemp("wheel")
     shutil.copytree(ROOT, folder / "source", ignore=IGNORED)
     subprocess.run(
@@ -66,11 +65,14 @@ def away(code, folder, path):
 
 def test_wheel_holds_what_it_needs(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
-    files = lambda folder, pattern: {
-        str(p.relative_to(ROOT / folder))
-        for p in (ROOT / folder).rglob(pattern)
-        if not {".ipynb_checkpoints", "__pycache__"} & set(p.parts)
-    }
+
+    def files(folder, pattern):
+        return {
+            str(p.relative_to(ROOT / folder))
+            for p in (ROOT / folder).rglob(pattern)
+            if not {".ipynb_checkpoints", "__pycache__"} & set(p.parts)
+        }
+
     need = {
         f"vlmadapt/{p}"
         for pattern in ("*.py", "*.json", "*.safetensors", "*.csv")
@@ -101,7 +103,10 @@ def returns(node):
 
 
 def untyped(function, bases):
-    "Parameters of `function` without a type, *args and **kwargs aside, and 'return' for an untyped result; a type in one of its `bases` counts."
+    """Names of what `function` lacks a type for: parameters (not *args, **kwargs) and 'return'.
+
+    A type in one of its `bases` counts.
+    """
     function = inspect.unwrap(function)
     known = [inspect.signature(f) for f in (function, *bases)]
     typed = {n for s in known for n, p in s.parameters.items() if p.annotation is not p.empty} | {
@@ -151,7 +156,8 @@ def test_public_functions_are_typed(wheel):
 
 
 def test_source_archive_holds_what_builds_it(built):
-    held = {n.partition("/")[2] for n in tarfile.open(next(built.glob("*.tar.gz"))).getnames()}
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
     need = {
         "settings.ini",
         "setup.py",
@@ -216,7 +222,8 @@ def test_wheel_works_away_from_the_checkout(wheel, tmp_path):
     )
     code = """
 import json, pkgutil, importlib, vlmadapt
-names = [m.name for m in pkgutil.walk_packages(vlmadapt.__path__, "vlmadapt.") if not m.name.endswith("_modidx")]
+found = [m.name for m in pkgutil.walk_packages(vlmadapt.__path__, "vlmadapt.")]
+names = [name for name in found if not name.endswith("_modidx")]
 for name in names: importlib.import_module(name)
 from vlmadapt.problems.few_shot import few_shot
 problem = few_shot("mini-digits", backbone="mini", shots=1, seed=1)
@@ -265,19 +272,17 @@ def test_readme_lines_run(tmp_path):
 
 @pytest.mark.skipif(
     not os.environ.get("VLMADAPT_CLEAN_INSTALL"),
-    reason="installs everything into an empty environment: minutes, gigabytes, a package index; VLMADAPT_CLEAN_INSTALL=1 asks for it",
+    reason="VLMADAPT_CLEAN_INSTALL=1 installs everything into an empty environment (minutes)",
 )
 def test_clean_install(wheel, tmp_path):
-    "pip, an empty environment, and the wheel: the README's lines run, the commands answer, the import is light."
+    "The wheel in an empty environment: README's lines run, commands answer, the import is light."
     venv.create(tmp_path / "env", with_pip=True)
     bin = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin")
-    run = lambda *command: subprocess.run(
-        command,
-        cwd=tmp_path,
-        text=True,
-        capture_output=True,
-        env={k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")},
-    )
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+
+    def run(*command):
+        return subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, env=clean)
+
     installed = run(
         bin / "python", "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel
     )
@@ -288,11 +293,13 @@ def test_clean_install(wheel, tmp_path):
     print(lines.stdout)
     for command in COMMANDS:
         assert command in run(bin / command, "--help").stdout
-    light = run(
-        bin / "python",
-        "-c",
-        "import time; t = time.perf_counter(); import vlmadapt; print(time.perf_counter() - t, vlmadapt.__file__)",
-    )
+    code = """
+import time
+began = time.perf_counter()
+import vlmadapt
+print(time.perf_counter() - began, vlmadapt.__file__)
+"""
+    light = run(bin / "python", "-c", code)
     seconds, file = light.stdout.split()
     print(f"import vlmadapt: {seconds} s")
     assert float(seconds) < 0.5 and file.startswith(str(tmp_path))

@@ -1,63 +1,53 @@
 "Names that are commands in HTML, LaTeX, Markdown, figures, CSV; damaged results; full disks."
 
-from browser import chromium
-from browser import served
-from contextlib import contextmanager
-from html.parser import HTMLParser
-from matplotlib.cbook import is_math_text
-from pathlib import Path
-from types import SimpleNamespace
-from vlmadapt.core.files import CannotWrite
-from vlmadapt.core.hashing import content_key
-from vlmadapt.core.markup import escape_figure
-from vlmadapt.core.markup import escape_frame
-from vlmadapt.core.markup import escape_html
-from vlmadapt.core.markup import escape_latex
-from vlmadapt.core.markup import escape_markdown
-from vlmadapt.core.markup import safe_style
-from vlmadapt.grid.params import read_runs
-from vlmadapt.grid.report import vlmadapt_report
-from vlmadapt.grid.report import write_html
-from vlmadapt.grid.results import read_result_file
-from vlmadapt.grid.rows import Rows
-from vlmadapt.grid.runs import execute
-from vlmadapt.reporting.claims import collapsed
-from vlmadapt.reporting.explore import Explorer
-from vlmadapt.reporting.figures import gain_bars
-from vlmadapt.reporting.figures import node_maps
-from vlmadapt.reporting.figures import point_lines
-from vlmadapt.reporting.figures import save_figure
-from vlmadapt.reporting.figures import shot_panels
-from vlmadapt.reporting.published import published
-from vlmadapt.reporting.published import show_beside
-from vlmadapt.reporting.tables import dataset_table
-from vlmadapt.reporting.tables import in_words
-from vlmadapt.reporting.tables import point_table
-from vlmadapt.reporting.tables import read_results
-from vlmadapt.reporting.tables import read_rows
-from vlmadapt.reporting.tables import rows_below
-from vlmadapt.reporting.tables import save_frame
-from vlmadapt.reporting.tables import unfinished
-from vlmadapt.reporting.tables import write_csv
 import copy
 import csv
 import itertools
 import json
 import math
-import matplotlib.pyplot as plt
-import nbformat
-import numpy as np
 import os
-import pandas as pd
-import pytest
 import random
 import re
 import resource
 import shutil
 import subprocess
 import warnings
-import yaml
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from browser import chromium, served
+from matplotlib.cbook import is_math_text
+
+from vlmadapt.core.files import CannotWrite
+from vlmadapt.core.markup import (
+    escape_figure,
+    escape_frame,
+    escape_html,
+    escape_latex,
+    escape_markdown,
+    safe_style,
+)
+from vlmadapt.grid.params import read_runs
+from vlmadapt.grid.report import vlmadapt_report, write_html
+from vlmadapt.grid.results import read_result_file, read_results, read_run, read_runs_below
+from vlmadapt.grid.runs import execute
+from vlmadapt.grid.schema import Result, to_record
+from vlmadapt.grid.store import ResultStore
+from vlmadapt.reporting.checks import collapsed, in_words, unfinished
+from vlmadapt.reporting.explore import Explorer
+from vlmadapt.reporting.figures import save_figure, shot_panels
+from vlmadapt.reporting.plots import gain_bars, node_maps, point_lines
+from vlmadapt.reporting.published import published
+from vlmadapt.reporting.reproduction import show_beside
+from vlmadapt.reporting.tables import dataset_table, point_table, save_frame, write_csv
 
 EVIL = [
     "<img src=x onerror=alert(1)>",
@@ -70,29 +60,35 @@ EVIL = [
     "=cmd()",
     r"\(x\) [2pt] **bold** `code` a--b <u>",
 ]
-METHODS = ["ZeroShot", *(f"TipAdapter {name}" for name in EVIL)]
+METHODS = ["ZeroShot", *(f"TipAdapter ({name})" for name in EVIL)]
 
 
 def one_line(text):
     return " ".join(text.split())
 
 
+def write_results(run, results):
+    "Write the `result.json` of a run."
+    run.mkdir(parents=True, exist_ok=True)
+    records = [to_record(result) for result in results]
+    (run / "result.json").write_text(json.dumps({"results": records, "failed": {}}))
+
+
 @pytest.fixture(scope="module")
 def evil_grid(tmp_path_factory):
     "Results of made-up runs whose datasets and variants have names that are commands."
     folder = tmp_path_factory.mktemp("grid")
-    variants = {name: dict(method="TipAdapter") for name in METHODS[1:]}
+    shared = {"shots": 4, "backbone": EVIL[1], "prompts": "template", "metric": "accuracy"}
     for number, dataset in enumerate((EVIL[0], EVIL[3] + EVIL[4], EVIL[6])):
-        settings = dict(
-            dataset=dataset, shots=4, backbone=EVIL[1], prompts="template", views=1, trials=0,
-            variants=variants, fixed={},
-        )  # fmt: skip
-        rows = Rows(folder / f"run{number}", **settings)
-        for place, method in enumerate(METHODS):
+        made = []
+        for i, variant in enumerate(["", *EVIL]):
+            method = {"method": "TipAdapter" if variant else "ZeroShot", "variant": variant}
             for seed in (1, 2):
-                scores = dict(accuracy=50.0 + place + seed / 2, n=100, selection="defaults")
-                rows.save(method, seed, scores)
-        rows.gather()
+                own = {**method, "seed": seed, "value": 50.0 + i + seed / 2, "n": 100, "key": "k"}
+                where = {"dataset": dataset, "evaluated_on": dataset}
+                settings = {"views": 1, "trials": 0}
+                made.append(Result(**shared, **where, **own, settings=settings))
+        write_results(folder / f"run{number}", made)
     return folder
 
 
@@ -201,10 +197,14 @@ def test_pages_in_a_browser(table, results, report, tmp_path):
 
 def test_whole_chain_in_a_browser(tmp_path, monkeypatch):
     "A real run with variants of such names, its real report, and the page in a real browser."
-    labels = [f"TipAdapter {name}" for name in (EVIL[0], EVIL[1], f"{EVIL[2]} {EVIL[3]} {EVIL[4]}")]
-    variants = {label: dict(method="TipAdapter", alpha=1.0 + i) for i, label in enumerate(labels)}
+    names = (EVIL[0], EVIL[1], f"{EVIL[2]} {EVIL[3]} {EVIL[4]}")
+    labels = [f"TipAdapter ({name})" for name in names]
+    variants = []
+    for i, name in enumerate(names):
+        given = {"hyper_parameters": {"alpha": 1.0 + i}}
+        variants.append({"method": "TipAdapter", "variant": name, **given})
     monkeypatch.chdir(tmp_path)
-    parameters = dict(methods=["ZeroShot", *labels], variants=variants, seeds=[1], trials=0)
+    parameters = dict(methods=["ZeroShot", *variants], seeds=[1], trials=0)
     Path("evil.yml").write_text(json.dumps(dict(experiment="few_shot", parameters=parameters)))
     for run in read_runs("evil.yml"):
         assert execute(run) is None
@@ -244,29 +244,27 @@ def test_explorer_shows_names_as_text(error):
 # LaTeX
 
 
-OURS = set(
-    [
-        "begin",
-        "centering",
-        "caption",
-        "toprule",
-        "midrule",
-        "bottomrule",
-        "end",
-        "textbf",
-        "underline",
-        "pm",
-        "dagger",
-        "textbackslash",
-        "textbar",
-        "textless",
-        "textgreater",
-        "textasciitilde",
-        "textasciicircum",
-        "textasciigrave",
-        "textquotedbl",
-    ]
-)
+OURS = {
+    "begin",
+    "centering",
+    "caption",
+    "toprule",
+    "midrule",
+    "bottomrule",
+    "end",
+    "textbf",
+    "underline",
+    "pm",
+    "dagger",
+    "textbackslash",
+    "textbar",
+    "textless",
+    "textgreater",
+    "textasciitilde",
+    "textasciicircum",
+    "textasciigrave",
+    "textquotedbl",
+}
 BACK = {
     r"\textbackslash{}": "\\", r"\textasciicircum{}": "^", r"\textasciitilde{}": "~",
     r"\textless{}": "<", r"\textgreater{}": ">", r"\textbar{}": "|", r"\textquotedbl{}": '"',
@@ -377,10 +375,10 @@ def texts_of(figure):
 
 
 def figures_of(results):
-    more = results.assign(shots=8, accuracy=results["accuracy"] + 1)
+    more = results.assign(shots=8, value=results["value"] + 1)
     yield shot_panels(pd.concat([results, more]), METHODS)
     yield gain_bars(results, 4)
-    varied = results[results["method"] == METHODS[1]].assign(point=f"{EVIL[4]}=1")
+    varied = results[results["variant"] == EVIL[0]].assign(point=f"{EVIL[4]}=1")
     yield point_lines(varied, {EVIL[4]: EVIL[4]})
     points = np.random.default_rng(0).random((3, 2))
     yield node_maps(points, points, points, [0, 1, 2], [EVIL[4], EVIL[2], "$\\frac$"])
@@ -409,56 +407,47 @@ def test_numbers_and_plain_names_stay_as_they_are():
 # Damaged result files
 
 
-SETTINGS = dict(
-    dataset="mini-digits", shots=4, backbone="mini", prompts="template", trials=0, fixed={}
-)
+SETTINGS = {"dataset": "mini-digits", "shots": 4, "backbone": "mini", "prompts": "template"}
+REQUESTED = ["ZeroShot", "TipAdapter"]
 
 
-def sealed(row):
-    row = {name: value for name, value in row.items() if name != "digest"}
-    return {**row, "digest": content_key(row=row)}
+def with_new_digest(record):
+    "The record with the digest of its content, if it is a result at all."
+    record = {name: value for name, value in record.items() if name != "digest"}
+    try:
+        return to_record(Result(**record))
+    except (ValueError, TypeError):
+        return {**record, "digest": "0" * 64}
 
 
 @pytest.fixture
 def run(tmp_path):
     "A run with four results, in `result.json` and in files of their own."
     folder = tmp_path / "grid" / "run"
-    rows = Rows(folder, **SETTINGS)
-    for method in ("ZeroShot", "TipAdapter"):
+    store = ResultStore(folder, SETTINGS, REQUESTED, [1, 2])
+    for entry in store.entries:
         for seed in (1, 2):
-            scores = dict(
-                accuracy=50.0 + seed, macro_f1=50.0, n=4, per_class=[25.0, 75.0],
-                predictions="0 1 1 0", correct="0110", selection="defaults", trainable_parameters=5,
-                cost=dict(fit_s=1.0),
-                provenance=dict(split="s"), environment=dict(versions=dict(torch="2")),
-                targets={"mini-shapes": dict(accuracy=40.0)},
-                points={"alpha=1": dict(accuracy=45.0)},
+            measured = dict(
+                metric="accuracy", value=50.0 + seed, n=4, per_class=[25.0, 75.0],
+                predictions="0 1 1 0", correct="0110", trainable_parameters=5,
+                cost=dict(fit_s=1.0), provenance=dict(split="s"),
+                environment=dict(versions=dict(torch="2")),
             )  # fmt: skip
-            rows.save(method, seed, scores)
-    rows.gather()
-    asked = dict(methods=["ZeroShot", "TipAdapter"], seeds=[1, 2])
-    (folder / "params.yml").write_text(yaml.safe_dump(asked))
+            store.save(entry, seed, measured)
+    store.collect()
+    (folder / "params.yml").write_text(yaml.safe_dump({"methods": REQUESTED, "seeds": [1, 2]}))
     return folder
 
 
-def is_right(row):
-    "What a reader of results may rely on, said a second time."
-
-    def percent(value):
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 100
-
-    numbers = (row["accuracy"], *(part["accuracy"] for part in row.get("targets", {}).values()))
-    seed = row["seed"]
+def is_right(result):
+    "What a reader of results may rely on, checked a second time."
+    shares = [share for share in result.per_class or () if share is not None]
     return (
-        all(percent(number) for number in numbers)
-        and isinstance(row["method"], str)
-        and isinstance(seed, int)
-        and not isinstance(seed, bool)
-        and seed >= 0
-        and isinstance(row["settings"], dict)
-        and isinstance(row.get("predictions", ""), str)
-        and all(value is None or percent(value) for value in row.get("per_class") or ())
-        and row["digest"] == sealed(row)["digest"]
+        0 <= result.value <= 100
+        and result.method != ""
+        and result.seed >= 0
+        and all(0 <= share <= 100 for share in shares)
+        and result.digest == to_record(result)["digest"]
     )
 
 
@@ -516,11 +505,11 @@ def mutate(value, random):
         inner[path[-1]] = deep(random.choice([300, 5000]))
     else:
         inner[path[-1]] = random.choice(WRONG)
-    rows = value.get("rows") if "rows" in value else [value]
-    if random.random() < 0.5 and isinstance(rows, list):
-        for row in rows:
+    records = value.get("results") if "results" in value else [value]
+    if random.random() < 0.5 and isinstance(records, list):
+        for record in records:
             try:
-                row["digest"] = sealed(row)["digest"]
+                record["digest"] = with_new_digest(record)["digest"]
             except (RecursionError, TypeError, AttributeError):
                 continue
     return value
@@ -554,24 +543,23 @@ def damaged(text, random):
     return text.encode("utf-8-sig" if kind == "bom" else kind)
 
 
-def apparent_rows(file):
+def apparent_results(file):
     "How many records a file seems to hold; None where it cannot be read at all."
     try:
-        found = json.loads(file.read_text("utf-8-sig"))
-        return len(found["rows"]) if file.name == "result.json" else 1
+        return len(json.loads(file.read_text("utf-8-sig"))["results"])
     except (ValueError, RecursionError, KeyError, TypeError):
         return None
 
 
 def use(folder, tables):
-    "Do with the results below a folder what reports and claims do; only ValueError may come of it."
+    "Do with the results below a folder what reports do; only ValueError may come of it."
     unfinished(folder)
     collapsed(folder)
     try:
         lines = read_results(folder)
-        assert lines["accuracy"].between(0, 100).all()
+        accuracies = lines[lines["metric"] == "accuracy"]
+        assert accuracies["value"].between(0, 100).all()
         if tables:
-            lines.groupby("method")[["trainable_parameters", "fit_s", "n"]].median()
             dataset_table(lines, 4).markdown()
     except ValueError as e:
         assert "\n" not in str(e)
@@ -581,42 +569,38 @@ def use(folder, tables):
 def test_mutated_results_never_stop_a_reader(run, part):
     "100 mutations each: what is returned is right, what is left out is named, in one warning."
     source = random.Random(part)
-    files = [run / "result.json", *sorted((run / "rows").glob("*.json"))]
-    before = {file: file.read_text() for file in files}
-    original = read_rows(run)
+    file = run / "result.json"
+    before = file.read_text()
+    original = read_run(run)
     named = 0
     for number in range(100):
-        file = source.choice([files[0], source.choice(files[1:])])
-        file.write_bytes(damaged(before[file], source))
+        file.write_bytes(damaged(before, source))
         found = read_result_file(file)
-        assert all(is_right(row) for row in found.rows)
-        assert len({(row["method"], row["seed"]) for row in found.rows}) == len(found.rows)
-        if len(found.rows) != apparent_rows(file):
+        assert all(is_right(result) for result in found.results)
+        places_found = {(result.unit, result.measurement) for result in found.results}
+        assert len(places_found) == len(found.results)
+        if len(found.results) != apparent_results(file):
             assert found.problem.startswith(f"{file}: ") and len(found.problem) < 1000
             named += 1
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            rows = Rows(run, **SETTINGS)
-        assert all(is_right(row) for row in rows.rows.values())
+            read_run(run)
         assert all(str(file) in str(w.message) for w in caught) and len(caught) <= 1
         with warnings.catch_warnings(record=True):
-            rows.missing(["ZeroShot", "TipAdapter"], [1, 2])
             use(run.parent, tables=number % 5 == 0)
-        file.write_text(before[file])
+    file.write_text(before)
     assert named > 30
-    assert read_rows(run) == original
+    assert read_run(run) == original
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(accuracy=1000.0), "input should be a percentage, not 1000"),
-        (dict(accuracy=math.nan), "accuracy: input should be a finite number"),
-        (dict(accuracy=-1.0), "accuracy: input should be greater than or equal to 0"),
-        (dict(accuracy=None), "accuracy: input should be a valid number, got None"),
-        (dict(accuracy="51"), "accuracy: input should be a valid number, got '51'"),
-        (dict(targets={"a": dict(accuracy=101.0)}), "input should be a percentage, not 101"),
-        (dict(points={"alpha": dict(accuracy=1.0)}), "points.alpha"),
+        (dict(value=1000.0), "accuracy should be a percentage, not 1000"),
+        (dict(value=math.nan), "value: input should be a finite number"),
+        (dict(value=-1.0), "accuracy should be a percentage, not -1"),
+        (dict(value=None), "value: input should be a valid number, got None"),
+        (dict(value="51"), "value: input should be a valid number, got '51'"),
         (
             dict(per_class=[200.0]),
             "per_class[0]: input should be less than or equal to 100, got 200.0",
@@ -630,13 +614,12 @@ def test_mutated_results_never_stop_a_reader(run, part):
     ],
 )
 def test_schema_names_the_place(run, change, message):
-    "Also where whoever changed the file made a new digest."
     path = run / "result.json"
     found = json.loads(path.read_text())
-    found["rows"][0] = sealed({**found["rows"][0], **change})
+    found["results"][0].update(change)
     path.write_text(json.dumps(found))
     with pytest.warns(UserWarning, match="1 of 4 results are left out") as caught:
-        assert len(read_rows(run)) == 3
+        assert len(read_run(run)) == 3
     (warning,) = caught
     assert message in str(warning.message) and str(path) in str(warning.message)
 
@@ -644,37 +627,33 @@ def test_schema_names_the_place(run, change, message):
 def test_missing_digest_and_edit_are_named(run):
     path = run / "result.json"
     found = json.loads(path.read_text())
-    del found["rows"][0]["digest"]
-    found["rows"][1]["accuracy"] = 99.0
+    found["results"][0]["digest"] = ""
+    found["results"][1]["value"] = 99.0
     path.write_text(json.dumps(found))
-    with pytest.warns(
-        UserWarning, match="2 of 4 results are left out, the first is TipAdapter, seed 1: digest"
-    ):
-        assert len(read_rows(run)) == 2
+    message = "2 of 4 results are left out, the first is .*, seed 1: edited"
+    with pytest.warns(UserWarning, match=message):
+        assert len(read_run(run)) == 2
 
 
 def test_result_counts_once(run):
     path = run / "result.json"
     found = json.loads(path.read_text())
-    found["rows"].append(found["rows"][0])
+    found["results"].append(found["results"][0])
     path.write_text(json.dumps(found))
     with pytest.warns(UserWarning, match="1 of 5 results are left out.*a second result"):
-        assert len(read_rows(run)) == 4
+        assert len(read_run(run)) == 4
     shutil.copytree(run, run.parent / "copy")
     with pytest.warns(UserWarning, match="4 of 4 results are copies") as caught:
-        assert sum(len(rows) for _, rows in rows_below(run.parent)) == 4
+        assert sum(len(results) for _, results in read_runs_below(run.parent)) == 4
     assert len(caught) == 1
 
 
 def test_caption_scores_may_exceed_100(tmp_path):
-    rows = Rows(tmp_path, task="mini-captions", backbone="mini")
-    rows.save("frozen", 1, dict(accuracy=120.0))
-    rows.gather()
-    assert read_rows(tmp_path)[0]["accuracy"] == 120.0
-    with pytest.raises(
-        ValueError, match="frozen, seed 2: accuracy: input should be a finite number"
-    ):
-        rows.save("frozen", 2, dict(accuracy=math.nan))
+    made = {"method": "Frozen", "seed": 1, "metric": "cider", "key": "k"}
+    write_results(tmp_path, [Result(**made, value=120.0)])
+    assert read_run(tmp_path)[0].value == 120.0
+    with pytest.raises(ValueError, match="finite number"):
+        Result(**made, value=math.nan)
 
 
 @pytest.mark.parametrize("kind", ["folder", "fifo", "dangling"])
@@ -691,7 +670,7 @@ def test_no_file_in_the_place_of_results(run, kind):
         assert unfinished(run.parent)["missing"].tolist() == [4]
         return
     with pytest.warns(UserWarning, match="damaged"):
-        assert read_rows(run) == []
+        assert read_run(run) == []
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,14 @@
 "Many results, and results of version 0.1: what would take too long in a notebook."
 
-from pathlib import Path
-from vlmadapt.grid.results import read_results
-from vlmadapt.grid.results import read_run
-from vlmadapt.grid.schema import Result
-from vlmadapt.grid.schema import to_record
 import json
-import pytest
 import time
 import warnings
+from pathlib import Path
 
+import pytest
+
+from vlmadapt.grid.results import read_results, read_run
+from vlmadapt.grid.schema import Result, to_record
 
 OLD = Path(__file__).parent / "pinned/results_0_1"  # written by version 0.1
 

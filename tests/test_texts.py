@@ -17,7 +17,7 @@ from PIL import Image
 
 from vlmadapt.data.datasets import load_dataset
 from vlmadapt.data.prompts import check_classnames, class_prompts, fill, read_descriptions
-from vlmadapt.grid import rows
+from vlmadapt.grid.runs import rows
 from vlmadapt.methods import METHODS
 from vlmadapt.mini import models as mini_models
 from vlmadapt.models import backbones, pretrained

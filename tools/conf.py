@@ -21,13 +21,13 @@ html_copy_source = False
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_favicon = "static/favicon.svg"
-html_theme_options = dict(
-    source_repository=cfg["git_url"],
-    source_branch=cfg["branch"],
-    source_directory=f"{cfg['nbs_path']}/",
-)
+html_theme_options = {
+    "source_repository": cfg["git_url"],
+    "source_branch": cfg["branch"],
+    "source_directory": f"{cfg['nbs_path']}/",
+}
 
-# KaTeX comes with the extension; as MathML it needs no fonts and no style sheet, so nothing is fetched from a CDN.
+# KaTeX comes with the extension; as MathML it needs neither fonts nor a style sheet from a CDN.
 html_math_renderer = "katex"
 katex_css_path = "site.css"
 katex_options = 'output: "mathml"'

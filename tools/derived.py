@@ -1,4 +1,4 @@
-"""Files that are derived from others: README.md from nbs/index.ipynb, environment.yml from settings.ini.
+"""Derived files: README.md from nbs/index.ipynb, environment.yml from settings.ini.
 
 `python tools/derived.py` writes them; a test checks that they agree. No Quarto, no network.
 """
@@ -19,14 +19,14 @@ LINK = re.compile(r"""(\]\(|src="|href=")(?![a-z]+:|#|/)([^)"\s]+)""")
 
 
 def settings(root=ROOT):
-    "The settings of the project, as nbdev reads them."
+    "Return the settings of the project, as nbdev reads them."
     config = ConfigParser(delimiters=["="])
     config.read(root / "settings.ini", encoding="utf-8")
     return config["DEFAULT"]
 
 
 def shown(nb):
-    "Notebook `nb` as a reader should see it: no directive lines, no hidden cells, no empty ones."
+    "Return `nb` without directive lines, hidden cells and empty ones."
     cells = []
     for cell in nb.cells:
         directives = dict(DIRECTIVE.findall(cell.source)) if cell.cell_type == "code" else {}
@@ -41,20 +41,23 @@ def shown(nb):
         if "hide_output" in directives:
             cell.outputs = []
         cells.append(cell)
-    nb.cells, nb.metadata["language_info"] = cells, {"name": "python"}
+    nb.cells = cells
+    nb.metadata["language_info"] = {"name": "python"}
     return nb
 
 
 def moved(text, folder):
-    "Markdown `text` whose relative links were written in `folder`, for a file at the root."
-    move = lambda m: m[1] + posixpath.normpath(posixpath.join(folder, m[2]))
-    return "".join(
-        part if i % 2 else LINK.sub(move, part) for i, part in enumerate(CODE.split(text))
-    )
+    "Return Markdown with relative links of `folder` for a file at the root."
+
+    def move(match):
+        return match[1] + posixpath.normpath(posixpath.join(folder, match[2]))
+
+    parts = CODE.split(text)  # text and code alternate
+    return "".join(part if i % 2 else LINK.sub(move, part) for i, part in enumerate(parts))
 
 
 def readme(root=ROOT):
-    "The files made from nbs/index.ipynb: a dict of path to bytes; README.md first, then the pictures in cell outputs."
+    "Return the files made from nbs/index.ipynb, path to bytes: README.md, then its pictures."
     nb = shown(nbformat.read(root / "nbs/index.ipynb", as_version=4))
     kinds = ["text/markdown", "image/svg+xml", "image/png", "text/html", "text/plain"]
     config = Config(
@@ -75,13 +78,11 @@ def readme(root=ROOT):
 
 
 def environment(root=ROOT):
-    "The conda environment: Python from conda, everything else by pip as settings.ini asks for it."
+    "Return the conda environment: Python from conda, packages of settings.ini by pip."
     cfg = settings(root)
-    needs = [
-        r
-        for key in ("requirements", "dev_requirements", "docs_requirements")
-        for r in cfg[key].split()
-    ]
+    needs = []
+    for key in ("requirements", "dev_requirements", "docs_requirements"):
+        needs += cfg[key].split()
     lines = [
         "# Made from settings.ini by `make export`; the tested versions are in constraints.txt.",
         f"name: {cfg['lib_name']}",
@@ -93,17 +94,12 @@ def environment(root=ROOT):
         "  - pip:",
         "      - -c constraints.txt",
     ]
-    return {
-        "environment.yml": "\n".join(
-            [*lines, *(f'      - "{r}"' for r in needs), "      - -e ."]
-        ).encode()
-        + b"\n"
-    }
+    lines += [f'      - "{requirement}"' for requirement in needs]
+    text = "\n".join([*lines, "      - -e ."]) + "\n"
+    return {"environment.yml": text.encode()}
 
 
 if __name__ == "__main__":
-    for picture in ROOT.glob("nbs/images/index_*"):
-        picture.unlink()
     (ROOT / "nbs/images").mkdir(exist_ok=True)
     for old in (ROOT / "nbs/images").glob("index_*"):
         old.unlink()

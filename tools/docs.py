@@ -1,7 +1,6 @@
-"""The documentation site: the notebooks as they stand, outputs included, in reading order, with the signatures of what they export,
-and the reports of the grids that were run here.
+"""The documentation site: notebooks with their outputs, signatures of the library, and reports.
 
-`python tools/docs.py` writes _docs/html. Nothing is executed, nothing is fetched; the pages need no network either.
+`python tools/docs.py` writes _docs/html. It executes no notebook and needs no network.
 """
 
 import importlib
@@ -47,92 +46,80 @@ CHAPTERS = {
 
 
 def public(module):
-    "Name -> object of what `module` exports, methods included."
-    names = importlib.import_module("vlmadapt._modidx").d["syms"].get(module, {})
-    names = [
-        n.removeprefix(f"{module}.")
-        for n in names
-        if not any(part.startswith("_") for part in n.removeprefix(module).split(".")[1:])
-    ]
-    return {n: reduce(getattr, n.split("."), importlib.import_module(module)) for n in names}
+    "Return the public objects that `module` exports by name, methods included."
+    loaded = importlib.import_module(module)
+    found = {}
+    for qualified in importlib.import_module("vlmadapt._modidx").d["syms"].get(module, {}):
+        name = qualified.removeprefix(f"{module}.")
+        parts = name.split(".")
+        if not any(part.startswith("_") for part in parts):
+            found[name] = reduce(getattr, parts, loaded)
+    return found
 
 
 def source(symbol):
-    "Where the code of `symbol` stands, as a link into the repository; '' for what has no lines of its own."
+    "Return a link to the code of `symbol` in the repository, or nothing."
     try:
-        file, line = inspect.getsourcefile(symbol), inspect.getsourcelines(symbol)[1]
+        path = Path(inspect.getsourcefile(symbol))
+        line = inspect.getsourcelines(symbol)[1]
     except (TypeError, OSError):
         return ""
-    cfg, path = settings(), Path(file)
-    return (
-        f"[source]({cfg['git_url']}/blob/{cfg['branch']}/{path.relative_to(ROOT)}#L{line})"
-        if path.is_relative_to(ROOT)
-        else ""
-    )
+    if not path.is_relative_to(ROOT):
+        return ""
+    cfg = settings()
+    return f"[source]({cfg['git_url']}/blob/{cfg['branch']}/{path.relative_to(ROOT)}#L{line})"
 
 
 def signatures(module):
-    "Markdown with the signatures, docments and docstrings of the public names of `module`, and links to their source."
+    "Return signatures and docstrings of the public names of `module`, with links, as Markdown."
     blocks = []
     for name, symbol in public(module).items():
         symbol = getattr(symbol, "fget", symbol)
         doc = BasicMarkdownRenderer(symbol)._repr_markdown_()
-        blocks.append(
-            "\n\n".join(
-                filter(
-                    None,
-                    [
-                        f"### `{name}`",
-                        doc.partition("\n### ")[2].partition("\n")[2].strip(),
-                        source(symbol),
-                    ],
-                )
-            )
-        )
-    return (
-        f"## Reference\n\nThe public names of `{module}`.\n\n" + "\n\n".join(blocks)
-        if blocks
-        else ""
-    )
+        body = doc.partition("\n### ")[2].partition("\n")[2].strip()
+        blocks += [part for part in (f"### `{name}`", body, source(symbol)) if part]
+    if not blocks:
+        return ""
+    head = f"## Reference\n\nThe public names of `{module}`."
+    return "\n\n".join([head, *blocks])
 
 
 def exports(nb):
-    "The module that the notebook `nb` exports to, or None."
+    "Return the module that the notebook `nb` exports to, or None."
     found = re.search(r"^#\|\s*default_exp\s+(\S+)", "\n".join(c.source for c in nb.cells), re.M)
     return f"vlmadapt.{found[1]}".removesuffix(".__init__") if found else None
 
 
 def api(folder):
-    "Every public name of the notebooks below `folder` with its one line, linked to its reference, as Markdown."
-    parts = [
-        "# API\n\n> Every public name, by module; each links to its signature and arguments, below the notebook that defines it."
-    ]
+    "Return every public name with the first line of its docstring, linked to its reference."
+    head = "> Every public name, by module, with a link to its signature and arguments."
+    parts = ["# API", head]
     for path in sorted(folder.rglob("*.ipynb")):
-        names = public(module) if (module := exports(nbformat.read(path, as_version=4))) else {}
-        told = {
-            n: (inspect.getdoc(getattr(x, "fget", x)) or "").partition("\n")[0].replace("$", "\\$")
-            for n, x in names.items()
-        }
-        lines = [
-            f"- [`{n}`]({path.relative_to(folder)}#{re.sub(r'[^a-z0-9_-]', '', n.lower())}): {text}"
-            for n, text in told.items()
-        ]
+        module = exports(nbformat.read(path, as_version=4))
+        lines = []
+        for name, symbol in public(module).items() if module else ():
+            doc = inspect.getdoc(getattr(symbol, "fget", symbol)) or ""
+            text = doc.partition("\n")[0].replace("$", "\\$")
+            anchor = re.sub(r"[^a-z0-9_-]", "", name.lower())
+            lines.append(f"- [`{name}`]({path.relative_to(folder)}#{anchor}): {text}")
         if lines:
             parts += [f"## `{module}`", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 
 def page(path):
-    "The notebook at `path` as a page."
+    "Return the notebook at `path` as a page."
     nb = nbformat.read(path, as_version=4)
-    module, nb = exports(nb), shown(nb)
-    if module and (text := signatures(module)):
+    module = exports(nb)
+    nb = shown(nb)
+    text = signatures(module) if module else ""
+    if text:
         nb.cells.append(nbformat.v4.new_markdown_cell(text))
     return nb
 
 
 def result(path, grid):
-    "The executed report at `path` as a page of outcomes: its code stands in the report's own page."
+    "Return the executed report at `path` as a page of outputs; its code is on another page."
     nb = shown(nbformat.read(path, as_version=4))
     nb.cells[0].source = re.sub(r"^# .*", f"# Results of the grid {grid}", nb.cells[0].source)
     for cell in nb.cells:
@@ -141,18 +128,16 @@ def result(path, grid):
 
 
 def contents(stage):
-    "The pages under `stage` in reading order, as hidden tables of contents for the side bar."
+    "Yield the pages below `stage` in reading order, as hidden tables of contents."
     for title, patterns in CHAPTERS.items():
-        pages = [
-            p.relative_to(stage).with_suffix("")
-            for pattern in patterns
-            for p in sorted(stage.glob(pattern))
-            if p.suffix in (".ipynb", ".md")
-        ]
+        pages = []
+        for pattern in patterns:
+            for path in sorted(stage.glob(pattern)):
+                if path.suffix in (".ipynb", ".md"):
+                    pages.append(str(path.relative_to(stage).with_suffix("")))
         if pages:
-            yield "\n".join(
-                ["```{toctree}", ":hidden:", f":caption: {title}", "", *map(str, pages), "```"]
-            )
+            head = ["```{toctree}", ":hidden:", f":caption: {title}", ""]
+            yield "\n".join([*head, *pages, "```"])
 
 
 def staged(stage):
@@ -164,36 +149,32 @@ def staged(stage):
         nbformat.write(page(path), path)
     (stage / "results").mkdir()
     for report in ROOT.glob("outputs/*/report/report.ipynb"):
-        nbformat.write(
-            result(report, report.parts[-3]), stage / "results" / f"{report.parts[-3]}.ipynb"
-        )
+        grid = report.parts[-3]
+        nbformat.write(result(report, grid), stage / "results" / f"{grid}.ipynb")
     for name in ("CONTRIBUTING.md", "LICENSE"):
         shutil.copy(ROOT / name, stage)
+
+    def first_page(match):
+        "A link to a folder becomes one to its first notebook."
+        return f"]({min((stage / match[1]).glob('*.ipynb')).relative_to(stage)})"
+
     index = nbformat.read(stage / "index.ipynb", as_version=4)
-    first = lambda m: f"]({min((stage / m[1]).glob('*.ipynb')).relative_to(stage)})"
     for cell in index.cells:
-        cell.source = re.sub(r"\]\((\w+)/\)", first, cell.source.replace("](../", "]("))
+        cell.source = re.sub(r"\]\((\w+)/\)", first_page, cell.source.replace("](../", "]("))
     index.cells.append(nbformat.v4.new_markdown_cell("\n\n".join(contents(stage))))
     nbformat.write(index, stage / "index.ipynb")
 
 
 def build(folder):
-    "Build the site in `folder`/html; the exit status of Sphinx."
+    "Build the site in `folder`/html and return the exit status of Sphinx."
     staged(folder / "source")
-    return sphinx(
-        [
-            "-q",
-            "-E",
-            "-c",
-            str(ROOT / "tools"),
-            "-d",
-            str(folder / "doctrees"),
-            str(folder / "source"),
-            str(folder / "html"),
-        ]
-    )
+    options = ["-q", "-E", "-c", str(ROOT / "tools"), "-d", str(folder / "doctrees")]
+    return sphinx([*options, str(folder / "source"), str(folder / "html")])
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    sys.exit(build(ROOT / "_docs") or print("The site is in _docs/html/index.html"))
+    status = build(ROOT / "_docs")
+    if status == 0:
+        print("The site is in _docs/html/index.html")
+    sys.exit(status)

@@ -179,7 +179,7 @@ def check_digest(
         raise RecordError(f"{name}: nested too deeply") from None
     except (TypeError, ValueError) as e:
         raise RecordError(f"{name}: {e}") from None
-    if record["digest"] != digest:
+    if record.get("digest") != digest:
         raise RecordError(f"{name}: edited, it is not what its digest says")
 
 
