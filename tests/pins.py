@@ -17,7 +17,8 @@ from vlmadapt.data.datasets import load_dataset
 from vlmadapt.grid.results import read_run
 from vlmadapt.grid.runs import execute_now
 from vlmadapt.methods import METHODS
-from vlmadapt.methods.generation import PETL
+from vlmadapt.methods.generation import GENERATION_METHODS
+from vlmadapt.methods.generation_base import NAMES_0_1
 from vlmadapt.mini.tasks import MINI_TASKS
 from vlmadapt.problems.classification import FewShotProblem
 from vlmadapt.problems.few_shot import few_shot
@@ -150,7 +151,8 @@ def generation_methods() -> tuple[dict, dict]:
     "Training losses of one epoch of 64 examples on a built-in task, in float32."
     problem = load_task(next(iter(MINI_TASKS)), train=64)
     losses, facts = {}, {}
-    for label, cls in PETL.items():
+    for label, name in NAMES_0_1.items():  # the pins have the labels of version 0.1
+        cls = GENERATION_METHODS[name]
         method = fit(cls(problem, epochs=1, batch_size=16), problem, seed=1, progress=False)
         losses[label] = torch.tensor([entry["loss"] for entry in method.log], dtype=torch.float64)
         facts[label] = described(method)

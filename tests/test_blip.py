@@ -14,7 +14,7 @@ if find_spec("transformers") is None or find_spec("peft") is None:
 from vlmadapt.core.hashing import content_key  # noqa: E402
 from vlmadapt.core.seeding import stream  # noqa: E402
 from vlmadapt.core.tensors import load_arrays  # noqa: E402
-from vlmadapt.methods.generation import PETL  # noqa: E402
+from vlmadapt.methods.generation import GENERATION_METHODS  # noqa: E402
 from vlmadapt.mini.blip import load_tiny_blip, tiny_blip  # noqa: E402
 from vlmadapt.models.adapted_models import (  # noqa: E402
     adapter_parameters,
@@ -203,7 +203,7 @@ def test_ranks_are_by_minus_the_loss(name):
 
 # Training
 
-RATES = {"bitfit": 1e-2, "prefix": 3e-2, "lora": 1e-2, "full": 1e-3}
+RATES = {"BitFit": 1e-2, "Prefix": 3e-2, "LoRA": 1e-2, "FullFineTuning": 1e-3}
 
 
 @pytest.fixture(scope="module")
@@ -211,29 +211,29 @@ def problem():
     return load_task("mini-vqa", backbone=BACKBONE, train=64)
 
 
-@pytest.mark.parametrize("name", [name for name in PETL if name != "frozen"])
+@pytest.mark.parametrize("name", [name for name in GENERATION_METHODS if name != "Frozen"])
 def test_methods_learn_and_are_saved(problem, tmp_path, name):
     "The loss falls, the frozen weights stay, the stored method is the fitted one."
     key = content_key(weights=BLIP.state_dict())
-    method = PETL[name](problem, lr=RATES.get(name, 1e-2), epochs=3, batch_size=16)
+    method = GENERATION_METHODS[name](problem, lr=RATES.get(name, 1e-2), epochs=3, batch_size=16)
     method = fit(method, problem, seed=1, progress=False)
     losses = [entry["loss"] for entry in method.log]
     assert losses[-1] < 0.97 * losses[0]
     file = tmp_path / "method.safetensors"
     method.save(file)
-    again = PETL[name].load(file, backbone=BACKBONE)
+    again = GENERATION_METHODS[name].load(file, backbone=BACKBONE)
     assert len(load_arrays(file)[0]) == len(adapter_parameters(method.model))
     assert torch.equal(logits(again.model), logits(method.model))
     texts = [generate(BACKBONE, IMAGES, "what is it?", m.model) for m in (method, again)]
     assert texts[0] == texts[1]
     with pytest.raises(ValueError, match="with other weights than mini"):
-        PETL[name].load(file, backbone="mini")
+        GENERATION_METHODS[name].load(file, backbone="mini")
     assert content_key(weights=BLIP.state_dict()) == key
     assert not any(p.requires_grad or p.grad is not None for p in BLIP.parameters())
 
 
 def test_evaluation_and_gradients(problem):
-    method = PETL["p-adapter"](problem, lr=1e-2, epochs=1, batch_size=16)
+    method = GENERATION_METHODS["PAdapter"](problem, lr=1e-2, epochs=1, batch_size=16)
     fit(method, problem, seed=1, progress=False)
     assert evaluate(method, problem)["n"] == len(problem.labels["test"])
     method.loss(next(iter(method.batches(problem, 1)))).backward()

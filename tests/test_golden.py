@@ -11,7 +11,7 @@ from golden_clip import golden_clip, golden_problem, load_golden
 from torch import nn
 
 from vlmadapt.methods import METHODS
-from vlmadapt.methods.generation import PETL
+from vlmadapt.methods.generation import GENERATION_METHODS
 from vlmadapt.methods.graph_adapter import visual_nodes
 from vlmadapt.methods.proto_clip import layer_shapes
 from vlmadapt.methods.task_res import raw_text
@@ -567,7 +567,7 @@ def test_incomplete_batches_by_method(name):
 
 
 def test_tuners_drop_incomplete_batches():
-    assert all(cls.recipe["drop_last"] for cls in PETL.values())
+    assert all(cls.recipe["drop_last"] for cls in GENERATION_METHODS.values())
 
 
 def random_problem(count, classes=4, width=8, seed=0):

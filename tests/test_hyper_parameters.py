@@ -25,7 +25,7 @@ from vlmadapt.grid.runs import execute
 from vlmadapt.grid.templates import template_parameters
 from vlmadapt.methods import METHODS
 from vlmadapt.methods.base import Method
-from vlmadapt.methods.generation import GENERATION_METHODS, PETL
+from vlmadapt.methods.generation import GENERATION_METHODS
 from vlmadapt.methods.hyper_parameters import OneOrMore, hyper_parameter
 from vlmadapt.problems.classification import FewShotProblem
 from vlmadapt.problems.few_shot import few_shot
@@ -386,7 +386,7 @@ def test_unknown_methods_are_refused_with_the_nearest():
         message(lambda: METHODS["HeGraph"])
         == "unknown method 'HeGraph'; did you mean 'HeGraphAdapter'?"
     )
-    assert "did you mean 'lora'?" in message(lambda: PETL["lorra"])
+    assert "did you mean 'LoRA'?" in message(lambda: METHODS["LoRa"])
     assert "HeGraph" not in METHODS and METHODS.get("HeGraph") is None
 
 
@@ -405,7 +405,7 @@ def test_classes_instances_and_problems_are_told_apart(problem):
     )
     assert "TaskRes is built on a problem" in message(lambda: taskres("mini-digits"))
     assert "unknown answer to divergence 'skip'" in message(lambda: fit_many([], on_diverge="skip"))
-    assert "BitFit generates text" in message(lambda: tune(PETL["bitfit"], problem))
+    assert "BitFit generates text" in message(lambda: tune(METHODS["BitFit"], problem))
 
 
 def test_impossible_definitions_are_named(problem):

@@ -116,7 +116,7 @@ def _dataset_files(value, settings):
 
 def _task_files(value, settings):
     "Return the annotations of a task on disk; of a task of JSON lines all that lies beside them."
-    if value not in TASKS:
+    if value not in TASKS or TASKS[value].folder is None:  # drawn, not read
         return []
     folder = data_root() / TASKS[value].folder
     if settings.get("root"):

@@ -17,7 +17,6 @@ from ..data.tasks import TASKS
 from .entries import MethodEntry, method_class, method_entry
 from .parameters import check_type, quotes_hint
 from .templates import existing_file
-from ..mini.tasks import MINI_TASKS
 from ..models.backbones import BACKBONES, LOADERS
 from ..models.open_clip_import import import_open_clip
 
@@ -67,7 +66,7 @@ def _check_datasets(parameters):
         for dataset in given if isinstance(given, list) else [given]:
             choose(dataset, DATASETS, "dataset")
     if "task" in parameters:
-        choose(parameters["task"], MINI_TASKS | TASKS, "task")
+        choose(parameters["task"], TASKS, "task")
 
 # %% ../../nbs/07_grid/14_names.ipynb #f36acfef
 def _listed(value):
