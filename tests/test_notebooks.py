@@ -3,19 +3,14 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import ROOT
+from notebook_cells import run_in_fork
 from test_workbook import NOTEBOOKS, name
 
-RUN_CELLS = """
-import sys
-from pathlib import Path
-from nbdev.test import test_nb
-ok, seconds = test_nb(Path(sys.argv[1]), skip_flags=["slow"], basepath=sys.argv[2])
-sys.exit(not ok)
-"""
+TEMPLATES = ("experiments", "reports")
+SLOW = (*TEMPLATES, "tutorials")
 RUN_TEMPLATE = """
 import sys
 from vlmadapt.grid.kernels import run_notebook
@@ -23,20 +18,37 @@ run_notebook(sys.argv[1], sys.argv[2], {}, sys.stdout)
 """
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS[::-1], ids=name)
+def folder_of(notebook):
+    return notebook.relative_to(ROOT / "nbs").parts[0]
+
+
+def run_template(notebook, folder, log):
+    """Run an experiment or a report with its defaults; return the exit status."""
+    with open(log, "w") as output:
+        return subprocess.run(
+            [sys.executable, "-c", RUN_TEMPLATE, notebook, folder / "run.ipynb"],
+            cwd=folder,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        ).returncode
+
+
+@pytest.mark.parametrize(
+    "notebook",
+    [
+        pytest.param(path, marks=pytest.mark.slow if folder_of(path) in SLOW else ())
+        for path in NOTEBOOKS[::-1]
+    ],
+    ids=name,
+)
 def test_notebook(notebook, tmp_path):
-    template = notebook.relative_to(ROOT / "nbs").parts[0] in ("experiments", "reports")
-    code, argument = (RUN_TEMPLATE, tmp_path / "run.ipynb") if template else (RUN_CELLS, ROOT)
-    cwd = tmp_path / "nbs/away"  # without results at ../../outputs reports make small ones
-    cwd.mkdir(parents=True)
-    began = time.perf_counter()
-    run = subprocess.run(
-        [sys.executable, "-c", code, notebook, argument],
-        cwd=cwd,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    print(f"{time.perf_counter() - began:.0f} s")
-    assert not run.returncode, "\n".join(run.stdout.splitlines()[-40:])
+    folder = tmp_path / "nbs/away"  # without results at ../../outputs reports make small ones
+    folder.mkdir(parents=True)
+    log = tmp_path / "log.txt"
+    if folder_of(notebook) in TEMPLATES:
+        status = run_template(notebook, folder, log)
+    else:
+        status = run_in_fork(notebook, ROOT, folder, log)
+    lines = log.read_text(errors="replace").splitlines()
+    assert status == 0, "\n".join(lines[-40:])
