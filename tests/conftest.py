@@ -16,6 +16,24 @@ def pytest_configure(config):
         os.environ["OMP_NUM_THREADS"] = "1"
 
 
+SLOW_FILES = (
+    "test_cluster.py",
+    "test_crash_points.py",
+    "test_docs.py",
+    "test_grid.py",
+    "test_hostile_archives.py",
+    "test_lab.py",
+    "test_package.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    "Leave whole grids, the built package and the site in a browser to `make test-slow`."
+    for item in items:
+        if item.path.name in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def root():
     return ROOT
