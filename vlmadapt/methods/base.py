@@ -10,7 +10,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pandas as pd
 import torch
@@ -20,7 +20,6 @@ from torch import nn
 from ..core.registry import choose
 from ..core.seeding import stream
 from ..core.values import Positive, convert
-from ..data.images import open_image
 from .cards import backbone_entries, card_backbone
 from .hyper_parameters import HyperParameters
 from vlmadapt.methods.inputs import (
@@ -34,7 +33,7 @@ from .linear_head import Head, folded
 from .requirements import NEEDS, offers, problem_width
 from .storage import restore, store
 from ..models.backbones import Backbone
-from ..models.pixels import CROP_SCALE, Pixels, prefetch
+from ..models.pixels import CROP_SCALE, Pixels
 from ..problems.base import Problem
 from ..problems.batches import Batch, Batches, ImageBatches
 from ..problems.classification import FewShotProblem
