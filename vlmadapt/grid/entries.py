@@ -6,6 +6,7 @@
 __all__ = ['NOT_IN_KEY', 'MethodEntry', 'method_entry', 'methods_of', 'method_class', 'result_key']
 
 # %% ../../nbs/07_grid/04_entries.ipynb #37b49b9f
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictStr
@@ -67,7 +68,7 @@ def method_entry(
 # %% ../../nbs/07_grid/04_entries.ipynb #dd510aba
 def methods_of(
     settings: dict,  # parameters of an experiment
-) -> dict[str, type]:  # name -> class
+) -> Mapping[str, type]:  # name -> class
     "Return the methods that an experiment can use."
     generation = "task" in settings or settings.get("kind") == "generation"
     return GENERATION_METHODS if generation else METHODS

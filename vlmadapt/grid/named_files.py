@@ -116,9 +116,10 @@ def _dataset_files(value, settings):
 
 def _task_files(value, settings):
     "Return the annotations of a task on disk; of a task of JSON lines all that lies beside them."
-    if value not in TASKS or TASKS[value].folder is None:  # drawn, not read
+    below_root = TASKS[value].folder if value in TASKS else None
+    if below_root is None:  # drawn, not read
         return []
-    folder = data_root() / TASKS[value].folder
+    folder = data_root() / below_root
     if settings.get("root"):
         folder = Path(settings["root"]).expanduser()
     if value == "jsonl":

@@ -159,7 +159,7 @@ class Pixels:
 
     def __init__(
         self,
-        images: Sequence,  # N PIL images, or anything indexable that gives them
+        images: Sequence | Images,  # N PIL images, or anything indexable that gives them
         transform: Callable,  # PIL image -> tensor (3, s, s)
     ):
         self.images = images
@@ -241,7 +241,7 @@ class Views(Pixels):
 
     def __init__(
         self,
-        images: Sequence,  # N PIL images, or anything indexable that gives them
+        images: Sequence | Images,  # N PIL images, or anything indexable that gives them
         transform: Callable,  # from `random_crop_transform`
         views: int,  # R
     ):

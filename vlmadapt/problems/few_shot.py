@@ -25,7 +25,7 @@ from ..core.texts import shortened
 from ..core.values import Flag, NonNegativeInteger, PositiveInteger, convert
 from ..data.datasets import Dataset, load_dataset
 from ..data.images import Images
-from ..data.photos import read_photos
+from ..data.photos import OnCorrupt, read_photos
 from ..data.prompts import NEGATIVE, PROMPTS, class_prompts, fill
 from ..data.sampling import few_shot_indices
 from ..models.backbones import Backbone, load_backbone
@@ -316,7 +316,7 @@ def from_folder(
     backbone: str | Backbone = "mini",  # as in `few_shot`
     shots: int = 16,  # support images per class
     seed: int = 1,  # draws the support images and the views
-    on_corrupt: str = "refuse",  # a file that cannot be decoded: "refuse" or "skip"
+    on_corrupt: OnCorrupt = "refuse",  # a file that cannot be decoded: "refuse" or "skip"
     **kwargs,  # further arguments of `few_shot`
 ) -> FewShotProblem:
     "Build a problem from a folder of images; without split folders, cut 50/20/30 per class."
