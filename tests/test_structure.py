@@ -1,4 +1,4 @@
-"""Packages import downwards only, notebooks import from smaller numbers, names are unique, imports are light."""
+"""Imports point down, to smaller notebook numbers, and are light; a public name is defined once."""
 
 import ast
 import json
@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 from conftest import ROOT

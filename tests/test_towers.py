@@ -11,7 +11,7 @@ from torch import nn
 
 from vlmadapt.core.seeding import stream
 from vlmadapt.models.backbones import load_backbone
-from vlmadapt.models.class_prompts import class_prompts
+from vlmadapt.models.class_prompts import tokenize_with_context
 from vlmadapt.models.image_tower import ImageTower
 from vlmadapt.models.open_clip_import import import_open_clip
 from vlmadapt.models.pretrained import build_model
@@ -81,7 +81,7 @@ def gaps(model, names, n, depth=1, groups="shared", place="end", budget=None, to
     "Largest differences of values and gradients between plan and reference."
     tower = TextTower(model)
     generator = stream(1, "compare")
-    ids, positions = class_prompts(tower, tokens or tokenizer(), names, n, place=place)
+    ids, positions = tokenize_with_context(tower, tokens or tokenizer(), names, n, place=place)
     axis = 1 if groups == "classes" else 0
     ids, positions = ids.unsqueeze(axis), positions.unsqueeze(axis)
     count = dict(shared=1, classes=len(names), images=3)[groups]
@@ -119,7 +119,7 @@ def test_text_features_equal_the_reference(kind, case):
 def test_several_buckets(kind):
     many = [" ".join(["ox"] * (9 if i % 5 == 0 else 1)) for i in range(60)]
     tower = TextTower(tiny(kind, 2))
-    ids, positions = class_prompts(tower, tokenizer(), many, 4)
+    ids, positions = tokenize_with_context(tower, tokenizer(), many, 4)
     assert len(PromptPlan(tower, ids[None], positions[None]).parts) == 2
     assert max(gaps(tiny(kind, 2), many, 4, depth=2)) < 1e-10
     assert max(gaps(tiny(kind, 2), many, 2, groups="classes")) < 1e-10
@@ -136,7 +136,7 @@ def test_the_text_tower_of_a_large_model():
 
 def test_deep_prompts_behind_the_name_are_refused():
     tower = TextTower(tiny())
-    ids, positions = class_prompts(tower, tokenizer(), NAMES, 2, place="front")
+    ids, positions = tokenize_with_context(tower, tokenizer(), NAMES, 2, place="front")
     first = torch.zeros(1, 2, 24, dtype=torch.float64)
     plan = PromptPlan(tower, ids[None], positions[None])
     with pytest.raises(ValueError, match="must stand in front of the class name"):
@@ -154,7 +154,7 @@ def test_own_states_as_prompts_change_nothing(name):
         model, tokens = large(), tokenizer(77)
     tower = TextTower(model)
     photo = tokens([f"a photo of a {n}." for n in NAMES[:2]])
-    ids, positions = class_prompts(tower, tokens, NAMES[:2], 4)
+    ids, positions = tokenize_with_context(tower, tokens, NAMES[:2], 4)
     plan = PromptPlan(tower, ids[None], positions[None])
     first, deep = own_states(model, photo, 4)
     expected = model.encode_text(photo, normalize=False)

@@ -9,7 +9,7 @@ __all__ = ['REBUILT', 'DATASETS', 'Dataset', 'data_root', 'locate', 'match_files
 # %% ../../nbs/01_data/04_datasets.ipynb #bb535511
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -130,7 +130,7 @@ def _split_note(row, split):
     return f"{split.name}, {digest(split, 'sha256')}, not CoOp's file"
 
 # %% ../../nbs/01_data/04_datasets.ipynb #edf21f38
-def _items(name: str, row: Benchmark, folder: Path) -> tuple[dict[str, Items], str]:
+def _items(name: str, row: Benchmark, folder: Path) -> tuple[Mapping[str, Items], str]:
     "Return the items by part, and a note that says where they come from."
     split = _split_path(name, row, folder)
     _check_files(name, row, folder, split)

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..core.files import DISK_ERRORS
 from .archives import archive_stem
 from .benchmarks import Source
-from .storage import Gone, NoRoom, cannot_write, check_room, error_line, remove
+from .storage import Gone, NoRoom, cannot_write, check_room, error_cause, remove
 
 # %% ../../nbs/01_data/13_hub.ipynb #e57f1907
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class HubDownloader:
         except OSError as e:
             if e.errno in DISK_ERRORS:
                 raise cannot_write(e, e.filename or self.folder) from None
-            raise Gone(f"{url}: {error_line(e)}") from None
+            raise Gone(f"{url}: {error_cause(e)}") from None
         except Exception as e:  # whatever the hub's client raises
-            raise Gone(f"{url}: {error_line(e)}") from None
+            raise Gone(f"{url}: {error_cause(e)}") from None
         remove(self.folder)
 
     def _download(self, url):
@@ -107,7 +107,7 @@ def resolve(source: Source) -> Source:
     try:
         names = HfApi().list_repo_files(match[1], repo_type="dataset")
     except Exception as e:  # whatever the hub's client raises
-        raise Gone(f"{source.url}: {error_line(e)}") from None
+        raise Gone(f"{source.url}: {error_cause(e)}") from None
     archives = [name for name in names if archive_stem(name)]
     if len(archives) != 1:
         raise Gone(f"{source.url}: {len(archives)} archives there, one expected")

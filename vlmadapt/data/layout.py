@@ -20,7 +20,7 @@ from .archives import archive_stem, unpack
 from .benchmarks import Benchmark
 from .datasets import REBUILT, locate, match_files
 from .images import image_suffixes
-from .storage import Refused, cannot_write, error_line
+from .storage import Refused, cannot_write, error_cause
 
 # %% ../../nbs/01_data/15_layout.ipynb #9ec86757
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)  # raised by readers
@@ -96,7 +96,7 @@ def _lacks_split(path):
     try:
         _split_paths(check_file(path))
     except (OSError, RecordError) as e:
-        return f"is no split file ({error_line(e)})"
+        return f"is no split file ({error_cause(e)})"
     return ""
 
 

@@ -32,7 +32,7 @@ from vlmadapt.data.images import (
     Picture,
     check_same_pictures,
     eight_bits,
-    fingerprint,
+    image_fingerprint,
     numbers_of,
     open_image,
 )
@@ -207,7 +207,7 @@ _DECODED = set()  # fingerprints
 
 
 def _check_image(path):
-    known = tuple(fingerprint(path))
+    known = tuple(image_fingerprint(path))
     if known not in _DECODED:
         open_image(path)
         _DECODED.add(known)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Split', 'WholeNumber', 'Example', 'Entry', 'entries', 'lines', 'file_names', 'SplitBuilder', 'question_text',
-           'caption_text', 'parted', 'held_out', 'answer_list']
+           'caption_text', 'sort_by_part', 'held_out', 'answer_list']
 
 # %% ../../nbs/01_data/09_task_files.ipynb #0b0f0734
 import json
@@ -196,7 +196,7 @@ def caption_text(
     return " ".join(text.lower().strip(" .\n\t").split()[:words])
 
 # %% ../../nbs/01_data/09_task_files.ipynb #769fe977
-def parted(
+def sort_by_part(
     splits: Iterable[Split],  # images and examples
     part_of: Callable[[str], str],  # function from the path of an image to the name of its part
 ) -> dict[str, Split]:
@@ -224,7 +224,7 @@ def held_out(
     if not chosen.any():
         chosen[-1] = True
     in_val = dict(zip(images, chosen, strict=True))
-    return parted([split], lambda image: "val" if in_val[image] else "train")
+    return sort_by_part([split], lambda image: "val" if in_val[image] else "train")
 
 # %% ../../nbs/01_data/09_task_files.ipynb #7e8a9acd
 def _common_answer(example):

@@ -27,8 +27,8 @@ from vlmadapt.data.task_files import (
     entries,
     held_out,
     lines,
-    parted,
     question_text,
+    sort_by_part,
 )
 
 # %% ../../nbs/01_data/18_tasks.ipynb #fa05161c
@@ -104,7 +104,7 @@ def read_vqav2(
     for part in ("train2014", "val2014"):
         questions = root / f"v2_OpenEnded_mscoco_{part}_questions.json"
         splits.append(read_vqa(questions, root / f"v2_mscoco_{part}_annotations.json", root))
-    return parted(splits, part_of)
+    return sort_by_part(splits, part_of)
 
 # %% ../../nbs/01_data/18_tasks.ipynb #01614d3f
 def read_vizwiz(

@@ -33,7 +33,7 @@ from vlmadapt.data.storage import (
     Refused,
     cannot_write,
     check_room,
-    error_line,
+    error_cause,
     remove,
     write_block,
 )
@@ -225,12 +225,12 @@ class _Transfer:
         except (requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema):
             raise Gone("not an http or https address") from None
         except (requests.exceptions.InvalidURL, requests.TooManyRedirects) as e:
-            raise Gone(error_line(e)) from None
+            raise Gone(error_cause(e)) from None
         except _WrongRange as e:
             discard(self.part)
             return e
         except http.client.HTTPException as e:
-            return ConnectionError(f"no valid HTTP answer ({error_line(e)})")
+            return ConnectionError(f"no valid HTTP answer ({error_cause(e)})")
         except (OSError, urllib3.exceptions.HTTPError, ValueError, _TooSlow) as e:
             return e
 
@@ -244,7 +244,7 @@ class _Transfer:
         if response.status_code in (408, 416, 429) or response.status_code >= 500:
             return ConnectionError(status)
         if response.status_code not in (200, 206):
-            raise Gone(error_line(ConnectionError(status)))
+            raise Gone(error_cause(ConnectionError(status)))
         start, total = _extent(response, start)
         self._write(response, start, total, self._largest(response, start, total))
         received = self.part.stat().st_size
@@ -320,7 +320,7 @@ def receive(
         if failed >= transfer.limits.tries:
             break
         time.sleep(transfer.limits.wait * 2 ** (failed - 1))
-    reason = error_line(error) if error else "no connection was allowed"
+    reason = error_cause(error) if error else "no connection was allowed"
     raise Gone(f"{url}: {reason}")
 
 # %% ../../nbs/01_data/12_transfers.ipynb #942bd1db

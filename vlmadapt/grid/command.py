@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from fastcore.script import call_parse, store_true
+from fastcore.script import call_parse
 from pydantic import BaseModel
 
 from ..core.files import locked, write_json
@@ -236,14 +236,14 @@ def _run_grid(params, out, smoke, only, redo_pattern, dry_run, options):
 @call_parse
 def vlmadapt_grid(
     params: str,  # params file, such as params/mini.yml
-    dry_run: store_true = False,  # list the runs and what they miss, and start nothing
-    smoke: store_true = False,  # try the file: the smallest run of each part, as <name>-smoke
+    dry_run: bool = False,  # list the runs and what they miss, and start nothing
+    smoke: bool = False,  # try the file: the smallest run of each part, as <name>-smoke
     only: str = "",  # runs whose name holds this text, or matches it when it has a *
     redo: str = "",  # runs to measure again, matched like --only; ":Tip*" behind it for methods
-    workers: int = None,  # runs at a time on this machine; default: one for each core
-    address: str = None,  # of a Ray cluster, such as auto
-    gpus_per_run: float = None,  # share of a GPU for each run; default: what results needed, or one
-    memory_per_run: float = None,  # GB of memory for each run; default: what results needed
+    workers: int | None = None,  # runs at a time on this machine; default: one for each core
+    address: str | None = None,  # of a Ray cluster, such as auto
+    gpus_per_run: float | None = None,  # share of a GPU; default: what results needed, or one
+    memory_per_run: float | None = None,  # GB of memory for each run; default: what results needed
     out: str = "outputs",  # folder of all results
 ) -> int | None:
     "Execute an experiment for every combination in a params file; go on where a call stopped."

@@ -13,6 +13,7 @@ from collections.abc import Collection, Hashable
 from pathlib import Path
 
 from ..core.files import CannotWrite, write_atomic
+from ..core.texts import one_line, shown_path
 from .run import Run
 
 # %% ../../nbs/07_grid/23_progress.ipynb #7790b028
@@ -39,11 +40,9 @@ def error_line(
     e: BaseException,
 ) -> str:
     "Return an error that a command ends with, as one line."
-    if isinstance(e, CannotWrite):
-        return str(e)
-    if isinstance(e, OSError) and e.filename:
-        return f"{e.filename}: {e.strerror}"
-    return " ".join(str(e).split()) or type(e).__name__
+    if isinstance(e, OSError) and e.filename and not isinstance(e, CannotWrite):
+        return f"{shown_path(e.filename)}: {e.strerror}"
+    return one_line(e, length=1000)
 
 
 def _modified(file):

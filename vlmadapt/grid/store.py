@@ -19,7 +19,7 @@ from ..core.hashing import content_key
 from ..core.records import validate
 from ..core.values import plain
 from .conversion import OWN_FIELDS
-from .entries import SPECIFIC, MethodEntry, method_entry, methods_of, result_key
+from .entries import NOT_IN_KEY, MethodEntry, method_entry, methods_of, result_key
 from .named_files import file_contents
 from .results import deviation, in_order, read_result_file, warn_left_out
 from .schema import SCHEMA_VERSION, Result, to_record, variant_label, with_digest
@@ -184,7 +184,7 @@ class ResultStore:
 
     def _common_fields(self, entry, seed):
         own = {name: self.settings.get(name) for name in ("shots", "backbone", "prompts")}
-        rest = {k: v for k, v in self.settings.items() if k not in (*OWN_FIELDS, *SPECIFIC)}
+        rest = {k: v for k, v in self.settings.items() if k not in (*OWN_FIELDS, *NOT_IN_KEY)}
         dataset = self.settings.get("dataset") or self.settings.get("task")
         given = entry.hyper_parameters
         return dict(

@@ -10,7 +10,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import pandas as pd
 import torch
@@ -20,7 +20,6 @@ from torch import nn
 from ..core.registry import choose
 from ..core.seeding import stream
 from ..core.values import Positive, convert
-from ..data.images import open_image
 from .cards import backbone_entries, card_backbone
 from .hyper_parameters import HyperParameters
 from vlmadapt.methods.inputs import (
@@ -34,7 +33,7 @@ from .linear_head import Head, folded
 from .requirements import NEEDS, offers, problem_width
 from .storage import restore, store
 from ..models.backbones import Backbone
-from ..models.pixels import CROP_SCALE, Pixels, prefetch
+from ..models.pixels import CROP_SCALE, Pixels
 from ..problems.base import Problem
 from ..problems.batches import Batch, Batches, ImageBatches
 from ..problems.classification import FewShotProblem
@@ -45,6 +44,7 @@ class Method(HyperParameters, nn.Module):
 
     needs: ClassVar[set[str]] = {"features"}
     backbone: Any  # the frozen backbone, or None
+    diverged: str | None  # why training failed, or None
 
     if TYPE_CHECKING:
 
@@ -52,7 +52,7 @@ class Method(HyperParameters, nn.Module):
 
     def __init__(
         self,
-        problem: FewShotProblem,  # what the method is built on
+        problem: Problem,  # what the method is built on
         **hyper_parameters: Any,  # by name; the others have their defaults
     ):
         super().__init__()
@@ -103,23 +103,26 @@ class Method(HyperParameters, nn.Module):
 
     def batches(
         self,
-        problem: FewShotProblem,  # with a train split
+        problem: Problem,  # with a train split
         seed: int,  # draws their order
     ) -> Batches:  # iterated once for each epoch
         "Return the training batches of this method."
         recipe = self.hyper_parameters
-        common = (problem, seed, recipe["batch_size"], self.device, recipe.get("drop_last", True))
+        drop_last = recipe.get("drop_last", True)
+        few_shot = cast(FewShotProblem, problem)
+        common = (few_shot, seed, recipe["batch_size"], self.device, drop_last)
         if not self.reads_images():
             return Batches(*common)
         return ImageBatches(*common, recipe.get("crop", CROP_SCALE[0]))
 
     def outputs(
         self,
-        problem: FewShotProblem,  # with the split
+        problem: Problem,  # with the split
         split: str,  # which images
     ) -> torch.Tensor:  # (N, K) scores
         "Return scores of the images of a `split` over the problem's class names."
-        return self.scores(self.inputs(problem, split), problem.classnames)
+        few_shot = cast(FewShotProblem, problem)
+        return self.scores(self.inputs(few_shot, split), few_shot.classnames)
 
     # building
 

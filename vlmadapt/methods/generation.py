@@ -11,7 +11,6 @@ import copy
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from ..core.registry import Registry
 from ..core.values import NonNegative, PositiveInteger

@@ -137,7 +137,7 @@ class OpenedPixels(Pixels):
 
     def __init__(
         self,
-        items: Sequence,  # what `open_image` takes
+        items: Sequence | Images,  # what `open_image` takes
         transform: Callable,  # PIL image -> tensor (3, s, s)
         on_corrupt: str = "refuse",  # undecodable files: "refuse", or "skip" with a warning
     ):

@@ -6,7 +6,7 @@
 __all__ = ['INJECTIONS', 'TransformerInjection', 'LinearInjection', 'LinearPerLayer', 'SilentInjection', 'MuDPT']
 
 # %% ../../nbs/05_methods/32_mudpt.ipynb #2f28c52a
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -148,7 +148,7 @@ class MuDPT(ImagePromptMethod):
     def prompts(self) -> tuple[torch.Tensor, torch.Tensor]:  # (D, n, d_text), (D, n, d_vision)
         "Return the prompts that enter the blocks of both towers."
         T = self.T
-        V = self.V
+        V: Any = self.V  # None where the visual prompts are the injected ones
         if self.to_vision is None:
             return T, V
         if self.one_way:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from ..data.prompts import check_classnames
 from .base import Method
 from .hyper_parameters import hyper_parameter
-from ..models.class_prompts import class_prompts
+from ..models.class_prompts import tokenize_with_context
 from ..models.devices import free_memory
 from ..models.image_tower import ImageTower
 from ..models.text_tower import PromptPlan, TextTower
@@ -64,7 +64,7 @@ class PromptMethod(Method):
         "Plan the computation of the class prompts; plans are cached."
         key = tuple(classnames), groups
         if key not in self.plans:
-            ids, positions = class_prompts(
+            ids, positions = tokenize_with_context(
                 self.text_tower,
                 self.backbone.tokenizer,
                 classnames,

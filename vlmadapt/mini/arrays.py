@@ -23,7 +23,7 @@ class Scenes:
     texture: np.ndarray  # (B, 6) index into TEXTURES
     place: np.ndarray  # (B, 6, 4) x, y, radius in pixels, angle in radians
     ink: np.ndarray  # (B, 6, 3) the exact colour of each object
-    relation: np.ndarray  # (B,) index into RELATIONS, of the first object to the second
+    relation: np.ndarray  # (B,) index into SPATIAL_RELATIONS, of the first object to the second
     position: np.ndarray  # (B,) index into POSITIONS
     size: np.ndarray  # (B,) index into SIZES
     background: np.ndarray  # (B,) index into BACKGROUNDS

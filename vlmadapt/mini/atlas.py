@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Distance', 'SHAPES', 'HELD_SHAPES', 'PATTERNS', 'HELD_PATTERNS', 'COLOURS', 'HELD_COLOURS', 'TEXTURES', 'BACKGROUNDS',
-           'POSITIONS', 'SIZES', 'RELATIONS', 'KINDS', 'STYLES', 'GLYPHS', 'HELD_GLYPHS', 'FONTS', 'HELD_FONTS', 'disc',
-           'box', 'join', 'convex', 'polygon', 'star', 'contact_sheet']
+           'POSITIONS', 'SIZES', 'SPATIAL_RELATIONS', 'KINDS', 'STYLES', 'GLYPHS', 'HELD_GLYPHS', 'FONTS', 'HELD_FONTS',
+           'disc', 'box', 'join', 'convex', 'polygon', 'star', 'contact_sheet']
 
 # %% ../../nbs/03_mini/00_atlas.ipynb #022b9da8
 import functools
@@ -348,7 +348,7 @@ POSITIONS = (
     "bottom right",
 )
 SIZES = ("small", "large")
-RELATIONS = ("left of", "above")
+SPATIAL_RELATIONS = ("left of", "above")
 KINDS = ("single", "pair", "count", "glyph", "pattern")
 STYLES = ("normal", "sketch", "noisy", "inverted", "blurred", "pixelated", "painted")
 

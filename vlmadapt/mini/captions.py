@@ -9,7 +9,7 @@ __all__ = ['other_sentence', 'caption']
 import random
 
 from .arrays import Scenes
-from .atlas import GLYPHS, KINDS, POSITIONS, RELATIONS, SIZES, STYLES, TEXTURES
+from .atlas import GLYPHS, KINDS, POSITIONS, SIZES, SPATIAL_RELATIONS, STYLES, TEXTURES
 from .descriptions import DESCRIBE, DESCRIBE_GLYPH, DESCRIBE_PATTERN, facts_of
 from vlmadapt.mini.frames import (
     CAPTIONS,
@@ -81,7 +81,7 @@ def _caption_pair(s, rng, bound):
     slots = dict(
         a=thing(s, first, rng),
         b=thing(s, 1 - first, rng),
-        rel=rng.choice(RELATION_WORDS[RELATIONS[s.relation], first]),
+        rel=rng.choice(RELATION_WORDS[SPATIAL_RELATIONS[s.relation], first]),
         a_shape=SHAPE_NAMES[s.shape[first]],
         b_shape=SHAPE_NAMES[s.shape[1 - first]],
     )

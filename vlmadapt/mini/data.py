@@ -23,8 +23,8 @@ from vlmadapt.mini.atlas import (
     GLYPHS,
     HELD_FONTS,
     PATTERNS,
-    RELATIONS,
     SHAPES,
+    SPATIAL_RELATIONS,
     STYLES,
     TEXTURES,
 )
@@ -188,7 +188,7 @@ def _variants(colour, shape, other_colour, other_shape):
 
 def _pairs(*bases, test=50, **level):
     classes = [variant for base in bases for variant in _variants(*base)]
-    relation = _index([relation for _, relation, _ in classes], RELATIONS)
+    relation = _index([relation for _, relation, _ in classes], SPATIAL_RELATIONS)
     attributes = []  # of the first and of the second object
     for objects in ([first for first, _, _ in classes], [second for _, _, second in classes]):
         colours, shapes = zip(*objects, strict=True)

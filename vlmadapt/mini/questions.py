@@ -16,8 +16,8 @@ from vlmadapt.mini.atlas import (
     GLYPHS,
     KINDS,
     POSITIONS,
-    RELATIONS,
     SIZES,
+    SPATIAL_RELATIONS,
     TEXTURES,
 )
 from vlmadapt.mini.frames import (
@@ -79,7 +79,7 @@ def _ask_single(s, rng, j) -> list[Question]:
 def _ask_pair(s, rng, j) -> list[Question]:
     shape, colour = object_words(s)
     ask = functools.partial(_ask, rng)
-    relation = RELATIONS[s.relation]
+    relation = SPATIAL_RELATIONS[s.relation]
     right = rng.choice(RELATION_WORDS[relation, j])
     wrong = rng.choice(RELATION_WORDS[relation, 1 - j])
     first, second = (f"{colour[k]} {shape[k]}" for k in (j, 1 - j))
@@ -150,7 +150,7 @@ def _count_words(s, rng, true):
 def _pair_words(s, rng, true):
     shape, colour = object_words(s)
     j = rng.randrange(2)
-    relation = rng.choice(RELATION_WORDS[RELATIONS[s.relation], j if true else 1 - j])
+    relation = rng.choice(RELATION_WORDS[SPATIAL_RELATIONS[s.relation], j if true else 1 - j])
     return dict(a=f"{colour[j]} {shape[j]}", b=f"{colour[1 - j]} {shape[1 - j]}", rel=relation)
 
 
@@ -224,5 +224,5 @@ def voice(
     if kind == "single":
         slots.update(place=PLACES[POSITIONS[s.position]][0])
     if kind == "pair":
-        slots.update(b=thing(s, 1, rng), rel=RELATION_WORDS[RELATIONS[s.relation], 0][0])
+        slots.update(b=thing(s, 1, rng), rel=RELATION_WORDS[SPATIAL_RELATIONS[s.relation], 0][0])
     return fill_frame(frame, **slots)

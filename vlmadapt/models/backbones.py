@@ -22,6 +22,7 @@ from ..core.hashing import content_key
 from ..core.registry import Registry, choose
 from ..core.texts import check_texts, shortened
 from ..core.values import Flag, convert
+from ..data.images import Images
 from .devices import PRECISIONS, check_device, default_device, default_precision
 from .open_clip_import import import_open_clip
 from .pixels import CROP_SCALE, Pixels, Views, random_crop_transform
@@ -150,7 +151,7 @@ class Backbone:
 
     def encode_images(
         self,
-        images: Sequence,  # N PIL images, or anything indexable that gives them
+        images: Sequence | Images,  # N PIL images, or anything indexable that gives them
         transform: Callable | None = None,  # PIL image -> tensor; default: the test transform
         batch_size: int | None = None,  # images per forward; default: chosen automatically
     ) -> torch.Tensor:  # (N, D) raw image features
@@ -159,7 +160,7 @@ class Backbone:
 
     def encode_views(
         self,
-        images: Sequence,  # N PIL images, or anything indexable that gives them
+        images: Sequence | Images,  # N PIL images, or anything indexable that gives them
         transform: Callable,  # from `train_transform`
         views: int,  # R
         batch_size: int | None = None,  # crops per forward; default: chosen automatically

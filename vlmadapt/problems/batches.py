@@ -25,8 +25,8 @@ class Batch(NamedTuple):
     "Features `x` (B, D) or pixels (B, 3, s, s), labels `y` (B,) and positions `index` (B,)."
 
     x: torch.Tensor
-    y: torch.Tensor | None = None
-    index: torch.Tensor | None = None
+    y: Any = None
+    index: Any = None
 
 # %% ../../nbs/04_problems/08_batches.ipynb #e452e07f
 class Batches:

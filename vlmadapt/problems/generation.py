@@ -6,9 +6,9 @@
 __all__ = ['TOKENS_LIMIT', 'TaskImages', 'GenerationProblem', 'load_task', 'rank_candidates', 'answers_of']
 
 # %% ../../nbs/04_problems/05_generation.ipynb #48492078
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,20 +16,16 @@ from PIL import Image
 
 from ..core.hashing import content_key
 from ..core.registry import choose
-from ..core.seeding import stream
-from ..core.texts import shortened
 from ..core.values import PositiveInteger, convert
 from ..data.images import open_image
 from ..data.tasks import TASKS, read_task
-from ..data.text_metrics import check_predictions
 from ..models.answer_losses import answer_losses, tokenize_answers
 from ..models.backbones import Backbone, load_backbone
-from ..models.decoding import generate, text_tokens
+from ..models.decoding import generate
 from ..models.pixels import Pixels
 from .base import Problem
 from vlmadapt.problems.examples import (
     METRICS,
-    SPLITS,
     VQA_VERSION,
     check_candidates,
     check_lengths,

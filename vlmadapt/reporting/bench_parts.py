@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -322,9 +323,8 @@ def _measure_prompt_step(method_class, precision, settings):
 def measure_prompt_steps(settings: BenchSettings) -> dict:
     "Measure one training step of MuDPT and of CoOp, in float32 and in the default precision."
     measurements = []
-    for precision in settings.precisions:
-        for method_class in (MuDPT, CoOp):
-            measurements.append(_measure_prompt_step(method_class, precision, settings))
+    for precision, method_class in product(settings.precisions, (MuDPT, CoOp)):
+        measurements.append(_measure_prompt_step(method_class, precision, settings))
     return {"measurements": measurements}
 
 # %% ../../nbs/08_reporting/13_bench_parts.ipynb #2767ef2c
@@ -386,9 +386,8 @@ def _measure_extraction(name, precision, settings):
 def measure_extraction(settings: BenchSettings) -> dict:
     "Measure the encoding of images, from uint8 pixels and by the encoder alone."
     measurements = []
-    for name in settings.sizes.extraction_backbones:
-        for precision in settings.precisions:
-            measurements.append(_measure_extraction(name, precision, settings))
+    for name, precision in product(settings.sizes.extraction_backbones, settings.precisions):
+        measurements.append(_measure_extraction(name, precision, settings))
     return {"measurements": measurements}
 
 # %% ../../nbs/08_reporting/13_bench_parts.ipynb #4d3c4474

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LATEX_HEAD', 'LATEX_FOOT', 'STAR', 'DAGGER', 'shown_mean', 'write_csv', 'table_lines', 'styled', 'Table',
-           'seeds_in_words', 'caption', 'average_name', 'dataset_table', 'axis_table', 'save_frame', 'base_new_table',
-           'by_point', 'point_table']
+           'seeds_in_words', 'table_caption', 'average_name', 'dataset_table', 'axis_table', 'save_frame',
+           'base_new_table', 'by_point', 'point_table']
 
 # %% ../../nbs/08_reporting/01_tables.ipynb #da997057
 from collections.abc import Sequence
@@ -223,7 +223,7 @@ def _values(results, column):
     return listed(sorted(results[column].dropna().unique())) if column in results else "?"
 
 
-def caption(
+def table_caption(
     results: pd.DataFrame,  # of one table and one metric
     axes: Sequence[str] = (),  # columns of results that may differ
 ) -> str:
@@ -299,7 +299,7 @@ def dataset_table(
         raise ValueError(f"no results with {shots} shots; there are {there}")
     name = average_name(list(at["evaluated_on"].unique()))
     parts = [_dataset_part(at), _average_part(at, "shots", name)]
-    return _assemble(parts, ordered_labels(at, methods), caption(at))
+    return _assemble(parts, ordered_labels(at, methods), table_caption(at))
 
 # %% ../../nbs/08_reporting/01_tables.ipynb #91fa8481
 def axis_table(
@@ -315,7 +315,9 @@ def axis_table(
     text = f"Dataset {names[0]}. "
     if len(names) > 1:
         text = f"Average over {len(names)} datasets ({listed(names)}). "
-    return _assemble([part], ordered_labels(results, methods), text + caption(results, [axis]))
+    return _assemble(
+        [part], ordered_labels(results, methods), text + table_caption(results, [axis])
+    )
 
 # %% ../../nbs/08_reporting/01_tables.ipynb #2e23e537
 def save_frame(

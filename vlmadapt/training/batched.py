@@ -23,9 +23,9 @@ from .checks import check_class, check_fittable, check_kind, is_trained
 from vlmadapt.training.loop import (
     check_finite,
     deterministic,
+    initialise_method,
     make_optimizer,
     make_schedule,
-    prepare,
     record_epoch,
     train,
 )
@@ -108,7 +108,7 @@ def _shared_batches(methods, problems, seeds):
 
 
 def train_stacked(
-    methods: list[Method],  # after `prepare`, with tensors of equal shape
+    methods: list[Method],  # after `initialise_method`, with tensors of equal shape
     problems: list[Problem],  # to fit, one for each method
     seeds: list[int],  # of the order of batches and views, one for each method
     progress: bool = True,  # show a bar on long runs
@@ -192,7 +192,7 @@ def fit_many(
     built = [_built(run) for run in runs]
     with deterministic():
         for method, problem, seed in built:
-            prepare(method, problem, seed, device)
+            initialise_method(method, problem, seed, device)
         for members in _groups(built):
             methods, problems, seeds = (
                 list(x) for x in zip(*(built[i] for i in members), strict=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'OPTIMIZERS', 'WarmupCosine', 'make_schedule', 'make_optimizer', 'record_epoch', 'check_finite',
-           'deterministic', 'problem_device', 'prepare', 'train', 'fit']
+           'deterministic', 'problem_device', 'initialise_method', 'train', 'fit']
 
 # %% ../../nbs/06_training/01_loop.ipynb #26624c43
 import math
@@ -20,7 +20,6 @@ from ..core.registry import choose
 from ..core.values import NonNegativeInteger, convert
 from ..methods.base import Method
 from ..methods.hyper_parameters import hyper_parameter
-from ..models.pixels import prefetch
 from ..problems.base import Problem
 from .checks import check_fittable, check_partners, check_trainable, is_trained
 
@@ -179,7 +178,7 @@ def problem_device(problem: Problem) -> Any:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def prepare(
+def initialise_method(
     method: Method,  # to be fitted
     problem: Problem,  # to fit
     seed: int,  # of the initialisation
@@ -196,7 +195,7 @@ def prepare(
 
 
 def train(
-    method: Method,  # after `prepare`
+    method: Method,  # after `initialise_method`
     problem: Problem,  # to fit
     seed: int,  # of the order of batches, views and answers
     progress: bool = True,  # show a bar on long runs
@@ -245,7 +244,7 @@ def fit(
     check_partners(method, problem, fitting=True)
     seed = convert(seed, NonNegativeInteger, "seed")
     with deterministic():
-        prepare(method, problem, seed, device)
+        initialise_method(method, problem, seed, device)
         if is_trained(method):
             train(method, problem, seed, progress, after_epoch)
         check_finite(method, problem, seed)
