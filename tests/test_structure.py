@@ -1,4 +1,4 @@
-"""Packages import downwards only, notebooks import from smaller numbers, names are unique, imports are light."""
+"""Packages import downwards, notebooks from smaller numbers; names are unique, imports light."""
 
 import ast
 import json
@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -118,6 +117,17 @@ def loaded_by(statement):
 
 
 HEAVY = ("transformers", "ray", "papermill", "IPython", "matplotlib")
+WITHOUT_TORCH = (
+    "core.texts",
+    "core.values",
+    "core.files",
+    "core.hashing",
+    "core.seeding",
+    "core.records",
+    "core.markup",
+    "core.registry",
+    "core.environment",
+)
 
 
 @pytest.mark.parametrize(
@@ -131,3 +141,17 @@ HEAVY = ("transformers", "ray", "papermill", "IPython", "matplotlib")
 )
 def test_imports_are_light(statement, absent):
     assert not loaded_by(statement) & set(absent)
+
+
+def test_files_and_records_load_without_torch():
+    assert "torch" not in loaded_by("\n".join(f"import vlmadapt.{name}" for name in WITHOUT_TORCH))
+
+
+def test_a_benchmark_is_named_without_mini():
+    real = """from vlmadapt.data.datasets import DATASETS
+from vlmadapt.data.tasks import TASKS
+assert "dtd" in DATASETS and "vqav2" in TASKS"""
+    mini = 'assert "mini-digits" in DATASETS and "mini-vqa" in TASKS'
+    loaded = loaded_by(real)
+    assert not [name for name in loaded if name.startswith(("vlmadapt.mini", "vlmadapt.models"))]
+    assert "vlmadapt.mini.plugin" in loaded_by(f"{real}\n{mini}")
