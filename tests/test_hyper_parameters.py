@@ -36,8 +36,10 @@ from vlmadapt.training.loop import fit
 from vlmadapt.training.tuning import sweep, tune, tune_many
 
 PARAMS = Path(__file__).resolve().parent.parent / "params"
-CLASSES = {
-    cls.__name__: cls for cls in (*METHODS.classifiers().values(), *GENERATION_METHODS.values())
+CLASSES = {  # a name that both kinds of methods have is that of the classifier
+    **GENERATION_METHODS,
+    **METHODS.classifiers(),
+    "GenerationPAdapter": GENERATION_METHODS["PAdapter"],
 }
 
 
@@ -203,7 +205,7 @@ def test_unambiguous_values_are_converted(name, given, expected):
         ("PAdapter", dict(where=[]), "PAdapter where"),
         ("LoRA", dict(rank=0), "LoRA rank"),
         ("LoRA", dict(parts="querry"), "did you mean 'query'?"),
-        ("PrefixTuning", dict(length=-1), "PrefixTuning length"),
+        ("Prefix", dict(length=-1), " length: input should be greater than or equal to 1, got -1"),
         ("GenerationPAdapter", dict(mu=-1), "GenerationPAdapter mu"),
         (
             "GenerationPAdapter",
