@@ -19,12 +19,13 @@ from PIL import Image
 
 from ..core.hashing import content_key
 from ..core.registry import choose
-from ..core.texts import check_texts, shortened
+from ..core.texts import shortened
 from ..core.values import NonNegativeInteger, convert
 from ..data.task_files import Example
 from vlmadapt.data.text_metrics import (
     FEWEST_ANSWERS,
     caption_scores,
+    check_predictions,
     normalise_answer,
     plain_answer,
     vqa_accuracy,
@@ -45,7 +46,7 @@ def score_vqa(texts: list[str], answers: list) -> dict[str, float]:
 
 def score_exact(texts: list[str], answers: list) -> dict[str, float]:
     "Compute the share of texts that equal one of the answers."
-    check_texts(texts, answers)
+    check_predictions(texts, answers)
     right = 0
     for text, people in zip(texts, answers, strict=True):
         right += plain_answer(text) in {plain_answer(answer) for answer in people}
