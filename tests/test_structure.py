@@ -1,4 +1,4 @@
-"""Packages import downwards, notebooks from smaller numbers; names are unique, imports light."""
+"""Imports point down, to smaller notebook numbers, and are light; a public name is defined once."""
 
 import ast
 import json
