@@ -388,10 +388,10 @@ def test_looking_at_imagenet_needs_no_val_part(root, monkeypatch, name, method):
         views=2,
     )
     looked_at = set(validation_images(done["loaded"], 2, [1, 2]).items)
-    assert len(looked_at) >= 4 and len(done["rows"].rows) == 2
+    assert len(looked_at) >= 4 and len(done["store"].units) == 2
     assert all("/train/" in item for item in looked_at)
-    for problem in done["problems"].values():
-        assert not looked_at & set(problem.images("train").items)
+    for seed in (1, 2):
+        assert not looked_at & set(done["problem_of"](seed).images("train").items)
 
 
 def test_classes_of_a_and_r_are_selected_by_what_they_are():

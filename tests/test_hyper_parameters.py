@@ -19,8 +19,8 @@ from torch import nn
 from vlmadapt.core.seeding import stream
 from vlmadapt.core.values import NonNegative
 from vlmadapt.grid.command import vlmadapt_grid
+from vlmadapt.grid.entries import method_entry, result_key
 from vlmadapt.grid.params import read_runs
-from vlmadapt.grid.rows import KNOWN, row_key
 from vlmadapt.grid.runs import execute
 from vlmadapt.grid.templates import template_parameters
 from vlmadapt.methods import METHODS
@@ -36,6 +36,11 @@ from vlmadapt.training.loop import fit
 from vlmadapt.training.tuning import sweep, tune, tune_many
 
 PARAMS = Path(__file__).resolve().parent.parent / "params"
+CLASSES = {  # a name that both kinds of methods have is that of the classifier
+    **GENERATION_METHODS,
+    **METHODS.classifiers(),
+    "GenerationPAdapter": GENERATION_METHODS["PAdapter"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +95,7 @@ def bare_types(kind):
 
 def test_every_default_of_every_method_is_declared():
     offenders = []
-    for label, cls in KNOWN.items():
+    for label, cls in CLASSES.items():
         annotated = cls.declared()
         for name in cls.defaults():
             if name not in annotated or bare_types(annotated[name]):
@@ -99,14 +104,12 @@ def test_every_default_of_every_method_is_declared():
 
 
 def test_defaults_and_search_spaces_are_allowed_and_stay_as_they_are():
-    for cls in KNOWN.values():
+    for cls in CLASSES.values():
         defaults = cls.defaults()
         assert repr(cls.checked(defaults)) == repr(defaults)
         for name, values in {**cls.space, **cls.posthoc}.items():
             for value in values:
                 assert repr(cls.checked({name: value})[name]) == repr(value)
-        for rate in getattr(cls, "rates", ()):
-            assert cls.checked(dict(lr=rate)) == dict(lr=rate)
 
 
 @pytest.mark.parametrize(
@@ -127,13 +130,13 @@ def test_defaults_and_search_spaces_are_allowed_and_stay_as_they_are():
             dict(depth=3, n_vision=None, words=None),
         ),
         ("PAdapter", dict(towers="text", where=["ffn"]), dict(towers=("text",), where=("ffn",))),
-        ("lora", dict(rank="4", parts=["query", "value"]), dict(rank=4, parts=("query", "value"))),
-        ("p-adapter", dict(p=2, hidden="12", K=1.0), dict(p=2.0, hidden=12, K=1)),
-        ("gcnii", dict(lamb="0.5", alpha=0), dict(lamb=0.5, alpha=0.0)),
+        ("LoRA", dict(rank="4", parts=["query", "value"]), dict(rank=4, parts=("query", "value"))),
+        ("GenerationPAdapter", dict(p=2, hidden="12", K=1.0), dict(p=2.0, hidden=12, K=1)),
+        ("GCNIIAdapter", dict(lamb="0.5", alpha=0), dict(lamb=0.5, alpha=0.0)),
     ],
 )
 def test_unambiguous_values_are_converted(name, given, expected):
-    found = KNOWN[name].checked(given)
+    found = CLASSES[name].checked(given)
     assert found == expected
     assert [type(v) for v in found.values()] == [type(v) for v in expected.values()]
 
@@ -200,21 +203,21 @@ def test_unambiguous_values_are_converted(name, given, expected):
             "PAdapter towers: input should name each option once",
         ),
         ("PAdapter", dict(where=[]), "PAdapter where"),
-        ("lora", dict(rank=0), "LoRA rank"),
-        ("lora", dict(parts="querry"), "did you mean 'query'?"),
-        ("prefix", dict(length=-1), "PrefixTuning length"),
-        ("p-adapter", dict(mu=-1), "GenerationPAdapter mu"),
+        ("LoRA", dict(rank=0), "LoRA rank"),
+        ("LoRA", dict(parts="querry"), "did you mean 'query'?"),
+        ("Prefix", dict(length=-1), " length: input should be greater than or equal to 1, got -1"),
+        ("GenerationPAdapter", dict(mu=-1), "GenerationPAdapter mu"),
         (
-            "p-adapter",
+            "GenerationPAdapter",
             dict(learn="fix"),
             "unknown GenerationPAdapter learn 'fix'; did you mean 'fixed'?",
         ),
-        ("appnp", dict(alpha=2), "APPNPAdapter alpha"),
-        ("full", dict(smoothing=1.5), "FullFineTuning smoothing"),
+        ("APPNPAdapter", dict(alpha=2), "APPNPAdapter alpha"),
+        ("FullFineTuning", dict(smoothing=1.5), "FullFineTuning smoothing"),
     ],
 )
 def test_impossible_values_are_refused(name, given, told):
-    assert told in message(lambda: KNOWN[name].checked(given))
+    assert told in message(lambda: CLASSES[name].checked(given))
 
 
 def test_the_constructor_set_and_stored_methods_use_the_declarations(problem, tmp_path):
@@ -636,7 +639,7 @@ def test_what_is_no_notebook_is_refused(tmp_path):
     assert "has no cell tagged 'parameters'" in message(
         lambda: template_parameters(tmp_path / "e.ipynb")
     )
-    assert "is a folder" in message(lambda: template_parameters(tmp_path))
+    assert "a folder, not a file" in message(lambda: template_parameters(tmp_path))
     assert "no such file" in message(lambda: template_parameters(tmp_path / "none.ipynb"))
 
 
@@ -734,6 +737,16 @@ def test_fixed_values_are_converted(tmp_path, text, expected):
     )
 
 
+def refusal_of_a_dry_run(folder, capsys, text):
+    "The one line with which a dry run refuses a params file of this text."
+    file = folder / "grid.yml"
+    file.write_text(text)
+    assert vlmadapt_grid(str(file), dry_run=True, out=str(folder / "outputs")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{file}: ")
+    return line
+
+
 @pytest.mark.parametrize(
     "text, told",
     [
@@ -752,10 +765,6 @@ def test_fixed_values_are_converted(tmp_path, text, expected):
         ("fixed: {TaskRes: {lr: -1}}", "got -1"),
         ("fixed: {TaskRes: {batch_size: 0}}", "fixed: TaskRes batch_size"),
         ("fixed: {CoOp: {words: yes}}", "put text in quotes"),
-        (
-            "variants: {TaskRes (a): {method: TaskRes, epochs: 0}}",
-            "variants: TaskRes (a): TaskRes epochs",
-        ),
         ("shots: 0", "shots: input should be greater than or equal to 1, got 0"),
         ("shots: 2.5", "shots takes a whole number, not 2.5"),
         ("views: -1", "views"),
@@ -763,23 +772,24 @@ def test_fixed_values_are_converted(tmp_path, text, expected):
         ("trials: -1", "trials: input should be greater than or equal to 0, got -1"),
         ("trials: many", "trials takes a whole number, not 'many'"),
         ("prompts: templates", "unknown kind of prompts 'templates'; did you mean 'template'?"),
-        ("prompts: none.json", "none.json: no such file"),
+        ("prompts: none.json", "no such file: none.json"),
         ("backbone: minn", "unknown backbone 'minn'; did you mean 'mini'?"),
         ("backbone: 'ViT-B-99:openai'", "unknown open_clip model 'ViT-B-99'; did you mean"),
         (
             "backbone: 'ViT-B-32:opnai'",
             "unknown weight tag of ViT-B-32 'opnai'; did you mean 'openai'?",
         ),
-        ("backbone: 'ViT-B-32:none.safetensors'", "none.safetensors: no such file"),
+        ("backbone: 'ViT-B-32:none.safetensors'", "no such file: none.safetensors"),
     ],
 )
 def test_a_dry_run_refuses_impossible_values(tmp_path, capsys, text, told):
-    (tmp_path / "grid.yml").write_text(HEAD + text + "}\n")
-    assert (
-        vlmadapt_grid(str(tmp_path / "grid.yml"), dry_run=True, out=str(tmp_path / "outputs")) == 2
-    )
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith(f"{tmp_path}/grid.yml: ") and told in lines[0]
+    assert told in refusal_of_a_dry_run(tmp_path, capsys, HEAD + text + "}\n")
+
+
+def test_a_dry_run_refuses_impossible_values_of_a_variant(tmp_path, capsys):
+    variant = "{method: TaskRes, variant: a, hyper_parameters: {epochs: 0}}"
+    text = HEAD.replace("methods: [TaskRes]", f"methods: [{variant}]") + "shots: 1}\n"
+    assert "methods: TaskRes (a): TaskRes epochs" in refusal_of_a_dry_run(tmp_path, capsys, text)
 
 
 def test_all_runs_and_fixed_by_are_checked_before_the_first_starts(tmp_path):
@@ -800,15 +810,15 @@ def test_all_runs_and_fixed_by_are_checked_before_the_first_starts(tmp_path):
     assert "grid.yml: one: shots" in message(lambda: read(tmp_path, parts))
 
 
-def test_rates_and_varied_values_are_checked(tmp_path):
-    task = "experiment: tasks\nparameters: {methods: [lora], seeds: [1], rates: "
-    (run,) = read(tmp_path, task + "{lora: ['1e-3', 1]}}\n")
-    assert run.parameters["rates"] == {"lora": [0.001, 1.0]}
+def test_searched_and_varied_values_are_checked(tmp_path):
+    task = "experiment: tasks\nparameters: {methods: [LoRA], seeds: [1], space: "
+    (run,) = read(tmp_path, task + "{lr: ['1e-3', 1]}}\n")
+    assert run.parameters["space"] == {"lr": [0.001, 1.0]}
     for text, told in (
-        ("{lorra: [1]}", "did you mean 'lora'?"),
-        ("{lora: [0]}", "rates: lora"),
-        ("{lora: []}", "is empty"),
-        ("{others: 1e-3}", "takes a list"),
+        ("{lrr: [1]}", "did you mean 'lr'?"),
+        ("{lr: [0]}", "space: LoRA lr"),
+        ("{lr: []}", "is empty"),
+        ("{lr: 1e-3}", "takes a list"),
     ):
         assert told in message(lambda text=text: read(tmp_path, task + text + "}\n"))
     assert "epochs" in message(lambda: read(tmp_path, task + "{}, epochs: 0}\n"))
@@ -817,6 +827,11 @@ def test_rates_and_varied_values_are_checked(tmp_path):
     assert run.parameters["vary"] == {"alpha_pp": [0, 0.01]}
     assert "did you mean 'alpha_vp'?" in message(lambda: read(tmp_path, vary + "{alpha_v: [0]}}\n"))
     assert "got 'big'" in message(lambda: read(tmp_path, vary + "{alpha_pp: [big]}}\n"))
+
+
+def key_of(run):
+    "The key of the results of TaskRes with seed 1."
+    return result_key(run.settings, method_entry("TaskRes", run.parameters["fixed"]), 1)
 
 
 def test_equal_meaning_gives_equal_runs_and_keys(tmp_path):
@@ -830,7 +845,7 @@ def test_equal_meaning_gives_equal_runs_and_keys(tmp_path):
     second = read(tmp_path, other + "trials: '4', fixed: {TaskRes: {epochs: '2e1', lr: 1e-3}}}\n")
     assert [run.folder for run in first] == [run.folder for run in second]
     assert [run.parameters for run in first] == [run.parameters for run in second]
-    keys = [[row_key(run.settings, "TaskRes", 1) for run in runs] for runs in (first, second)]
+    keys = [[key_of(run) for run in runs] for runs in (first, second)]
     assert keys[0] == keys[1]
 
 
@@ -848,17 +863,17 @@ def test_files_that_are_none_are_refused_without_hanging(tmp_path):
     (tmp_path / "bytes.yml").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "deep.yml").write_text("[" * 3000)
     for name, told in (
-        ("pipe.yml", "is not a regular file"),
-        ("folder.yml", "is a folder"),
+        ("pipe.yml", "a pipe, socket or device, not a file"),
+        ("folder.yml", "a folder, not a file"),
         ("none.yml", "no such file"),
         ("x" * 300, "name too long"),
         ("bytes.yml", "UTF-8"),
         ("deep.yml", "nested"),
     ):
         assert told in message(lambda name=name: read_runs(tmp_path / name)).replace("File", "file")
-    assert "is a folder" in message(lambda: read_runs("."))
+    assert "a folder, not a file" in message(lambda: read_runs("."))
     for prompts, told in (
-        (tmp_path / "pipe.json", "is not a regular file"),
+        (tmp_path / "pipe.json", "a pipe, socket or device, not a file"),
         (f"{'x' * 300}.json", "too long"),
     ):
         assert told in message(
@@ -887,17 +902,19 @@ def test_a_notebook_without_kernelspec_runs_with_converted_values(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     notebook = own(tmp_path, BASE + "note: None|str = None\nshots = 1", kernel=False)
     cell = (
-        "from vlmadapt.grid.rows import Rows\n"
-        "rows = Rows(out, note=note, shots=shots)\n"
-        "rows.fill(methods, seeds, lambda m, s: [dict(accuracy=float(shots))])"
+        "from vlmadapt.grid.experiments import measure_missing\n"
+        "from vlmadapt.grid.store import ResultStore\n"
+        "store = ResultStore(out, dict(note=note, shots=shots), methods, seeds)\n"
+        "value = dict(metric='accuracy', value=float(shots))\n"
+        "measure_missing(store, lambda entry, missing: [value for seed in missing])"
     )
     text = json.loads(notebook.read_text())
     text["cells"][1]["source"] = cell
     notebook.write_text(json.dumps(text))
     (run,) = read(tmp_path, "experiment: mine.ipynb\nparameters: {note: 'a=b', shots: '3'}\n")
     assert execute(run) is None
-    (record,) = json.loads((run.folder / "result.json").read_text())["rows"]
-    assert record["accuracy"] == 3.0 and record["settings"]["shots"] == 3
+    (record,) = json.loads((run.folder / "result.json").read_text())["results"]
+    assert record["value"] == 3.0 and record["shots"] == 3 and record["settings"]["note"] == "a=b"
 
 
 def test_a_grid_with_text_for_numbers_is_computed(tmp_path):
@@ -906,7 +923,8 @@ def test_a_grid_with_text_for_numbers_is_computed(tmp_path):
         HEAD + "shots: '1', trials: 0, views: 2, fixed: {TaskRes: {epochs: 2e0, lr: 1e-3}}}\n",
     )
     assert execute(run) is None
-    (record,) = json.loads((run.folder / "result.json").read_text())["rows"]
+    record, *others = json.loads((run.folder / "result.json").read_text())["results"]
+    assert all(r["hyper_parameters"] == record["hyper_parameters"] for r in others)
     assert record["hyper_parameters"]["epochs"] == 2 and record["hyper_parameters"]["lr"] == 0.001
 
 

@@ -117,6 +117,17 @@ def loaded_by(statement):
 
 
 HEAVY = ("transformers", "ray", "papermill", "IPython", "matplotlib")
+WITHOUT_TORCH = (
+    "core.texts",
+    "core.values",
+    "core.files",
+    "core.hashing",
+    "core.seeding",
+    "core.records",
+    "core.markup",
+    "core.registry",
+    "core.environment",
+)
 
 
 @pytest.mark.parametrize(
@@ -130,3 +141,17 @@ HEAVY = ("transformers", "ray", "papermill", "IPython", "matplotlib")
 )
 def test_imports_are_light(statement, absent):
     assert not loaded_by(statement) & set(absent)
+
+
+def test_files_and_records_load_without_torch():
+    assert "torch" not in loaded_by("\n".join(f"import vlmadapt.{name}" for name in WITHOUT_TORCH))
+
+
+def test_a_benchmark_is_named_without_mini():
+    real = """from vlmadapt.data.datasets import DATASETS
+from vlmadapt.data.tasks import TASKS
+assert "dtd" in DATASETS and "vqav2" in TASKS"""
+    mini = 'assert "mini-digits" in DATASETS and "mini-vqa" in TASKS'
+    loaded = loaded_by(real)
+    assert not [name for name in loaded if name.startswith(("vlmadapt.mini", "vlmadapt.models"))]
+    assert "vlmadapt.mini.plugin" in loaded_by(f"{real}\n{mini}")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from vlmadapt.data.datasets import load_dataset
 from vlmadapt.data.prompts import check_classnames, class_prompts, fill, read_descriptions
-from vlmadapt.grid.runs import rows
+from vlmadapt.grid import memory
 from vlmadapt.methods import METHODS
 from vlmadapt.mini import models as mini_models
 from vlmadapt.models import backbones, pretrained
@@ -676,7 +676,7 @@ def test_half_precision_on_a_cpu(mini, precision, most):
         assert found.dtype == torch.float32 and gap.max() < most
 
 
-class NoProc(type(rows.Path())):
+class NoProc(type(memory.Path())):
     "A path that finds no /proc, as on macOS."
 
     def read_text(self, *arguments, **settings):
@@ -688,12 +688,12 @@ class NoProc(type(rows.Path())):
 @pytest.mark.parametrize("unit", [1, 1024])
 def test_peak_memory_in_bytes_and_in_kilobytes(monkeypatch, unit):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    truth = 2 * rows.psutil.Process().memory_info().rss
+    truth = 2 * memory.psutil.Process().memory_info().rss
     usage = types.SimpleNamespace(ru_maxrss=truth // unit)
     fake = types.SimpleNamespace(getrusage=lambda who: usage, RUSAGE_SELF=0)
-    monkeypatch.setattr(rows, "Path", NoProc)
-    monkeypatch.setattr(rows, "resource", fake)
-    assert rows.peak()["peak_memory_mb"] == pytest.approx(truth / 2**20, rel=1e-3)
+    monkeypatch.setattr(memory, "Path", NoProc)
+    monkeypatch.setattr(memory, "resource", fake)
+    assert memory.peak()["peak_memory_mb"] == pytest.approx(truth / 2**20, rel=1e-3)
 
 
 def test_prompt_methods_without_page_counts(monkeypatch, digits):
