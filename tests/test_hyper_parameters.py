@@ -202,7 +202,7 @@ def test_unambiguous_values_are_converted(name, given, expected):
         ("PAdapter", dict(where=[]), "PAdapter where"),
         ("lora", dict(rank=0), "LoRA rank"),
         ("lora", dict(parts="querry"), "did you mean 'query'?"),
-        ("prefix", dict(length=-1), "PrefixTuning length"),
+        ("prefix", dict(length=-1), "Prefix length"),
         ("p-adapter", dict(mu=-1), "GenerationPAdapter mu"),
         (
             "p-adapter",

@@ -6,9 +6,7 @@
 __all__ = ['METHODS']
 
 # %% ../../nbs/05_methods/99_methods.ipynb #0f91a08d
-from .generation import GENERATION_METHODS
 from .registry import Kind, MethodRegistry
-from ..problems.base import Problem
 
 # %% ../../nbs/05_methods/99_methods.ipynb #8e162536
 _METHODS: tuple[tuple[str, str, Kind], ...] = (
@@ -42,7 +40,6 @@ _METHODS: tuple[tuple[str, str, Kind], ...] = (
     ("GCNIIAdapter", "generation", "generation"),
 )
 _CLASSES = {  # where the class is called otherwise
-    ("Prefix", "generation"): "PrefixTuning",
     ("PAdapter", "generation"): "GenerationPAdapter",
 }
 

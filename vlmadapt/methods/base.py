@@ -10,7 +10,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pandas as pd
 import torch
@@ -20,7 +20,6 @@ from torch import nn
 from ..core.registry import choose
 from ..core.seeding import stream
 from ..core.values import Positive, convert
-from ..data.images import open_image
 from .cards import backbone_entries, card_backbone
 from .hyper_parameters import HyperParameters
 from vlmadapt.methods.inputs import (
@@ -31,10 +30,10 @@ from vlmadapt.methods.inputs import (
     prediction_table,
 )
 from .linear_head import Head, folded
-from .requirements import NEEDS, offers, problem_width
+from .requirements import NEEDS, check_kind, offers, problem_width
 from .storage import restore, store
 from ..models.backbones import Backbone
-from ..models.pixels import CROP_SCALE, Pixels, prefetch
+from ..models.pixels import CROP_SCALE, Pixels
 from ..problems.base import Problem
 from ..problems.batches import Batch, Batches, ImageBatches
 from ..problems.classification import FewShotProblem
@@ -161,6 +160,7 @@ class Method(HyperParameters, nn.Module):
                 f"{name} is built on a problem, such as few_shot('mini-digits'), "
                 f"not on {problem!r:.60}"
             )
+        check_kind(self, problem)
         for need in sorted(self.needs):
             if not offers(problem, need):
                 raise ValueError(f"{name} needs {NEEDS[need]}, which {problem!r} lacks")

@@ -17,9 +17,10 @@ from tqdm.auto import tqdm
 from ..core.registry import choose
 from ..core.values import NonNegativeInteger, convert
 from ..methods.base import Method
+from ..methods.requirements import check_kind
 from ..problems.base import Problem
 from ..problems.batches import Batch
-from .checks import check_class, check_fittable, check_kind, is_trained
+from .checks import check_class, check_fittable, is_trained
 from vlmadapt.training.loop import (
     check_finite,
     deterministic,

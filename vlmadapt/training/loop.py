@@ -20,7 +20,6 @@ from ..core.registry import choose
 from ..core.values import NonNegativeInteger, convert
 from ..methods.base import Method
 from ..methods.hyper_parameters import hyper_parameter
-from ..models.pixels import prefetch
 from ..problems.base import Problem
 from .checks import check_fittable, check_partners, check_trainable, is_trained
 
