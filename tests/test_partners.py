@@ -902,3 +902,17 @@ def test_a_generation_card_that_does_not_fit_is_refused(tmp_path, kind):
 
 def test_inputs_without_a_known_width():
     assert as_inputs(WIDE).shape == (3, 96)
+
+
+@pytest.mark.parametrize("name", GENERATION_METHODS)
+def test_a_generation_method_refuses_a_classification_problem(name):
+    problem = few_shot("mini-digits", shots=1)
+    told = refused(GENERATION_METHODS[name], problem)
+    assert f"generates text, but {problem!r} is for a method that classifies" in told
+
+
+@pytest.mark.parametrize("name", METHODS.classifiers())
+def test_a_classifier_refuses_a_generation_problem(name):
+    problem = load_task("mini-vqa", train=8)
+    told = refused(METHODS.classifiers()[name], problem)
+    assert f"{name} classifies, but {problem!r} is for a method that generates text" in told

@@ -40,7 +40,6 @@ _METHODS: tuple[tuple[str, str, Kind], ...] = (
     ("GCNIIAdapter", "generation", "generation"),
 )
 _CLASSES = {  # where the class is called otherwise
-    ("Prefix", "generation"): "PrefixTuning",
     ("PAdapter", "generation"): "GenerationPAdapter",
 }
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ..core.registry import choose
+from .requirements import check_kind, generates
 
 # %% ../../nbs/05_methods/08_registry.ipynb #5c243413
 Kind = Literal["features", "prompts", "towers", "generation"]
@@ -38,7 +39,7 @@ def kind_of(
     cls: Any,  # a method class
 ) -> Kind:
     "The kind of a method class, from what it needs."
-    if "generator" in cls.needs:
+    if generates(cls):
         return "generation"
     if cls.needs == {"features"}:
         return "features"
@@ -100,15 +101,11 @@ class MethodRegistry(Mapping[str, Any]):
         problem: Any,  # its `kind` is "classification" or "generation"
     ) -> Any:
         "Return the class of a method for the kind of a problem."
-        generates = getattr(problem, "kind", "classification") == "generation"
         entry = self.entry(name)
-        table = self._generation if generates else self._classification
-        entry = table.get(name, entry)
-        if (entry.kind == "generation") != generates:
-            does = "generates text" if entry.kind == "generation" else "classifies"
-            other = "generates text" if generates else "classifies"
-            raise ValueError(f"{name} {does}, but {problem!r} is for a method that {other}")
-        return entry.load()
+        table = self._generation if problem.kind == "generation" else self._classification
+        cls = table.get(name, entry).load()
+        check_kind(cls, problem, name)
+        return cls
 
     def names(
         self,

@@ -23,12 +23,13 @@ from ..core.values import NonNegativeInteger, convert
 from ..data.sampling import VAL_SHOTS
 from ..methods import METHODS
 from ..methods.base import Method
+from ..methods.requirements import check_kind
 from ..models.pixels import Pixels
 from ..problems.base import Problem
 from ..problems.batches import Batch
 from ..problems.classification import Features, FewShotProblem
 from .batched import fit_many
-from .checks import check_class, check_kind, check_problem
+from .checks import check_class, check_problem
 
 # %% ../../nbs/06_training/04_tuning.ipynb #d17fdce0
 def _held_out(y, K):
