@@ -27,7 +27,6 @@ from vlmadapt.grid import kernels, report, runner, runs
 from vlmadapt.grid.results import read_run
 
 HOOKS = Path(__file__).parent / "crash_points"
-sys.path.insert(0, str(HOOKS))
 
 
 PARAMETERS = """dataset = 'mini-digits'

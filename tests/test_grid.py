@@ -28,7 +28,6 @@ from vlmadapt.grid.signals import STOPPED
 from vlmadapt.grid.templates import shipped
 
 HOOKS = Path(__file__).parent / "crash_points"
-sys.path.insert(0, str(HOOKS))
 
 
 ROOT = Path(vlmadapt.__file__).resolve().parent.parent

@@ -6,48 +6,37 @@
 __all__ = ['Method']
 
 # %% ../../nbs/05_methods/07_base.ipynb #5e06200f
-from collections.abc import Callable
-from collections.abc import Sequence
-from pathlib import Path
-from torch import nn
-from typing import Any
-from typing import ClassVar
-from typing import Literal
-from typing import TYPE_CHECKING
-from typing import cast
-from ..core.registry import choose
-from ..core.seeding import stream
-from ..core.values import Positive
-from ..core.values import convert
-from .cards import backbone_entries
-from .cards import card_backbone
-from .hyper_parameters import HyperParameters
-from .inputs import NothingOpened
-from .inputs import OpenedPixels
-from .inputs import as_inputs
-from .inputs import item_names
-from .inputs import prediction_table
-from .linear_head import Head
-from .linear_head import folded
-from .requirements import NEEDS
-from .requirements import check_kind
-from .requirements import offers
-from .requirements import problem_width
-from .storage import restore
-from .storage import store
-from ..models.backbones import Backbone
-from ..models.pixels import CROP_SCALE
-from ..models.pixels import Pixels
-from ..problems.base import Problem
-from ..problems.batches import Batch
-from ..problems.batches import Batches
-from ..problems.batches import ImageBatches
-from ..problems.classification import FewShotProblem
 import itertools
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+
 import pandas as pd
 import torch
 import torch.nn.functional as F
-import weakref
+from torch import nn
+
+from ..core.registry import choose
+from ..core.seeding import stream
+from ..core.values import Positive, convert
+from .cards import backbone_entries, card_backbone
+from .hyper_parameters import HyperParameters
+from vlmadapt.methods.inputs import (
+    NothingOpened,
+    OpenedPixels,
+    as_inputs,
+    item_names,
+    prediction_table,
+)
+from .linear_head import Head, folded
+from .requirements import NEEDS, check_kind, offers, problem_width
+from .storage import restore, store
+from ..models.backbones import Backbone
+from ..models.pixels import CROP_SCALE, Pixels
+from ..problems.base import Problem
+from ..problems.batches import Batch, Batches, ImageBatches
+from ..problems.classification import FewShotProblem
 
 # %% ../../nbs/05_methods/07_base.ipynb #b5df8c95
 class Method(HyperParameters, nn.Module):

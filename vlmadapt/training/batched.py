@@ -6,31 +6,30 @@
 __all__ = ['STACK_LIMIT', 'Stacked', 'train_stacked', 'fit_many']
 
 # %% ../../nbs/06_training/02_batched.ipynb #5a809116
+import itertools
 from collections.abc import Iterator
-from torch.func import functional_call
-from torch.func import vmap
+from typing import Any, Literal
+
+import torch
+from torch.func import functional_call, vmap
 from tqdm.auto import tqdm
-from typing import Any
-from typing import Literal
+
 from ..core.registry import choose
-from ..core.values import NonNegativeInteger
-from ..core.values import convert
+from ..core.values import NonNegativeInteger, convert
 from ..methods.base import Method
 from ..methods.requirements import check_kind
 from ..problems.base import Problem
 from ..problems.batches import Batch
-from .checks import check_class
-from .checks import check_fittable
-from .checks import is_trained
-from .loop import check_finite
-from .loop import deterministic
-from .loop import initialise_method
-from .loop import make_optimizer
-from .loop import make_schedule
-from .loop import record_epoch
-from .loop import train
-import itertools
-import torch
+from .checks import check_class, check_fittable, is_trained
+from vlmadapt.training.loop import (
+    check_finite,
+    deterministic,
+    initialise_method,
+    make_optimizer,
+    make_schedule,
+    record_epoch,
+    train,
+)
 
 # %% ../../nbs/06_training/02_batched.ipynb #b73a0b64
 def _stack(tensors):
