@@ -9,6 +9,7 @@ __all__ = ['Question', 'other_than', 'questions', 'hypotheses', 'voice']
 import functools
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from .arrays import Scenes
 from vlmadapt.mini.atlas import (
@@ -50,10 +51,10 @@ def _ask(rng, sort, answer, *words) -> Question:
 
 
 def other_than(
-    options: Sequence,
-    excluded: Sequence,
+    options: Sequence[Any],
+    excluded: Sequence[Any],
     rng: random.Random,
-):
+) -> Any:
     "Draw one of the `options` that is not `excluded`."
     return rng.choice([option for option in options if option not in excluded])
 
