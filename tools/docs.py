@@ -3,6 +3,7 @@
 `python tools/docs.py` writes _docs/html. It executes no notebook and needs no network.
 """
 
+import ast
 import importlib
 import inspect
 import re
@@ -45,9 +46,19 @@ CHAPTERS = {
 }
 
 
+def loaded_with_types(module):
+    "Import `module` and what it imports for type checkers only, so that annotations resolve."
+    loaded = importlib.import_module(module)
+    for node in ast.parse(inspect.getsource(loaded)).body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            imports = compile(ast.Module(node.body, []), loaded.__file__, "exec")
+            exec(imports, vars(loaded))
+    return loaded
+
+
 def public(module):
     "Return the public objects that `module` exports by name, methods included."
-    loaded = importlib.import_module(module)
+    loaded = loaded_with_types(module)
     found = {}
     for qualified in importlib.import_module("vlmadapt._modidx").d["syms"].get(module, {}):
         name = qualified.removeprefix(f"{module}.")
