@@ -206,22 +206,10 @@ def test_unambiguous_values_are_converted(name, given, expected):
             "PAdapter towers: input should name each option once",
         ),
         ("PAdapter", dict(where=[]), "PAdapter where"),
-<<<<<<< /tmp/tmp89279b6q.txt
         ("LoRA", dict(rank=0), "LoRA rank"),
         ("LoRA", dict(parts="querry"), "did you mean 'query'?"),
-        ("Prefix", dict(length=-1), " length: input should be greater than or equal to 1, got -1"),
+        ("Prefix", dict(length=-1), "Prefix length"),
         ("GenerationPAdapter", dict(mu=-1), "GenerationPAdapter mu"),
-||||||| /tmp/tmpq2x24qe4.txt
-        ("lora", dict(rank=0), "LoRA rank"),
-        ("lora", dict(parts="querry"), "did you mean 'query'?"),
-        ("prefix", dict(length=-1), "PrefixTuning length"),
-        ("p-adapter", dict(mu=-1), "GenerationPAdapter mu"),
-=======
-        ("lora", dict(rank=0), "LoRA rank"),
-        ("lora", dict(parts="querry"), "did you mean 'query'?"),
-        ("prefix", dict(length=-1), "Prefix length"),
-        ("p-adapter", dict(mu=-1), "GenerationPAdapter mu"),
->>>>>>> /tmp/tmpy77fnpk5.txt
         (
             "GenerationPAdapter",
             dict(learn="fix"),

@@ -6,39 +6,41 @@
 __all__ = ['Question', 'other_than', 'questions', 'hypotheses', 'voice']
 
 # %% ../../nbs/03_mini/08_questions.ipynb #f4b16846
-from collections.abc import Sequence
-from typing import Any
-from .arrays import Scenes
-from .atlas import BACKGROUNDS
-from .atlas import GLYPHS
-from .atlas import KINDS
-from .atlas import POSITIONS
-from .atlas import SIZES
-from .atlas import SPATIAL_RELATIONS
-from .atlas import TEXTURES
-from .frames import COLOUR_NAMES
-from .frames import DANCE
-from .frames import ENTAIL
-from .frames import NEUTRAL
-from .frames import NUMBERS
-from .frames import PATTERN_NAMES
-from .frames import PLACES
-from .frames import PLURALS
-from .frames import QUESTIONS
-from .frames import RELATION_WORDS
-from .frames import SEEN_COLOURS
-from .frames import SEEN_PATTERNS
-from .frames import SHAPE_NAMES
-from .frames import STATEMENTS
-from .frames import VOICES
-from .frames import fill_frame
-from .frames import fix_articles
-from .phrases import absent
-from .phrases import object_words
-from .phrases import symbol
-from .phrases import thing
 import functools
 import random
+from collections.abc import Sequence
+from typing import Any
+
+from .arrays import Scenes
+from vlmadapt.mini.atlas import (
+    BACKGROUNDS,
+    GLYPHS,
+    KINDS,
+    POSITIONS,
+    SIZES,
+    SPATIAL_RELATIONS,
+    TEXTURES,
+)
+from vlmadapt.mini.frames import (
+    COLOUR_NAMES,
+    DANCE,
+    ENTAIL,
+    NEUTRAL,
+    NUMBERS,
+    PATTERN_NAMES,
+    PLACES,
+    PLURALS,
+    QUESTIONS,
+    RELATION_WORDS,
+    SEEN_COLOURS,
+    SEEN_PATTERNS,
+    SHAPE_NAMES,
+    STATEMENTS,
+    VOICES,
+    fill_frame,
+    fix_articles,
+)
+from .phrases import absent, object_words, symbol, thing
 
 # %% ../../nbs/03_mini/08_questions.ipynb #2c69219d
 Question = tuple[str, str, str]  # question, answer, and its key in QUESTIONS
