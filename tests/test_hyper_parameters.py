@@ -1,42 +1,39 @@
 "Hyper-parameters, numbers, divergence and params files: what is converted and what is refused."
 
+import inspect
+import json
+import os
+import typing
 from pathlib import Path
-from torch import nn
 from typing import Literal
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import nn
+
 from vlmadapt.core.seeding import stream
 from vlmadapt.core.values import NonNegative
 from vlmadapt.grid.command import vlmadapt_grid
-from vlmadapt.grid.entries import method_entry
-from vlmadapt.grid.entries import result_key
+from vlmadapt.grid.entries import method_entry, result_key
 from vlmadapt.grid.params import read_runs
 from vlmadapt.grid.runs import execute
 from vlmadapt.grid.templates import template_parameters
 from vlmadapt.methods import METHODS
 from vlmadapt.methods.base import Method
 from vlmadapt.methods.generation import GENERATION_METHODS
-from vlmadapt.methods.hyper_parameters import OneOrMore
-from vlmadapt.methods.hyper_parameters import hyper_parameter
+from vlmadapt.methods.hyper_parameters import OneOrMore, hyper_parameter
 from vlmadapt.problems.classification import FewShotProblem
 from vlmadapt.problems.few_shot import few_shot
 from vlmadapt.problems.generation import load_task
 from vlmadapt.training.batched import fit_many
 from vlmadapt.training.evaluation import evaluate
 from vlmadapt.training.loop import fit
-from vlmadapt.training.tuning import sweep
-from vlmadapt.training.tuning import tune
-from vlmadapt.training.tuning import tune_many
-import inspect
-import json
-import nbformat
-import numpy as np
-import os
-import pandas as pd
-import pytest
-import torch
-import torch.nn.functional as F
-import typing
-import yaml
-
+from vlmadapt.training.tuning import sweep, tune, tune_many
 
 PARAMS = Path(__file__).resolve().parent.parent / "params"
 CLASSES = {  # a name that both kinds of methods have is that of the classifier
