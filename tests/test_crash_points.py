@@ -131,7 +131,7 @@ def fork():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
-        context.set_forkserver_preload([__name__])
+        context.set_forkserver_preload(["conftest", __name__, "vlmadapt.grid.experiments"])
         yield begin
 
 
