@@ -11,6 +11,7 @@ __all__ = ['SHAPE_NAMES', 'COLOUR_NAMES', 'PATTERN_NAMES', 'SEEN_SHAPES', 'SEEN_
 # %% ../../nbs/03_mini/04_frames.ipynb #c70bb9c2
 import re
 
+from ..data.prompts import ENSEMBLE
 from vlmadapt.mini.atlas import (
     COLOURS,
     GLYPHS,
@@ -95,15 +96,7 @@ CLASS_FRAMES = ("a photo of a {}.",) * 6 + (
 )
 
 # %% ../../nbs/03_mini/04_frames.ipynb #59e4386b
-IMAGENET_FRAMES = (
-    "itap of a {}.",
-    "a bad photo of the {}.",
-    "a origami {}.",
-    "a photo of the large {}.",
-    "a {} in a video game.",
-    "art of the {}.",
-    "a photo of the small {}.",
-)
+IMAGENET_FRAMES = tuple(ENSEMBLE)  # the prompts that zero-shot CLIP averages over
 DATASET_FRAMES = (
     "a photo of a {}.",
     "a photo of a {}, a type of pet.",
