@@ -19,7 +19,7 @@ from ..models.class_prompts import PHOTO_WORDS, depth_within, photo_tokens
 
 # %% ../../nbs/05_methods/33_vpt_maple.ipynb #9fa7b37d
 class VPT(ImagePromptMethod):
-    "Deep visual prompts beside a fixed sentence."
+    "Deep visual prompts beside a fixed class prompt."
 
     recipe = {**ImagePromptMethod.recipe, "epochs": 5}
 
