@@ -85,12 +85,12 @@ def _state(arrays, sizes):
 
 
 def golden_problem(
-    classnames: list[str] | None = None,  # default: those of the file
+    class_names: list[str] | None = None,  # default: those of the file
     backbone: Backbone | None = None,  # default: a new `golden_clip`
 ) -> FewShotProblem:  # its train features are those of the file's three images
     "Return a problem on the tiny CLIP: three images, labels and class names of the golden numbers."
     arrays, metadata = load_golden("clip_tiny")
-    names = classnames or metadata["classnames"]
+    names = class_names or metadata["classnames"]
     x = arrays["image_features"]
     text = torch.zeros(len(names), x.shape[1], dtype=x.dtype)
     features = Features(text=text, views=x[None], train=x)

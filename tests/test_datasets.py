@@ -207,7 +207,7 @@ def test_reader_of_a_dataset_with_a_split_file(root, name, monkeypatch):
     monkeypatch.setitem(DATASETS, name, benchmark_spec(name, row))
     d = load_dataset(name)
     assert (
-        d.classnames == names
+        d.class_names == names
         and d.templates == [row.template]
         and list(d.splits) == ["train", "val", "test"]
     )
@@ -236,7 +236,7 @@ def test_labels_of_the_miniatures_are_not_in_order(root, name, order):
 def test_reader_of_aircraft(root):
     row, names, parts = aircraft_miniature(root)
     d = read_benchmark("fgvc_aircraft", row)
-    assert d.classnames == names and d.splits["val"].labels.tolist() == [
+    assert d.class_names == names and d.splits["val"].labels.tolist() == [
         k for _, k, _ in parts["val"]
     ]
     assert [Path(p).name for p in d.splits["test"].items] == [p for p, _, _ in parts["test"]]
@@ -250,7 +250,7 @@ def test_reader_of_aircraft(root):
 def test_reader_of_imagenet(root):
     row, names = imagenet_miniature(root, "imagenet")
     d = read_benchmark("imagenet", row)
-    assert d.classnames == names == ["tench", "missile", "missile", "toilet paper"] and list(
+    assert d.class_names == names == ["tench", "missile", "missile", "toilet paper"] and list(
         d.splits
     ) == ["train", "test"]
     assert [Path(p).name for p in d.splits["train"].items[:3]] == [
@@ -273,7 +273,7 @@ def test_reader_of_the_variants(root, name):
     row, names = imagenet_miniature(root, name)
     d = read_benchmark(name, row)
     assert (
-        d.classnames == names
+        d.class_names == names
         and list(d.splits) == ["test"]
         and d.splits["test"].labels.tolist() == [k for k in range(len(names)) for _ in range(3)]
     )
@@ -288,7 +288,7 @@ def test_reader_of_imagenetv2(root):
     assert (
         d.splits["test"].labels.tolist() == list(range(1000))
         and Path(d.splits["test"].items[10]).parent.name == "10"
-        and d.classnames[10] == "brambling"
+        and d.class_names[10] == "brambling"
     )
     with pytest.raises(ValueError, match="dataset imagenetv2: 1000 test images, 10000 expected"):
         load_dataset("imagenetv2")
@@ -318,7 +318,7 @@ def test_copies_with_other_names(root):
     d = read_benchmark("eurosat", row)
     assert [Path(p).stem for p in d.splits["train"].items] == [
         Path(p).stem for p, _, _ in parts["train"]
-    ] and d.classnames == names
+    ] and d.class_names == names
 
 
 def test_a_rebuilt_split_is_reported_and_has_the_sizes(root):
@@ -331,7 +331,7 @@ def test_a_rebuilt_split_is_reported_and_has_the_sizes(root):
     rebuild_split("eurosat")
     with pytest.warns(UserWarning, match="no split of CoOp's"):
         d = read_benchmark("eurosat", row)
-    assert d.classnames == names
+    assert d.class_names == names
     assert [len(d.splits[s]) for s in COPIES] == [15, 6, 9]
     assert "rebuilt" in d.note
 
@@ -400,7 +400,7 @@ def test_classes_of_a_and_r_are_selected_by_what_they_are():
 
     names = imagenet_names()
     wnids = list(names)
-    fitted = type("Fitted", (), dict(classnames=list(names.values()), columns=Method.columns))()
+    fitted = type("Fitted", (), dict(class_names=list(names.values()), columns=Method.columns))()
     for letter in "ar":
         ids = pkgutil.get_data("timm.data", f"_info/imagenet_{letter}_synsets.txt").decode().split()
         assert len(ids) == 200 and ids == sorted(ids)
@@ -503,7 +503,7 @@ def test_real_split_files(root, name):
     assert (
         d.note == "CoOp's split"
         and tuple(len(d.splits[s]) for s in ("train", "val", "test")) == row.sizes
-        and len(d.classnames) == row.classes
+        and len(d.class_names) == row.classes
     )
     if row.listing is class_folders:  # the name rule gives what the file says
         assert {(k, c) for _, k, c in row.listing(row, folder)["all"]} == {

@@ -236,7 +236,7 @@ def test_the_constructor_set_and_stored_methods_use_the_declarations(problem, tm
     stored = {**method.hyper_parameters, "alpha": -1.0}
     broken = METHODS["GDA"].__new__(METHODS["GDA"])
     nn.Module.__init__(broken)
-    told = message(lambda: broken._setup(problem.classnames, 100.0, stored, dict))
+    told = message(lambda: broken._setup(problem.class_names, 100.0, stored, dict))
     assert "GDA alpha" in told
 
 
@@ -517,7 +517,9 @@ def test_tune_never_takes_a_diverged_candidate(problem):
     told = message(lambda: tune(Shift, problem, **hopeless), FloatingPointError)
     assert "all 2 candidates diverged, such as Shift on mini-digits" in told
     one_shot = problem.features.train[::4], problem.labels["train"][::4]
-    single = FewShotProblem.from_features(problem.classnames, problem.features.text, train=one_shot)
+    single = FewShotProblem.from_features(
+        problem.class_names, problem.features.text, train=one_shot
+    )
     message(lambda: tune(Shift, single, fixed=dict(lr=1e38, epochs=1)), FloatingPointError)
 
 

@@ -335,7 +335,7 @@ def test_truncated_files_bombs_and_files_without_rights(tmp_path, monkeypatch):
 def test_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     fill(tmp_path / "set")
-    assert read_photos("~/set").classnames == ["blue", "green", "red"]
+    assert read_photos("~/set").class_names == ["blue", "green", "red"]
     assert open_image("~/set/red/0.png").size == (20, 20)
     monkeypatch.chdir(tmp_path / "set")
     assert read_photos(".").name == "set"
@@ -414,7 +414,7 @@ def test_sealed_labels_are_carried():
 def test_part_names_in_any_spelling(names, expected, tmp_path):
     (dataset, messages) = warned(lambda: read_photos(parts(tmp_path, names)))
     assert (
-        dataset.classnames == ["blue", "green", "red"]
+        dataset.class_names == ["blue", "green", "red"]
         and sizes(dataset) == expected
         and messages == []
     )
@@ -519,7 +519,7 @@ def test_class_names_agree_across_parts_whatever_their_spelling(tmp_path):
     rename(root / "test", "green", "GREEN")
     dataset = read_photos(root)
     assert (
-        dataset.classnames == ["blue", "green", "red"]
+        dataset.class_names == ["blue", "green", "red"]
         and dataset.splits["test"].labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     )
 
@@ -530,7 +530,7 @@ def test_a_class_may_be_called_train_and_classes_may_be_nested(tmp_path):
     (tmp_path / "set/car/linked").symlink_to(tmp_path / "far")
     (tmp_path / "far/round").symlink_to(tmp_path / "far")
     dataset, messages = warned(lambda: read_photos(tmp_path / "set"))
-    assert dataset.classnames == ["bus", "car", "train"] and sum(sizes(dataset).values()) == 5
+    assert dataset.class_names == ["bus", "car", "train"] and sum(sizes(dataset).values()) == 5
 
 
 def test_system_folders_are_no_classes_and_other_files_are_named_once(tmp_path):
@@ -550,7 +550,7 @@ def test_system_folders_are_no_classes_and_other_files_are_named_once(tmp_path):
         (root / name).write_bytes(b"no image")
     shutil.copy(root / "red/0.png", root / "stray.png")
     dataset, messages = warned(lambda: read_photos(root))
-    assert dataset.classnames == ["blue", "green", "red"] and sum(sizes(dataset).values()) == 12
+    assert dataset.class_names == ["blue", "green", "red"] and sum(sizes(dataset).values()) == 12
     assert (
         len(messages) == 1
         and "4 files or folders are left out" in messages[0]

@@ -227,7 +227,7 @@ names = [name for name in found if not name.endswith("_modidx")]
 for name in names: importlib.import_module(name)
 from vlmadapt.problems.few_shot import few_shot
 problem = few_shot("mini-digits", backbone="mini", shots=1, seed=1)
-print(json.dumps([vlmadapt.__file__, len(problem.classnames)]))
+print(json.dumps([vlmadapt.__file__, len(problem.class_names)]))
 """
     (tmp_path / "empty").mkdir()
     file, classes = json.loads(away(code, tmp_path / "empty", tmp_path / "site").splitlines()[-1])

@@ -309,7 +309,7 @@ def test_class_names_are_texts(names):
 
 def test_class_names_of_an_array():
     problem = features_problem(names=np.array(NAMES))
-    assert problem.classnames == NAMES and type(problem.classnames[0]) is str
+    assert problem.class_names == NAMES and type(problem.class_names[0]) is str
 
 
 def test_a_logarithm_as_scale_is_named():
@@ -556,7 +556,9 @@ def test_features_of_every_form_are_features(zero_shot, digits):
     ):
         assert zero_shot.predict(given).equal(expected) and zero_shot.scores(given).equal(expected)
         table = zero_shot.predict_table(given)
-        assert table["prediction"].tolist() == [zero_shot.classnames[k] for k in expected.argmax(1)]
+        assert table["prediction"].tolist() == [
+            zero_shot.class_names[k] for k in expected.argmax(1)
+        ]
 
 
 def test_pictures_of_every_form_are_pictures(zero_shot, digits, tmp_path):
@@ -679,7 +681,7 @@ def test_photos_are_opened_one_by_one(digits, album, alive, name):
 def test_nothing_can_be_opened(zero_shot, album):
     with pytest.warns(UserWarning, match="skipped"):
         table = zero_shot.predict_table([album[3], album[17]], on_corrupt="skip")
-    assert len(table) == 0 and list(table.columns[2:]) == zero_shot.classnames
+    assert len(table) == 0 and list(table.columns[2:]) == zero_shot.class_names
     assert "on_corrupt" in refused(zero_shot.predict_table, [album[0]], on_corrupt="ignore")
 
 
@@ -692,7 +694,7 @@ def test_streaming_gives_the_same_scores_to_the_bit(digits, album):
     assert method.predict(good).equal(method.predict(x)) and method.scores(good).equal(
         method.scores(x)
     )
-    names = method.classnames[::-1]
+    names = method.class_names[::-1]
     assert method.scores(good, names).equal(method.scores(x, names))
 
 

@@ -174,8 +174,8 @@ def is_card(card):
 
 def is_method(method):
     is_card({**method.card, "method": "TaskRes", "hyper_parameters": {}, "classnames": ["a"]})
-    assert len(method.classnames) == 3 and method.logit_scale > 0
-    assert all(isinstance(name, str) for name in method.classnames)
+    assert len(method.class_names) == 3 and method.logit_scale > 0
+    assert all(isinstance(name, str) for name in method.class_names)
     assert method.scores(torch.eye(3, 8)).shape == (3, 3)
 
 

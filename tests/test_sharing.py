@@ -247,7 +247,7 @@ def test_own_photos_of_every_kind(tmp_path):
         from_folder(root, shots=4)
     with pytest.warns(UserWarning, match=r"skipped: .*halb kaputt\.jpg"):
         problem = from_folder(root, shots=4, on_corrupt="skip")
-    assert set(problem.classnames) == {"ciel bleu", "rote Äpfel"}
+    assert set(problem.class_names) == {"ciel bleu", "rote Äpfel"}
     assert sum(len(problem.images(split)) for split in ("train", "val", "test")) > 20
     for name in ("GDA", "HeGraphAdapter", "CoOp", "VPT"):
         method = METHODS[name](problem, **few_epochs(name, 2))
@@ -257,4 +257,4 @@ def test_own_photos_of_every_kind(tmp_path):
     with pytest.warns(UserWarning, match=r"halb kaputt\.jpg"):
         table = method.predict_table(files, on_corrupt="skip")
     assert len(table) == len(files) - 1
-    assert np.isfinite(table[problem.classnames].to_numpy()).all()
+    assert np.isfinite(table[problem.class_names].to_numpy()).all()

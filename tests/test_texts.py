@@ -16,7 +16,7 @@ from golden_clip import golden_clip, golden_problem, load_golden
 from PIL import Image
 
 from vlmadapt.data.datasets import load_dataset
-from vlmadapt.data.prompts import check_classnames, class_prompts, fill, read_descriptions
+from vlmadapt.data.prompts import check_class_names, class_prompts, fill, read_descriptions
 from vlmadapt.grid import memory
 from vlmadapt.methods import METHODS
 from vlmadapt.mini import models as mini_models
@@ -173,7 +173,7 @@ def test_long_template_that_is_cut_to_one_prompt(digits):
 def test_long_description(digits, tmp_path):
     path = tmp_path / "long.json"
     tail = " , and then there is more to say than fits into the text tower of a model"
-    path.write_text(json.dumps({name: [f"a {name}{tail * 2}"] for name in digits.classnames}))
+    path.write_text(json.dumps({name: [f"a {name}{tail * 2}"] for name in digits.class_names}))
     refused(lambda: problem_of(digits, prompts=path).features.text, "class prompt 'a zero")
     problem = problem_of(digits, prompts=path, truncate=True)
     text, caught = warnings_of(lambda: problem.features.text)
@@ -186,8 +186,8 @@ def test_long_description(digits, tmp_path):
 @pytest.fixture(scope="module")
 def long_names(digits):
     head = "a sample of the hand written kind that the office collected in the long winter of 1989"
-    names = [f"{head} and scanned later on , namely {name}" for name in digits.classnames]
-    return replace(digits, classnames=names)
+    names = [f"{head} and scanned later on , namely {name}" for name in digits.class_names]
+    return replace(digits, class_names=names)
 
 
 @pytest.mark.parametrize(
@@ -199,14 +199,14 @@ def test_long_class_names(long_names, method, settings):
 
     def text():
         found = METHODS[method](problem, **settings)
-        return found.text(problem.classnames)
+        return found.text(problem.class_names)
 
     refused(text, "class prompt", "reads 32", error=TextTooLong)
 
 
 @pytest.mark.parametrize("method", ["CoOp", "CoCoOp", "MuDPT"])
 def test_long_context(digits, method):
-    names = digits.classnames
+    names = digits.class_names
     tokens = max(token_counts(mini_models.tokenizer("mini"), [f"{name}." for name in names]))
     problem = problem_of(digits)
     found = METHODS[method](problem, n_ctx=32 - tokens)
@@ -272,7 +272,7 @@ def test_braces_in_a_class_name():
     ],
 )
 def test_class_names(names):
-    found = check_classnames(names)
+    found = check_class_names(names)
     assert found == ["cat", "dog"] and all(type(name) is str for name in found)
 
 
@@ -292,16 +292,16 @@ def test_class_names(names):
     ],
 )
 def test_wrong_class_names(names, part):
-    refused(lambda: check_classnames(names), part)
+    refused(lambda: check_class_names(names), part)
     text = torch.eye(2)
     refused(lambda: FewShotProblem.from_features(names, text, (text, [0, 1])), part)
 
 
 def test_repeated_class_names(digits):
-    names = [*digits.classnames[:9], digits.classnames[0]]
-    prompts = class_prompts(replace(digits, classnames=names))
+    names = [*digits.class_names[:9], digits.class_names[0]]
+    prompts = class_prompts(replace(digits, class_names=names))
     assert prompts[0] == prompts[9] != prompts[1]
-    same = replace(digits, classnames=["crane"] * 10)
+    same = replace(digits, class_names=["crane"] * 10)
     refused(lambda: class_prompts(same), "all 10 classes have the same prompt")
 
 
@@ -310,7 +310,7 @@ def test_repeated_class_names(digits):
 
 @pytest.fixture
 def pets(digits):
-    return replace(digits, classnames=["St. Bernard", "tabby_cat"], templates=["a {}."])
+    return replace(digits, class_names=["St. Bernard", "tabby_cat"], templates=["a {}."])
 
 
 def described(dataset, tmp_path, content, prompts="d.json"):
@@ -380,7 +380,7 @@ def test_ambiguous_descriptions(pets, tmp_path):
     with pytest.warns(UserWarning, match="2 described names are no class"):
         exact = described(pets, tmp_path, two | {"St. Bernard": ["w"]})
     assert exact[0] == ["a St. Bernard.", "w"]
-    languages = replace(pets, classnames=["C++", "C#"])
+    languages = replace(pets, class_names=["C++", "C#"])
     assert described(languages, tmp_path, {"C#": "sharp", "C++": "plus"})[0] == ["a C++.", "plus"]
     refused(lambda: described(languages, tmp_path, {"c": "x"}), "class 'C++' and class 'C#'")
 
@@ -397,7 +397,7 @@ def test_additional_descriptions(pets, tmp_path):
 
 def test_descriptions_of_all_classes_for_one_half(digits, tmp_path):
     path = tmp_path / "all.json"
-    path.write_text(json.dumps({name: [f"{name}!"] for name in digits.classnames}))
+    path.write_text(json.dumps({name: [f"{name}!"] for name in digits.class_names}))
     for part in ("base", "new"):
         problem, caught = warnings_of(lambda part=part: problem_of(digits, prompts=path, part=part))
         assert not caught and problem.K == 5
@@ -407,7 +407,7 @@ def test_content_of_descriptions_is_part_of_the_provenance(digits, tmp_path):
     keys = []
     for text in ("one", "two"):
         path = tmp_path / "same.json"
-        path.write_text(json.dumps({name: [text] for name in digits.classnames}))
+        path.write_text(json.dumps({name: [text] for name in digits.class_names}))
         keys.append(problem_of(digits, prompts=str(path)).provenance["prompt_set"])
     assert keys[0] != keys[1]
 

@@ -29,7 +29,7 @@ class Dataset:
     "A classification dataset."
 
     name: str
-    classnames: list[str]
+    class_names: list[str]
     splits: dict[str, Images]  # train, val and test; a test-only dataset has just test
     templates: list[str]  # the first is the zero-shot template
     descriptions: dict[str, list[str]] | None = None  # class name -> texts
@@ -156,9 +156,9 @@ def _files(name, row, folder, parts):
     return images, found
 
 
-def _check_counts(name, row, classnames, splits, rebuilt):
-    if len(classnames) != row.classes:
-        raise ValueError(f"dataset {name}: {len(classnames)} classes, {row.classes} expected")
+def _check_counts(name, row, class_names, splits, rebuilt):
+    if len(class_names) != row.classes:
+        raise ValueError(f"dataset {name}: {len(class_names)} classes, {row.classes} expected")
     for part, expected in zip(PARTS, row.sizes, strict=True):
         found = len(splits.get(part, ()))
         if found != expected and not rebuilt:
@@ -174,9 +174,9 @@ def read_benchmark(
     folder = locate(root or data_root(), row.folder)
     parts, note = _items(name, row, folder)
     images, files = _files(name, row, folder, parts)
-    classnames, splits = read_items(parts, images, files)
-    _check_counts(name, row, classnames, splits, rebuilt=note.startswith(REBUILT))
-    return Dataset(name, classnames, splits, [row.template], note=note, root=str(folder))
+    class_names, splits = read_items(parts, images, files)
+    _check_counts(name, row, class_names, splits, rebuilt=note.startswith(REBUILT))
+    return Dataset(name, class_names, splits, [row.template], note=note, root=str(folder))
 
 
 def rebuild_split(

@@ -24,7 +24,7 @@ from .storage import Gone
 # %% ../../nbs/01_data/17_downloads.ipynb #d255b87e
 def _counts(dataset):
     sizes = (f"{len(images):,} {split}" for split, images in dataset.splits.items())
-    return f"{len(dataset.classnames)} classes, " + ", ".join(sizes)
+    return f"{len(dataset.class_names)} classes, " + ", ".join(sizes)
 
 
 def state(

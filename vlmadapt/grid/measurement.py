@@ -107,7 +107,7 @@ def score_fields(
 # %% ../../nbs/07_grid/07_measurement.ipynb #a9d156df
 def _for_target(method, problem):
     zero_shot = type(method) is METHODS["ZeroShot"]
-    if zero_shot and not set(problem.classnames) <= set(method.classnames):
+    if zero_shot and not set(problem.class_names) <= set(method.class_names):
         return type(method)(problem)
     return method
 

@@ -65,9 +65,9 @@ class Method(HyperParameters, nn.Module):
             "feature_width": problem_width(problem),
         }
         values = self.completed(hyper_parameters)
-        classnames = getattr(problem, "classnames", [])
+        class_names = getattr(problem, "class_names", [])
         scale = getattr(problem, "logit_scale", 1.0)
-        self._setup(classnames, scale, values, lambda: self._shared(problem))
+        self._setup(class_names, scale, values, lambda: self._shared(problem))
 
     # what a subclass gives
 
@@ -88,9 +88,9 @@ class Method(HyperParameters, nn.Module):
         "Return what training minimises."
         return F.cross_entropy(self.logits(batch), batch.y)
 
-    def scorer(self, classnames: list[str]) -> Callable[[Batch], torch.Tensor]:
-        "Return a function from batches to scores (B, K) over `classnames`."
-        columns = self.columns(classnames)
+    def scorer(self, class_names: list[str]) -> Callable[[Batch], torch.Tensor]:
+        "Return a function from batches to scores (B, K) over `class_names`."
+        columns = self.columns(class_names)
         return lambda batch: self.logits(batch)[:, columns]
 
     def training_free(self) -> bool:
@@ -122,7 +122,7 @@ class Method(HyperParameters, nn.Module):
     ) -> torch.Tensor:  # (N, K) scores
         "Return scores of the images of a `split` over the problem's class names."
         few_shot = cast(FewShotProblem, problem)
-        return self.scores(self.inputs(few_shot, split), few_shot.classnames)
+        return self.scores(self.inputs(few_shot, split), few_shot.class_names)
 
     # building
 
@@ -169,11 +169,11 @@ class Method(HyperParameters, nn.Module):
             if not offers(problem, need):
                 raise ValueError(f"{name} needs {NEEDS[need]}, which {problem!r} lacks")
 
-    def _setup(self, classnames, logit_scale, values, constants):
+    def _setup(self, class_names, logit_scale, values, constants):
         name = type(self).__name__
         self.log = []
         self.diverged = None
-        self.classnames = list(classnames)
+        self.class_names = list(class_names)
         self.logit_scale = convert(logit_scale, Positive, f"{name} logit_scale")
         self.hyper_parameters = self.checked(values)
         batched = self.batched_names()
@@ -253,14 +253,14 @@ class Method(HyperParameters, nn.Module):
         "Scaled cosine between images and the rows of a classifier."
         return self.logit_scale * F.normalize(x, dim=-1) @ classifier.T
 
-    def columns(self, classnames: Sequence[str]) -> list[int] | slice:
-        "Positions of `classnames` among the method's own classes; unknown names are refused."
-        if list(classnames) == self.classnames:
+    def columns(self, class_names: Sequence[str]) -> list[int] | slice:
+        "Positions of `class_names` among the method's own classes; unknown names are refused."
+        if list(class_names) == self.class_names:
             return slice(None)
         positions = {}
-        for k, name in enumerate(self.classnames):
+        for k, name in enumerate(self.class_names):
             positions.setdefault(name, []).append(k)
-        unknown = [name for name in classnames if name not in positions]
+        unknown = [name for name in class_names if name not in positions]
         if unknown:
             more = f" and {len(unknown) - 1} more" if unknown[1:] else ""
             raise ValueError(
@@ -268,7 +268,7 @@ class Method(HyperParameters, nn.Module):
                 f"it does not know {unknown[0]!r}{more}"
             )
         found = []
-        for name in classnames:
+        for name in class_names:
             own = positions[name]
             found.append(own.pop(0) if len(own) > 1 else own[0])
         return found
@@ -299,32 +299,32 @@ class Method(HyperParameters, nn.Module):
     def scores(
         self,
         x: Any,  # raw image features (N, D), `Pixels`, or images as `predict` takes them
-        classnames: list[str] | None = None,  # default: the method's own
+        class_names: list[str] | None = None,  # default: the method's own
         batch_size: int | None = None,  # rows per forward; default: 2048, of pixels 100
     ) -> torch.Tensor:  # (N, K) on the CPU
-        "Scores of images over `classnames`."
-        classnames = classnames or self.classnames
+        "Scores of images over `class_names`."
+        class_names = class_names or self.class_names
         is_pixels = isinstance(x, torch.Tensor) and x.is_floating_point() and x.shape[1:2] == (3,)
         prepared = is_pixels and x.ndim == 4 and self.reads_images()
         if not isinstance(x, Pixels) and not prepared:
             x = as_inputs(x, self.feature_width)
             if not isinstance(x, torch.Tensor):
-                return self._scores_of(x, classnames=classnames, batch_size=batch_size)[1]
+                return self._scores_of(x, class_names=class_names, batch_size=batch_size)[1]
             self._check_reads_features()
             x = x.to(self._dtype())
-        score = self.scorer(classnames)
+        score = self.scorer(class_names)
         batch_size = batch_size or (100 if self.reads_images() else 2048)
         return torch.cat([score(Batch(rows.to(self.device))).cpu() for rows in x.split(batch_size)])
 
-    def _scores_of(self, items, on_corrupt="refuse", classnames=None, batch_size=None):
+    def _scores_of(self, items, on_corrupt="refuse", class_names=None, batch_size=None):
         "The positions of the pictures that could be opened, and their scores."
         backbone = self._image_backbone()
         pixels = OpenedPixels(items, backbone.preprocess, on_corrupt)
         try:
             x = pixels if self.reads_images() else backbone.encode_pixels(pixels).to(self._dtype())
-            scores = self.scores(x, classnames, batch_size)
+            scores = self.scores(x, class_names, batch_size)
         except NothingOpened:
-            scores = torch.zeros(0, len(classnames or self.classnames))
+            scores = torch.zeros(0, len(class_names or self.class_names))
         return pixels.opened, scores
 
     def predict(
@@ -355,7 +355,7 @@ class Method(HyperParameters, nn.Module):
             opened, scores = range(len(x)), self.predict(x)
         else:
             opened, scores = self._scores_of(x, on_corrupt)
-        return prediction_table(scores, item_names(x, opened), self.classnames)
+        return prediction_table(scores, item_names(x, opened), self.class_names)
 
     @torch.no_grad()
     def fold(self) -> Head:

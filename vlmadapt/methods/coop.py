@@ -52,7 +52,7 @@ class CoOp(PromptMethod):
                 "deep prompts must be common to all classes and stand in front of the name"
             )
         contexts = []
-        for _ in self.classnames if self.class_specific else [None]:
+        for _ in self.class_names if self.class_specific else [None]:
             contexts.append(initial_context(tower, tokenizer, self.n_ctx, self.words, generator))
         self.context = nn.Parameter(torch.stack(contexts) if self.class_specific else contexts[0])
         self.deep = None
@@ -60,10 +60,10 @@ class CoOp(PromptMethod):
             deep = torch.randn(self.depth - 1, self.n_ctx, tower.width, generator=generator)
             self.deep = nn.Parameter(0.02 * deep)
 
-    def text_prompts(self, classnames):
+    def text_prompts(self, class_names):
         "Return the first prompts (1 or K, n, D) and the deep ones (depth-1, n, D)."
         first = (
-            self.context[self.columns(classnames)] if self.class_specific else self.context[None]
+            self.context[self.columns(class_names)] if self.class_specific else self.context[None]
         )
         deep = () if self.deep is None else self.deep
         return first, deep
@@ -111,24 +111,24 @@ class CoCoOp(PromptMethod):
     def conditional(
         self,
         x: torch.Tensor,  # (B, D) raw image features
-        classnames: list[str] | None = None,  # default: the method's own
+        class_names: list[str] | None = None,  # default: the method's own
     ) -> torch.Tensor:  # (B, K)
         "Return the scores of images, each by its own text classifier."
         z = F.normalize(x, dim=-1)
         first = self.context + self.meta(z)[:, None]
         with self.backbone.autocast():
-            t = self.plan(classnames or self.classnames, len(x)).features(first)
+            t = self.plan(class_names or self.class_names, len(x)).features(first)
         return self.logit_scale * torch.einsum("bd,bkd->bk", z, F.normalize(t.to(z.dtype), dim=-1))
 
     def logits(self, batch):
         "Return the scores over the method's own classes."
         return self.conditional(batch.x)
 
-    def scorer(self, classnames):
+    def scorer(self, class_names):
         "Return a function from batches to scores (B, K), computed for a few images at a time."
-        images = max(1, MAX_PROMPTS // len(classnames))
+        images = max(1, MAX_PROMPTS // len(class_names))
 
         def score(batch):
-            return torch.cat([self.conditional(x, classnames) for x in batch.x.split(images)])
+            return torch.cat([self.conditional(x, class_names) for x in batch.x.split(images)])
 
         return score

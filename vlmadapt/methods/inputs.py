@@ -218,14 +218,14 @@ def item_names(
 def prediction_table(
     scores: torch.Tensor,  # (N, K)
     names: list[str],  # of the images
-    classnames: list[str],
+    class_names: list[str],
 ) -> pd.DataFrame:
     "Return the predicted class, its probability and the probability of every class."
     probability = scores.softmax(-1)
     best = probability.argmax(1).tolist() if names else []
     highest = probability.amax(1).numpy() if names else []
-    predicted = [classnames[k] for k in best]
-    table = pd.DataFrame(probability.numpy(), index=names, columns=classnames)
+    predicted = [class_names[k] for k in best]
+    table = pd.DataFrame(probability.numpy(), index=names, columns=class_names)
     table.insert(0, "prediction", predicted, allow_duplicates=True)
     table.insert(1, "probability", highest, allow_duplicates=True)
     return table

@@ -158,13 +158,13 @@ class MuDPT(ImagePromptMethod):
         visual = torch.cat([V[:fused], _add(V[fused:], self.to_vision, T[fused:])])
         return text, visual
 
-    def text_prompts(self, classnames):
+    def text_prompts(self, class_names):
         "Return the first (1, n, D) and the deep (depth-1, n, D) text prompts."
         T, _ = self.prompts()
         return T[:1], T[1:]
 
-    def scorer(self, classnames):
+    def scorer(self, class_names):
         "Return a function from batches of pixels to scores (B, K); prompts and text are fixed."
         T, V = self.prompts()
-        text = self.text(classnames, (T[:1], T[1:]))
+        text = self.text(class_names, (T[:1], T[1:]))
         return lambda batch: self.cosine_logits(self.image(batch.x, V), text)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core.values import PositiveInteger
-from ..data.prompts import check_classnames
+from ..data.prompts import check_class_names
 from .base import Method
 from .hyper_parameters import OneOrMore, hyper_parameter
 from ..models.adapted_models import add_adapters, parameter_groups
@@ -82,10 +82,10 @@ class PAdapter(Method):
 
     def text(
         self,
-        classnames: list[str],
+        class_names: list[str],
     ) -> torch.Tensor:  # (K, D) unit rows
         "The classifier of the fixed prompt, from the adapted text tower where there is one."
-        names = tuple(check_classnames(classnames))
+        names = tuple(check_class_names(class_names))
         device = self.backbone.device
         if "text" in self.towers:
             tokens = photo_tokens(self.backbone, list(names)).to(device)
@@ -95,14 +95,14 @@ class PAdapter(Method):
             self.text_cache[names] = F.normalize(features, dim=-1).to(device)
         return self.text_cache[names]
 
-    def scorer(self, classnames):
+    def scorer(self, class_names):
         def scores(batch):
             with self.backbone.autocast():
                 x = self.adapted.encode_image(batch.x).float()
-                text = self.text(classnames).float()
+                text = self.text(class_names).float()
             return self.cosine_logits(x, text)
 
         return scores
 
     def logits(self, batch):
-        return self.scorer(self.classnames)(batch)
+        return self.scorer(self.class_names)(batch)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..data.prompts import check_classnames
+from ..data.prompts import check_class_names
 from .base import Method
 from .hyper_parameters import hyper_parameter
 from ..models.class_prompts import tokenize_with_context
@@ -33,7 +33,7 @@ class PromptMethod(Method):
     class_specific = False  # one context for each class?
 
     backbone: Any
-    classnames: list[str]
+    class_names: list[str]
     n_ctx: int
     cosine_logits: Callable
     text_tower: TextTower
@@ -51,23 +51,23 @@ class PromptMethod(Method):
 
     def text_prompts(
         self,
-        classnames: Sequence[str],
+        class_names: Sequence[str],
     ) -> tuple[torch.Tensor, torch.Tensor | tuple]:
         "Return the first (G, n, D) and the deep (depth-1, n, D) text prompts for class names."
         raise NotImplementedError
 
     def plan(
         self,
-        classnames: Sequence[str],
+        class_names: Sequence[str],
         groups: int = 1,  # number of prompts
     ) -> PromptPlan:
         "Plan the computation of the class prompts; plans are cached."
-        key = tuple(classnames), groups
+        key = tuple(class_names), groups
         if key not in self.plans:
             ids, positions = tokenize_with_context(
                 self.text_tower,
                 self.backbone.tokenizer,
-                classnames,
+                class_names,
                 self.n_ctx,
                 self.after,
                 self.place,
@@ -80,11 +80,11 @@ class PromptMethod(Method):
 
     def text(
         self,
-        classnames: Sequence[str] | None = None,  # default: the method's own
+        class_names: Sequence[str] | None = None,  # default: the method's own
         prompts: tuple | None = None,  # of `text_prompts`, if they are known already
     ) -> torch.Tensor:  # (K, D) unit rows
         "Compute the text classifier."
-        names = self.classnames if classnames is None else check_classnames(classnames)
+        names = self.class_names if class_names is None else check_class_names(class_names)
         first, deep = prompts or self.text_prompts(names)
         with self.backbone.autocast():
             features = self.plan(names).features(first, deep)
@@ -93,9 +93,9 @@ class PromptMethod(Method):
     def logits(self, batch):
         return self.cosine_logits(batch.x, self.text())
 
-    def scorer(self, classnames) -> Callable:
+    def scorer(self, class_names) -> Callable:
         "Return a function from batches to scores (B, K), with the text classifier computed once."
-        text = self.text(classnames)
+        text = self.text(class_names)
         return lambda batch: self.cosine_logits(batch.x, text)
 
 # %% ../../nbs/05_methods/30_prompted.ipynb #cf83c2bf
@@ -126,7 +126,7 @@ class ImagePromptMethod(PromptMethod):
         self.image_tower = ImageTower(self.backbone.model)
 
     def logits(self, batch):
-        return self.scorer(self.classnames)(batch)
+        return self.scorer(self.class_names)(batch)
 
     def image(
         self,

@@ -31,7 +31,7 @@ def store(
         "method": type(method).__name__,
         "trained": [name for name, _ in method.named_parameters()],
         "hyper_parameters": method.hyper_parameters,
-        "classnames": method.classnames,
+        "classnames": method.class_names,
         "logit_scale": method.logit_scale,
         "trainable_parameters": method.trainable_parameters(),
         "version": __version__,
@@ -86,9 +86,9 @@ def _check_classes(method, path):
         n = method.scores(torch.ones(1, method.feature_width)).shape[-1]
     except Exception as error:
         raise ValueError(f"{path}: the tensors do not fit together ({one_line(error)})") from None
-    if n != len(method.classnames):
+    if n != len(method.class_names):
         raise ValueError(
-            f"{path}: the card has {len(method.classnames)} class names, "
+            f"{path}: the card has {len(method.class_names)} class names, "
             f"but the tensors {n} classes"
         )
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core.values import PositiveInteger
-from ..data.prompts import check_classnames
+from ..data.prompts import check_class_names
 from .hyper_parameters import hyper_parameter
 from .mudpt import MuDPT
 from .prompted import ImagePromptMethod
@@ -35,17 +35,17 @@ class VPT(ImagePromptMethod):
         prompts = torch.randn(depth, self.n_ctx, image_tower.width, generator=generator)
         self.V = nn.Parameter(0.02 * prompts)
 
-    def text(self, classnames: list[str] | None = None) -> torch.Tensor:
+    def text(self, class_names: list[str] | None = None) -> torch.Tensor:
         "Return the text classifier of the fixed class prompt."
-        names = tuple(self.classnames if classnames is None else check_classnames(classnames))
+        names = tuple(self.class_names if class_names is None else check_class_names(class_names))
         if names not in self.fixed:
             features = self.backbone.encode_tokens(photo_tokens(self.backbone, names))
             self.fixed[names] = F.normalize(features, dim=-1).to(self.V.device)
         return self.fixed[names]
 
-    def scorer(self, classnames):
-        "Return a function from batches of pixels to scores (B, K) over `classnames`."
-        text = self.text(classnames)
+    def scorer(self, class_names):
+        "Return a function from batches of pixels to scores (B, K) over `class_names`."
+        text = self.text(class_names)
         return lambda batch: self.cosine_logits(self.image(batch.x, self.V), text)
 
 # %% ../../nbs/05_methods/33_vpt_maple.ipynb #8b80f2e5

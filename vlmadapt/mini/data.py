@@ -54,7 +54,7 @@ from vlmadapt.mini.scenes import (
 class MiniSet:
     "A dataset of the benchmark."
 
-    classnames: tuple[str, ...]  # as they enter a template
+    class_names: tuple[str, ...]  # as they enter a template
     templates: tuple[str, ...]  # the first is the default
     describe: Callable[[int], list[str]]  # class index -> written descriptions
     draw: Callable[..., Scenes] | None  # (rng, labels, **level) -> Scenes; None: the real digits
@@ -298,7 +298,7 @@ MINI |= {
 def _draw_split(spec, name, split, per_class):
     "Images and labels of one split."
     rng = np.random.default_rng([zlib.crc32(name.encode()), PARTS.index(split)])
-    classes = _index(spec.keep or spec.classnames, spec.classnames)
+    classes = _index(spec.keep or spec.class_names, spec.class_names)
     labels = np.repeat(np.arange(len(classes)), per_class)
     scenes = spec.draw(rng, classes[labels], **spec.level)
     styles = _index(spec.styles, STYLES)
@@ -330,13 +330,13 @@ def _real_digits():
 @functools.lru_cache(None)
 def load(
     name: str,  # a key of `MINI`
-) -> dict:  # classnames, templates, descriptions, flip, shift_of, train, val, test
+) -> dict:  # class_names, templates, descriptions, flip, shift_of, train, val, test
     """Load a dataset of the benchmark.
 
     A split is a pair of images (N, 32, 32, 3) uint8 and labels (N,); shifts have only a test split.
     """
     spec = choose(name, MINI, "mini dataset")
-    classnames = list(spec.keep or spec.classnames)
+    class_names = list(spec.keep or spec.class_names)
     if spec.draw is None:
         splits = _real_digits()
     else:
@@ -345,10 +345,10 @@ def load(
             per_class = getattr(spec, split)
             splits[split] = _draw_split(spec, name, split, per_class) if per_class else None
     return dict(
-        classnames=classnames,
+        class_names=class_names,
         templates=list(spec.templates),
         flip=spec.flip,
         shift_of=spec.shift_of,
-        descriptions={c: spec.describe(spec.classnames.index(c)) for c in classnames},
+        descriptions={c: spec.describe(spec.class_names.index(c)) for c in class_names},
         **splits,
     )

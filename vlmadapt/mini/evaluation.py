@@ -56,8 +56,8 @@ def zero_shot_accuracy(
     "Return the zero-shot accuracy of `model` on a dataset."
     data = load(name)
     images, labels = data["test"]
-    prompts = [t.format(c) for c in data["classnames"] for t in data["templates"]]
-    text = text_features(model, prompts).unflatten(0, (len(data["classnames"]), -1))
+    prompts = [t.format(c) for c in data["class_names"] for t in data["templates"]]
+    text = text_features(model, prompts).unflatten(0, (len(data["class_names"]), -1))
     text = F.normalize(text.mean(1), dim=-1)
     predicted = (image_features(model, images) @ text.T).argmax(1).cpu()
     return 100 * (predicted == torch.as_tensor(labels)).float().mean().item()

@@ -31,7 +31,7 @@ def load_mini(
     }
     return Dataset(
         name,
-        drawn["classnames"],
+        drawn["class_names"],
         splits,
         drawn["templates"],
         drawn["descriptions"],

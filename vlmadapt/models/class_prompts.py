@@ -36,7 +36,7 @@ def _token_order(n, name_lengths, length, before):
 def tokenize_with_context(
     tower: TextTower,  # the tower that will read them
     tokenizer: Callable,  # texts -> ids (K, T)
-    classnames: Sequence[str],  # K names
+    class_names: Sequence[str],  # K names
     n: int,  # number of context tokens
     after: str = "",  # fixed words between context and name
     place: str = "end",  # where the name stands: "end", "middle" or "front"
@@ -47,7 +47,7 @@ def tokenize_with_context(
     """
     choose(place, dict.fromkeys(NAME_PLACES), "place of the class name")
     before = dict(end=n, middle=n // 2, front=0)[place]
-    names = [name for (name,) in fill(classnames, [" ".join([*after.split(), "{}"])])]
+    names = [name for (name,) in fill(class_names, [" ".join([*after.split(), "{}"])])]
     fix = f"{n} of them are context: lower n_ctx, or shorten the class name"
     texts = [" ".join([*["X"] * n, name]) + "." for name in names]
     ids = tokenize(tokenizer, texts, what="class prompt", fix=fix)
@@ -59,13 +59,13 @@ def tokenize_with_context(
 
 def photo_tokens(
     backbone: Backbone,  # whose text tower will read them
-    classnames: Sequence[str],  # K names
+    class_names: Sequence[str],  # K names
 ) -> torch.Tensor:  # (K, T) token ids
     """Tokenize "a photo of a {name}." for every class.
 
     Raises TextTooLong where a prompt does not fit into the context of the tower.
     """
-    texts = [text for (text,) in fill(classnames, [f"{PHOTO_WORDS} {{}}."])]
+    texts = [text for (text,) in fill(class_names, [f"{PHOTO_WORDS} {{}}."])]
     fix = "shorten the class name"
     return tokenize(backbone.tokenizer, texts, what="class prompt", fix=fix)
 

@@ -22,7 +22,7 @@ from ..core.records import RecordError
 from ..core.texts import shown_path
 from ..core.values import Positive, convert
 from ..data.images import Images
-from ..data.prompts import check_classnames
+from ..data.prompts import check_class_names
 from ..models.backbones import Backbone
 from .base import Problem
 from vlmadapt.problems.features import (
@@ -95,7 +95,7 @@ def _one_dtype(arrays: dict) -> dict:
     return {name: None if x is None else x.double() for name, x in arrays.items()}
 
 
-def _pair(pair, split, classnames, width):
+def _pair(pair, split, class_names, width):
     "Return features and labels of a `split`; test labels stay as they are."
     if pair is None:
         return None, None
@@ -109,7 +109,7 @@ def _pair(pair, split, classnames, width):
         y = SealedLabels(y)
     counted = "feature rows" if x.ndim == 2 else f"feature rows in {len(x)} views (R, N, D)"
     same_count(x.shape[-2], y, split, counted)
-    return x, y if split == "test" else as_labels(y, classnames, split)
+    return x, y if split == "test" else as_labels(y, class_names, split)
 
 
 def _content(given, converted):
@@ -153,11 +153,11 @@ def _check_scale(logit_scale):
     return scale
 
 
-def _text_rows(x, name, classnames, width=None):
+def _text_rows(x, name, class_names, width=None):
     "Return text features as a tensor with one row for each class."
-    rows = as_features(x, f"{name} features", width=width, rows=len(classnames))
-    if len(rows) != len(classnames):
-        raise ValueError(f"{len(classnames)} class names but {len(rows)} {name} features")
+    rows = as_features(x, f"{name} features", width=width, rows=len(class_names))
+    if len(rows) != len(class_names):
+        raise ValueError(f"{len(class_names)} class names but {len(rows)} {name} features")
     return rows
 
 # %% ../../nbs/04_problems/06_classification.ipynb #e3364f8d
@@ -169,7 +169,7 @@ class FewShotProblem(Problem):
 
     def __init__(
         self,
-        classnames: list[str],  # K names; repeated ones are distinct classes
+        class_names: list[str],  # K names; repeated ones are distinct classes
         features: Features,  # the arrays
         labels: dict[str, Any],  # split -> labels as `as_labels` takes them; "test" is sealed
         logit_scale: float = 100.0,  # tau, the inverse temperature of the cosine
@@ -178,7 +178,7 @@ class FewShotProblem(Problem):
         provenance: dict[str, Any] | None = None,  # where the data come from, as plain values
         flip: bool = True,  # does a mirrored image still show its class?
     ):
-        self.classnames = check_classnames(classnames)
+        self.class_names = check_class_names(class_names)
         self.features = features
         self.logit_scale = convert(logit_scale, Positive, "logit_scale")
         self.backbone = backbone
@@ -194,7 +194,7 @@ class FewShotProblem(Problem):
         if split == "test":
             y = y if issubclass(type(y), SealedLabels) else SealedLabels(y)
         else:
-            y = as_labels(y, self.classnames, split)
+            y = as_labels(y, self.class_names, split)
         rows = self.features.rows(split)
         if rows is not None:
             same_count(rows, y, split)
@@ -212,7 +212,7 @@ class FewShotProblem(Problem):
     @property
     def K(self) -> int:
         "Number of classes."
-        return len(self.classnames)
+        return len(self.class_names)
 
     def images(self, split: str) -> Images:
         "Return the `Images` of a `split`; a problem built from arrays has none."
@@ -238,7 +238,7 @@ class FewShotProblem(Problem):
         truth: Any,  # (N,) labels as `as_labels` takes them
     ) -> dict[str, Any]:  # accuracy, macro_f1, per_class, predictions, correct, n
         "Compare scores with labels."
-        truth = as_labels(truth, self.classnames, "test")
+        truth = as_labels(truth, self.class_names, "test")
         same_count(len(output), truth, "test", "test images")
         predicted = output.argmax(1)
         return dict(
@@ -261,7 +261,7 @@ class FewShotProblem(Problem):
     @classmethod
     def from_features(
         cls,
-        classnames: list[str],  # K names
+        class_names: list[str],  # K names
         text: ArrayLike,  # (K, D) text features
         train: tuple | None = None,  # (x, y): x (N, D) or (R, N, D), y (N,)
         val: tuple | None = None,  # (x, y), or None: `tune` then holds out shots
@@ -270,14 +270,14 @@ class FewShotProblem(Problem):
         logit_scale: float = 100.0,  # CLIP's exp(logit_scale)
     ) -> "FewShotProblem":
         "Build a problem from feature arrays; rows need not be normalised."
-        classnames = check_classnames(classnames)
+        class_names = check_class_names(class_names)
         logit_scale = _check_scale(logit_scale)
-        rows = _text_rows(text, "text", classnames)
+        rows = _text_rows(text, "text", class_names)
         negative = None
         if text_neg is not None:
-            negative = _text_rows(text_neg, "text_neg", classnames, rows.shape[1])
+            negative = _text_rows(text_neg, "text_neg", class_names, rows.shape[1])
         given = dict(train=train, val=val, test=test)
-        pairs = {s: _pair(pair, s, classnames, rows.shape[1]) for s, pair in given.items()}
+        pairs = {s: _pair(pair, s, class_names, rows.shape[1]) for s, pair in given.items()}
         texts = dict(text=(text, rows), text_neg=(text_neg, negative))
         key = _features_key(texts, given, pairs, logit_scale)
         unit = unit_rows(rows)
@@ -296,7 +296,7 @@ class FewShotProblem(Problem):
             arrays["train"] = arrays["views"].mean(0)
         labels = {s: y for s, (_, y) in pairs.items()}
         provenance = dict(source="features", content=key)
-        return cls(classnames, Features(**arrays), labels, logit_scale, provenance=provenance)
+        return cls(class_names, Features(**arrays), labels, logit_scale, provenance=provenance)
 
     @classmethod
     def from_bundle(
@@ -306,9 +306,9 @@ class FewShotProblem(Problem):
     ) -> "FewShotProblem":
         "Build a problem from a folder of features."
         logit_scale = convert(logit_scale, Positive, "logit_scale")
-        classnames, arrays = read_bundle(folder)
+        class_names, arrays = read_bundle(folder)
         try:
-            return cls.from_features(classnames, logit_scale=logit_scale, **arrays)
+            return cls.from_features(class_names, logit_scale=logit_scale, **arrays)
         except ValueError as e:
             reason = " ".join(str(e).split())
             path = shown_path(Path(folder) / "features.safetensors")

@@ -173,10 +173,10 @@ def unit_rows(
     return F.normalize(x, dim=-1)
 
 # %% ../../nbs/04_problems/00_features.ipynb #4a967727
-def _named_labels(y: np.ndarray, classnames: list[str], name: str) -> np.ndarray:
+def _named_labels(y: np.ndarray, class_names: list[str], name: str) -> np.ndarray:
     "Return the positions of the class names in `y`."
     position = {}
-    for k, class_name in enumerate(classnames):
+    for k, class_name in enumerate(class_names):
         position.setdefault(class_name, []).append(k)
     found = []
     for row, label in enumerate(y.tolist()):
@@ -235,11 +235,11 @@ def _whole_numbers(y: np.ndarray, name: str) -> np.ndarray:
 # %% ../../nbs/04_problems/00_features.ipynb #0c099f03
 def as_labels(
     y: ArrayLike,  # (N,) or (N, 1) whole numbers, (N,) class names, or (N, K) one-hot rows
-    classnames: list[str],  # K names
+    class_names: list[str],  # K names
     name: str,  # of the split, for the message
 ) -> torch.Tensor:  # (N,) int64
     "Return labels as a tensor; raise ValueError for those that are not classes 0 .. K-1."
-    K = len(classnames)
+    K = len(class_names)
     array = _array(y, f"{name} labels")
     if array.dtype.kind in "OSU" and array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
@@ -247,7 +247,7 @@ def as_labels(
         numeric = all(
             isinstance(v, (int, float, np.number)) and not isinstance(v, bool) for v in array
         )
-        array = array.astype(np.float64) if numeric else _named_labels(array, classnames, name)
+        array = array.astype(np.float64) if numeric else _named_labels(array, class_names, name)
     array = _whole_numbers(_one_column(array, K, name), name)
     if len(array):
         low, high = int(array.min()), int(array.max())
@@ -332,7 +332,7 @@ def read_bundle(
 ) -> tuple[list[str], dict]:  # class names; arguments of `from_features`
     "Read a bundle of features; raise RecordError that names file and array."
     listed, path = Path(folder) / "classnames.json", Path(folder) / "features.safetensors"
-    classnames = validate(read_json(listed), Annotated[list[str], Field(min_length=1)], listed)
+    class_names = validate(read_json(listed), Annotated[list[str], Field(min_length=1)], listed)
     arrays, _ = read_tensors(path)
     place = shown_path(path)
     if "text" not in arrays:
@@ -354,4 +354,4 @@ def read_bundle(
         some = ", ".join(repr(shown_path(name)) for name in sorted(arrays)[:3])
         message = f"{place}: {len(arrays)} arrays of other names are left out: {some}"
         warnings.warn(message, stacklevel=2)
-    return classnames, found
+    return class_names, found

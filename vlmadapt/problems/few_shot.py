@@ -103,10 +103,10 @@ def _encode_prompts(backbone, prompts, truncate=False):
 # %% ../../nbs/04_problems/07_few_shot.ipynb #3b3db2a1
 def _text_features(dataset, backbone, class_prompts, text_pool, truncate):
     "Return sources of the text features: every prompt, pooled prompts, negative prompts."
-    K = len(dataset.classnames)
+    K = len(dataset.class_names)
     prompts = [prompt for own in class_prompts for prompt in own]
     owner = torch.tensor([k for k, own in enumerate(class_prompts) for _ in own])
-    negative = [prompt for (prompt,) in fill(dataset.classnames, [NEGATIVE])]
+    negative = [prompt for (prompt,) in fill(dataset.class_names, [NEGATIVE])]
 
     @functools.cache
     def raw():
@@ -139,7 +139,7 @@ def _warn_of_small_classes(dataset, counts, shots):
         return
     least = min(small, key=lambda k: counts[k])
     problem = (
-        f"{dataset.name}: {shots} shots requested, but class {dataset.classnames[least]!r} "
+        f"{dataset.name}: {shots} shots requested, but class {dataset.class_names[least]!r} "
         f"has {int(counts[least])} train images"
     )
     if len(small) == len(counts):
@@ -160,7 +160,7 @@ def _few_shot_images(dataset, shots, seed):
             raise ValueError(f"{dataset.name} has neither train nor test images")
         return {"test": splits["test"]}
     train, val = splits["train"], splits.get("val")
-    counts = torch.bincount(train.labels, minlength=len(dataset.classnames))
+    counts = torch.bincount(train.labels, minlength=len(dataset.class_names))
     _warn_of_small_classes(dataset, counts, shots)
     val_labels = None if val is None else val.labels
     support, validation = few_shot_indices(train.labels, val_labels, shots, seed)
@@ -190,7 +190,7 @@ def _with_labels(dataset):
     splits = {}
     for split, images in dataset.splits.items():
         if split != "test" and images is not None:
-            y = as_labels(images.labels, dataset.classnames, f"{dataset.name} {split}")
+            y = as_labels(images.labels, dataset.class_names, f"{dataset.name} {split}")
             images = images if y is images.labels else replace(images, labels=y)
         splits[split] = images
     return replace(dataset, splits=splits)
@@ -208,7 +208,7 @@ def images_of(
 # %% ../../nbs/04_problems/07_few_shot.ipynb #8e76f8ee
 def _part_of(dataset, images, part):
     "Return the dataset and its drawn images with a part of the classes."
-    classes = part_of_classes(part, len(dataset.classnames))
+    classes = part_of_classes(part, len(dataset.class_names))
     if part == "all":
         return dataset, images
     if not classes:
@@ -217,13 +217,13 @@ def _part_of(dataset, images, part):
     def reduced(splits):
         found = {}
         for split, x in splits.items():
-            y = as_labels(x.labels, dataset.classnames, f"{dataset.name} {split}")
+            y = as_labels(x.labels, dataset.class_names, f"{dataset.name} {split}")
             found[split] = images_of(replace(x, labels=y), classes)
         return _not_empty(found)
 
-    names = [dataset.classnames[k] for k in classes]
+    names = [dataset.class_names[k] for k in classes]
     splits = reduced(_not_empty(dataset.splits))
-    return replace(dataset, classnames=names, splits=splits), reduced(images)
+    return replace(dataset, class_names=names, splits=splits), reduced(images)
 
 # %% ../../nbs/04_problems/07_few_shot.ipynb #5e3bb78f
 def _split_hash(dataset):
@@ -240,7 +240,7 @@ def _split_hash(dataset):
         elif isinstance(labels, np.ndarray) and labels.dtype.kind not in "biuf":
             labels = labels.tolist()
         parts[split] = [names, labels]
-    return content_key(classnames=list(dataset.classnames), **parts)
+    return content_key(classnames=list(dataset.class_names), **parts)
 
 
 def _backbone_provenance(backbone, flip):
@@ -286,7 +286,7 @@ def few_shot(
     dataset, images = _part_of(source, _few_shot_images(source, shots, seed), part)
     if "test" in images:
         images["test"] = replace(images["test"], labels=SealedLabels(images["test"].labels))
-    own_prompts = class_prompts(dataset, prompts, source.classnames)
+    own_prompts = class_prompts(dataset, prompts, source.class_names)
     text = _text_features(dataset, backbone, own_prompts, text_pool, truncate)
     features = Features(**text, **_image_features(dataset, backbone, images, views, seed))
     provenance = dict(
@@ -307,7 +307,7 @@ def few_shot(
     labels = {split: x.labels for split, x in images.items()}
     scale = backbone.logit_scale
     return FewShotProblem(
-        dataset.classnames, features, labels, scale, backbone, images, provenance, dataset.flip
+        dataset.class_names, features, labels, scale, backbone, images, provenance, dataset.flip
     )
 
 # %% ../../nbs/04_problems/07_few_shot.ipynb #46932e7b

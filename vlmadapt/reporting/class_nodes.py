@@ -64,7 +64,7 @@ def node_map(
         init="pca",
         random_state=view.seed,
     ).fit_transform(points)
-    return node_maps(layout[:K], layout[K : 2 * K], layout[2 * K :], view.labels, view.classnames)
+    return node_maps(layout[:K], layout[K : 2 * K], layout[2 * K :], view.labels, view.class_names)
 
 # %% ../../nbs/08_reporting/10_class_nodes.ipynb #aebf6a7d
 RELATION_COLORS = {
@@ -100,7 +100,7 @@ def class_edges(
 ) -> pd.DataFrame:  # relation, source and destination type, sender, weight
     "Return the strongest messages that reach the nodes of a class."
     nodes = graph_nodes(problem, RELATIONS)
-    positions = {name: i for i, name in enumerate(problem.classnames)}
+    positions = {name: i for i, name in enumerate(problem.class_names)}
     k = choose(classname, positions, "class")
     records = []
     for relation, (source, destination) in RELATIONS.items():
@@ -109,7 +109,7 @@ def class_edges(
         if weights[k] and k not in senders:
             senders.append(k)
         for j in senders:
-            names = {"src": source, "dst": destination, "sender": problem.classnames[j]}
+            names = {"src": source, "dst": destination, "sender": problem.class_names[j]}
             records.append({"relation": relation, **names, "weight": float(weights[j])})
     return pd.DataFrame(records)
 

@@ -106,7 +106,7 @@ def picture(
     """
     if not methods:
         raise ValueError("choose a method")
-    classname = classname or view.classnames[0]
+    classname = classname or view.class_names[0]
     choice = Choice(view, list(methods), shots, classname, image, p, mu)
     made = choose(name, PICTURES, "picture")(choice)
     if isinstance(made, Figure):
@@ -127,7 +127,7 @@ def _controls(dataset, backbone) -> dict[str, Any]:
     backbones = sorted({"mini", "mini-rn", backbone})
     methods = [name for name, method in METHODS.classifiers().items() if not method.reads_images()]
     shown = ("ZeroShot", "TaskRes", "HeGraphAdapter")
-    classes = load_dataset(dataset).classnames
+    classes = load_dataset(dataset).class_names
     slider = {"continuous_update": False, "style": {"description_width": "initial"}}
     return {
         "picture": W.Dropdown(options=list(PICTURES), description="picture"),
@@ -181,7 +181,7 @@ class Explorer:
         self.busy = True  # new classes change the value of another control
         try:
             if change.owner is self.controls["dataset"]:
-                self.controls["classname"].options = load_dataset(change.new).classnames
+                self.controls["classname"].options = load_dataset(change.new).class_names
             self.show_controls()
         finally:
             self.busy = False

@@ -147,13 +147,13 @@ def cost_plot(
     return fig
 
 # %% ../../nbs/08_reporting/04_plots.ipynb #a02b4da3
-def _draw_map(ax, nodes, images, labels, classnames, colors):
+def _draw_map(ax, nodes, images, labels, class_names, colors):
     image_colors = [colors[k] for k in labels]
     ax.scatter(*images.T, s=8, c=image_colors, alpha=0.4, lw=0)
     outline = {"edgecolor": "black", "linewidth": 0.6}
     ax.scatter(*nodes.T, s=34, c=colors[: len(nodes)], marker="D", zorder=4, **outline)
     text = {"xytext": (3.5, 2.5), "textcoords": "offset points", "fontsize": 5.5, "zorder": 5}
-    for position, name in zip(nodes, classnames, strict=True):
+    for position, name in zip(nodes, class_names, strict=True):
         ax.annotate(escape_figure(name), tuple(position), color="#222222", **text)
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
@@ -165,18 +165,18 @@ def node_maps(
     after: ArrayLike,  # (K, 2) class nodes after training
     images: ArrayLike,  # (N, 2) images
     labels: ArrayLike,  # (N,) the class of each image
-    classnames: list[str],  # K names
+    class_names: list[str],  # K names
     width: float = 7.2,  # inches
 ) -> Figure:
     "Draw class nodes before and after training among images, side by side."
-    colors = sns.color_palette("husl", len(classnames))
+    colors = sns.color_palette("husl", len(class_names))
     size = (width, width * 0.47)
     with page_style():
         fig, axes = plt.subplots(1, 2, figsize=size, sharex=True, sharey=True, layout="constrained")
         maps = {"before": before, "after": after}
         for ax, (title, nodes) in zip(axes, maps.items(), strict=True):
             points = np.asarray(images)
-            _draw_map(ax, np.asarray(nodes), points, np.asarray(labels), classnames, colors)
+            _draw_map(ax, np.asarray(nodes), points, np.asarray(labels), class_names, colors)
             ax.set_title(title)
     return fig
 

@@ -58,7 +58,7 @@ class View:
             raise ValueError(f"{self.dataset.name} has no validation images to look at")
         self.images = images
         self.labels = torch.as_tensor(self.images.labels)
-        self.classnames = self.dataset.classnames
+        self.class_names = self.dataset.class_names
         self._problems: dict[int, FewShotProblem] = {}
         self._fitted: dict[tuple[str, int], Method] = {}
         self._scores: dict[tuple[str, int], torch.Tensor] = {}
@@ -174,9 +174,9 @@ def confusion_map(
     width: float = 3.8,  # inches
 ) -> Figure:
     "Draw the classes that `method` confuses most as a map."
-    M = confusion(view.labels, view.predicted(method, shots), len(view.classnames))
+    M = confusion(view.labels, view.predicted(method, shots), len(view.class_names))
     at = most_confused(M, most)
-    names = [escape_figure(view.classnames[k]) for k in at]
+    names = [escape_figure(view.class_names[k]) for k in at]
     shares = M[at][:, at].numpy()
     with page_style():
         fig, ax = plt.subplots(figsize=(width, width * 0.86), layout="constrained")
@@ -198,7 +198,7 @@ def confused_pairs(
     most: int = 6,  # pairs to list
 ) -> pd.DataFrame:  # true and predicted class, percent, cosine of the texts and its percentile
     "List the largest confusions, with how similar the classes' texts are."
-    K = len(view.classnames)
+    K = len(view.class_names)
     M = confusion(view.labels, view.predicted(method, shots), K)
     text = view.problem(shots).features.text
     cosine = text @ text.T
@@ -208,8 +208,8 @@ def confused_pairs(
         if M[i, j] > 0:
             records.append(
                 {
-                    "true class": view.classnames[i],
-                    "predicted class": view.classnames[j],
+                    "true class": view.class_names[i],
+                    "predicted class": view.class_names[j],
                     "% of the class": 100 * float(M[i, j]),
                     "cosine of texts": float(cosine[i, j]),
                     "closer than % of pairs": 100 * float((others < cosine[i, j]).double().mean()),
@@ -250,8 +250,8 @@ def mistake_grid(
             ax.axis("off")
         for mistake, ax in zip(found, axes.flat, strict=False):
             ax.imshow(view.images[mistake["position"]])
-            predicted = view.classnames[mistake["predicted"]]
-            label = view.classnames[mistake["label"]]
+            predicted = view.class_names[mistake["predicted"]]
+            label = view.class_names[mistake["label"]]
             title = f"{predicted} {100 * mistake['probability']:.0f} %\nis {label}"
             ax.set_title(escape_figure(title), fontsize=6.5)
         what = "most confident mistakes" if found else "no mistake"

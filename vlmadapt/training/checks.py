@@ -46,7 +46,7 @@ def _check_backbones(method, problem):
 
 def _check_class_names(method, problem):
     "Refuse to fit on other classes, or on the same in another order."
-    own, other = method.classnames, problem.classnames
+    own, other = method.class_names, problem.class_names
     if own == other:
         return
     name = type(method).__name__

@@ -65,7 +65,7 @@ def hold_out(
         support = problem.images("train")
         images = dict(train=support.subset(rest), val=support.subset(aside))
     return FewShotProblem(
-        problem.classnames,
+        problem.class_names,
         Features(**sources),
         dict(train=y[rest], val=y[aside]),
         problem.logit_scale,
@@ -114,7 +114,7 @@ def _chunk_size(method, grid, rows):
     "Return how many values of the first axis are computed at once."
     first, *others = grid.values()
     inner = math.prod(len(values) for values in others)
-    return max(1, SWEEP_LIMIT // (rows * max(method.largest(), len(method.classnames) * inner)))
+    return max(1, SWEEP_LIMIT // (rows * max(method.largest(), len(method.class_names) * inner)))
 
 
 def _sweep_grid(method, grid, x, y):
