@@ -10,7 +10,7 @@ __all__ = ['Loader', 'BACKBONES', 'Backbone', 'BackboneSpec', 'register_backbone
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -241,16 +241,22 @@ def register_backbone(
     name: str,  # of the backbone; with * at the end, the beginning of a family of names
     backbone: BackboneSpec | Loader | None = None,  # default: the function that is decorated
     replace: bool = False,  # may it take the place of another of this name?
-) -> Any:  # `backbone`, or a decorator
+) -> Callable | None:  # a decorator, where `backbone` is left out
     """Let `load_backbone` load a backbone by `name`; usable as a decorator of its loader.
 
     A loader is called with the name, `device` and `precision`, and returns a `Backbone`.
     """
     if backbone is None:
-        return partial(register_backbone, name, replace=replace)
+
+        def decorate(loader):
+            register_backbone(name, loader, replace)
+            return loader
+
+        return decorate
     if not (isinstance(backbone, BackboneSpec | str) or callable(backbone)):
         raise ValueError(f"{name}: a BackboneSpec or a function is needed, got {backbone!r:.60}")
-    return BACKBONES.register(name, backbone, replace)
+    BACKBONES.register(name, backbone, replace)
+    return None
 
 
 def list_backbones(
