@@ -21,7 +21,7 @@ from vlmadapt.grid import memory
 from vlmadapt.methods import METHODS
 from vlmadapt.mini import models as mini_models
 from vlmadapt.models import backbones, pretrained
-from vlmadapt.models.backbones import Backbone, load_backbone
+from vlmadapt.models.backbones import Backbone, backbone_spec, load_backbone
 from vlmadapt.models.devices import check_device, default_precision
 from vlmadapt.models.open_clip_import import import_open_clip
 from vlmadapt.models.pretrained import from_hub
@@ -606,13 +606,13 @@ def test_no_network(monkeypatch, tmp_path, name, offline, part):
 
 
 def test_cache_before_network(monkeypatch):
-    monkeypatch.setattr(pretrained, "hub_reachable", lambda: pytest.fail("asked the network"))
+    monkeypatch.setattr(pretrained, "hub_problem", lambda path: pytest.fail("asked the network"))
     monkeypatch.setattr(pretrained.huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     assert from_hub(pretrained.huggingface_hub.is_offline_mode, "state") is True
 
 
 def test_network_where_the_cache_has_nothing(monkeypatch):
-    monkeypatch.setattr(pretrained, "hub_reachable", lambda: True)
+    monkeypatch.setattr(pretrained, "hub_problem", lambda path: "")
     monkeypatch.setattr(pretrained.huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     missing = pretrained.huggingface_hub.errors.LocalEntryNotFoundError
 
@@ -659,7 +659,7 @@ def test_apple_device_takes_no_cuda_settings(monkeypatch):
     made = {}
     monkeypatch.setattr(backbones, "_load", lambda *arguments: made.update(arguments=arguments))
     load_backbone("mini", device=torch.device("mps"))
-    assert made["arguments"] == ("mini", "mps", "fp32", False, False, None)
+    assert made["arguments"] == (backbone_spec("mini"), "mini", "mps", "fp32", False, False, None)
 
 
 @pytest.mark.parametrize("precision, most", [("fp16", 0.01), ("bf16", 0.08)])

@@ -16,7 +16,7 @@ from ..data.splits import PARTS
 from ..data.tasks import TaskSpec, register_task
 from . import data
 from .tasks import MINI_TASKS, draw_task
-from ..models.backbones import BACKBONES, BackboneSpec
+from ..models.backbones import BackboneSpec, list_backbones, register_backbone
 
 # %% ../../nbs/03_mini/17_plugin.ipynb #6af5b52f
 def load_mini(
@@ -55,4 +55,5 @@ for _name, _task in MINI_TASKS.items():
 # %% ../../nbs/03_mini/17_plugin.ipynb #a314e19e
 for _name in ("mini", "mini-rn"):
     _backbone = BackboneSpec(_name, build="vlmadapt.mini.models:build")
-    BACKBONES.register(_name, _backbone, replace=True)
+    register_backbone(_name, _backbone, replace=True)
+register_backbone("blip-tiny", "vlmadapt.mini.blip:load_tiny_blip", replace=True)

@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..core.seeding import stream
 from ..core.texts import shortened
-from .blocks import at_least_single
+from .blocks import at_least_single, block_forward, causal_mask, key_values
 from .decoding import END, PAD, START, all_logits, pad_rows, text_states, text_tokens
 
 # %% ../../nbs/02_models/19_answer_losses.ipynb #4bf5cd3a
@@ -123,9 +123,10 @@ def decoder_states(
     "Compute the decoder's states before the matrix that turns them into logits."
     decoder = model.text_decoder
     x = text_states(model, tokens)
-    mask = decoder.attn_mask[: x.shape[1], : x.shape[1]]
+    mask = causal_mask(x.shape[1], device=x.device)
     for block, cross in zip(decoder.resblocks, decoder.cross_attn, strict=True):
-        x = cross(block(x, attn_mask=mask), k_x=patches, v_x=patches)
+        x = block_forward(block, x, mask=mask)
+        x = block_forward(cross, x, memory=key_values(cross.attn, cross.ln_1_kv(patches)))
     return decoder.ln_final(x)
 
 

@@ -18,6 +18,7 @@ from .backbones import Backbone
 from .blip_model import Blip, BlipTokenizer, import_blip
 from .devices import PRECISIONS, check_device, default_device, default_precision
 from .open_clip_import import import_open_clip
+from .pretrained import from_hub
 
 # %% ../../nbs/02_models/22_blip.ipynb #39eb30dc
 BASE = dict(text=dict(num_attention_heads=12), vision=dict(image_size=384))
@@ -50,14 +51,16 @@ def fetch_blip(
     "Load a pretrained BLIP; refuse other architectures."
     transformers = import_blip()
     try:
-        values = transformers.PretrainedConfig.get_config_dict(name)[0]
-    except OSError:
-        values = {}
-    if not values:
-        raise FileNotFoundError(
-            f"{name}: no BLIP there and none in the local cache; "
-            f"with network, fetch it once by `hf download {name}`"
+        values = from_hub(
+            lambda: transformers.PretrainedConfig.get_config_dict(name)[0],
+            f"{name}: no BLIP there",
+            f"{name}/resolve/main/config.json",
+            "give a local folder",
         )
+    except ValueError as e:
+        raise FileNotFoundError(str(e)) from None
+    if not values:
+        raise FileNotFoundError(f"{name}: no BLIP there")
     if values.get("model_type") != "blip":
         kind = values.get("model_type")
         raise ValueError(f"{name}: a model of type {kind!r} cannot be adapted; it has to be 'blip'")
