@@ -12,7 +12,7 @@ import os
 import string
 import unicodedata
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -274,9 +274,11 @@ def _chosen_descriptions(dataset, prompts, descriptions):
     if is_file:
         descriptions = prompts
     if isinstance(descriptions, (str, os.PathLike)):
-        return read_descriptions(descriptions), shown_path(descriptions)
+        path = Path(descriptions)
+        return read_descriptions(path), shown_path(path)
     if descriptions is not None:
-        return descriptions, "descriptions"
+        given = dict(descriptions) if isinstance(descriptions, Mapping) else descriptions
+        return given, "descriptions"
     if prompts == "descriptions":
         return dataset.descriptions or {}, f"dataset {dataset.name}"
     return None, ""
@@ -286,7 +288,7 @@ def class_prompts(
     dataset: Dataset,  # names, templates and perhaps descriptions
     prompts: str | Path = "template",  # one of `PROMPTS`, or a JSON file of descriptions
     others: Iterable[str] = (),  # further classes that may be described
-    template: str | Iterable[str] | None = None,  # in place of the dataset's; [] for none
+    template: str | Sequence[str] | None = None,  # in place of the dataset's; [] for none
     descriptions: Mapping | str | Path | None = None,  # a dict, or a JSON file
 ) -> list[list[str]]:  # K lists of class prompts
     "Make the prompts of each class: filled templates, followed by descriptions."
