@@ -40,6 +40,8 @@ def _array(
     try:
         return np.asarray(x)
     except ValueError:
+        if not isinstance(x, (list, tuple)):
+            raise  # from labels that are read now
         raise ValueError(f"{name}: the rows have unequal lengths") from None
 
 
