@@ -71,7 +71,7 @@ def _draw(found, class_names, shots, seed, whole_val, indices, place):
     "Replace train and val by what is drawn from them."
     if "train" not in found:
         raise RecordError(f"{place}: no array 'train_x', from which {shots} shots could be drawn")
-    labels = {split: found[split][1] if split in found else None for split in ("train", "val")}
+    labels: dict[str, Any] = dict(train=found["train"][1], val=found.get("val", (None, None))[1])
     for split in labels:
         if split in found:
             _check_pair(found[split], split, len(class_names), place)

@@ -174,7 +174,7 @@ def _prompt_rows(x, class_names, width):
     return every
 
 
-def _texts(class_names, text, text_neg, text_all):
+def _texts(class_names, text, text_neg, text_all) -> dict[str, tuple]:
     "Return each array of text features as it was given and as a tensor, None where there is none."
     rows = _text_rows(text, "text", class_names)
     width = rows.shape[1]
