@@ -212,6 +212,7 @@ DATASETS: Registry[DatasetSpec] = Registry(
     "dataset",
     {name: benchmark_spec(name, row) for name, row in BENCHMARKS.items()},
     plugins=["vlmadapt.mini.plugin"],
+    entry_points="vlmadapt.datasets",
 )
 
 # %% ../../nbs/01_data/04_datasets.ipynb #3cdd65d3

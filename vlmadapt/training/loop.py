@@ -21,6 +21,7 @@ from ..core.values import NonNegativeInteger, convert
 from ..methods.base import Method
 from ..methods.hyper_parameters import hyper_parameter
 from ..problems.base import Problem
+from ..problems.batches import Batch
 from .checks import check_fittable, check_partners, check_trainable, is_trained
 
 # %% ../../nbs/06_training/01_loop.ipynb #18c8ee40
@@ -130,7 +131,7 @@ def _support_scores(method, problem, seed):
         return None
     if method.runs_tower():
         x = next(iter(x.split(method.hyper_parameters.get("batch_size", 32))))
-    return method.scores(x)
+    return method.scores(Batch(x))
 
 
 @torch.no_grad()
