@@ -137,13 +137,18 @@ class MethodRegistry(Mapping[str, Any]):
     def entry(
         self,
         name: str,  # of a method, or "package.module:Class"
+        kind: Kind | None = None,  # where one name stands for methods of two kinds
     ) -> RegisteredMethod:
         "Return what is known of a method without importing it; raise ValueError for another name."
         entries = self._entries()
+        if kind is not None:
+            choose(kind, dict.fromkeys(get_args(Kind)), "kind of method")
+            table = self._generation if kind == "generation" else self._classification
+            entries = {own: entry for own, entry in table.items() if entry.kind == kind}
         if name not in entries and isinstance(name, str) and ":" in name:
             cls = check_subclass(class_named(name), name)
             return RegisteredMethod(cls.__name__, kind_of(cls), cls)
-        return choose(name, entries, "method")
+        return choose(name, entries, "method" if kind is None else f"method of kind {kind}")
 
     def find(
         self,
