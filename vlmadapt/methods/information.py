@@ -77,8 +77,8 @@ class MethodInfo:
     summary: str  # first line of its docstring
     cls: type[HyperParameters]
     needs: tuple[str, ...]  # of a problem
-    training_free: bool  # with its default hyper-parameters
-    validation_free: bool  # are there no hyper-parameters to choose?
+    training_free: bool  # no gradient descent with its default hyper-parameters
+    validation_free: bool  # no hyper-parameters that `tune` chooses on validation data
     hyper_parameters: pd.DataFrame  # see `hyper_parameters_of`
     paper: str = ""
     arxiv: str = ""
@@ -115,7 +115,7 @@ def information(
         cls=cls,
         needs=tuple(sorted(cls.needs)),
         training_free=_trains_nothing(cls),
-        validation_free=not (cls.space or cls.posthoc),
+        validation_free=all(len(v) < 2 for v in (*cls.space.values(), *cls.posthoc.values())),
         hyper_parameters=hyper_parameters_of(cls),
         **references,
     )

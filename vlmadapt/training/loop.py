@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from tqdm.auto import tqdm
 
 from ..core.registry import choose
 from ..core.values import NonNegativeInteger, convert
+from ..core.verbosity import progress_bar
 from ..methods.base import Method
 from ..methods.hyper_parameters import hyper_parameter
 from ..problems.base import Problem
@@ -209,9 +209,7 @@ def train(
     optimizer = make_optimizer([method])
     schedule = make_schedule(optimizer, recipe["schedule"], recipe["epochs"], steps)
     name = type(method).__name__
-    for epoch in tqdm(
-        range(recipe["epochs"]), desc=name, delay=3, leave=False, disable=not progress
-    ):
+    for epoch in progress_bar(range(recipe["epochs"]), desc=name, disable=not progress):
         total, lr = torch.zeros(()), 0.0
         for batch in batches:
             method.zero_grad()
