@@ -21,7 +21,6 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-
 from ..core.files import DISK_ERRORS, LONGEST_NAME, CannotWrite
 from ..core.verbosity import progress_bar
 from vlmadapt.data.storage import (

@@ -17,8 +17,14 @@ from ..core.records import RecordError
 from ..core.tensors import load_arrays, save_arrays
 from ..core.texts import one_line, shown_path
 from ..core.values import plain
-from .cards import KEPT_ENTRIES, ClassifierCard, check_backbone, check_card
-from .cards import card_backbone
+from vlmadapt.methods.cards import (
+    KEPT_ENTRIES,
+    ClassifierCard,
+    card_backbone,
+    check_backbone,
+    check_card,
+)
+
 from ..models.backbones import Backbone, load_backbone
 
 # %% ../../nbs/05_methods/05_storage.ipynb #5dc53455

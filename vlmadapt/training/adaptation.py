@@ -9,9 +9,9 @@ __all__ = ['DEFAULT_METHODS', 'adapt']
 from collections.abc import Iterable
 from typing import Any
 
-from ..core.verbosity import LOGGER
 from ..core.values import plain
-from ..methods import method_class
+from ..core.verbosity import LOGGER
+from ..methods import resolve_method
 from ..methods.base import Method
 from ..problems.base import Problem
 from .checks import check_problem
@@ -60,7 +60,7 @@ def adapt(
     the kind of problem is taken, see `DEFAULT_METHODS`.
     """
     check_problem(problem, "adapt")
-    cls = method_class(DEFAULT_METHODS[problem.kind] if method is None else method, problem)
+    cls = resolve_method(DEFAULT_METHODS[problem.kind] if method is None else method, problem)
     tuned = tune(cls, problem, trials, fixed, space, seed)
     _report(cls.__name__, problem, tuned, trials)
     fitted = tuned.method
