@@ -37,7 +37,10 @@ class _StandardError(logging.Handler):
 # %% ../../nbs/00_core/11_verbosity.ipynb #a2b2130a
 def verbosity() -> Verbosity:
     "Return what is shown: 'quiet', 'normal' or 'debug'."
-    return next((name for name, level in LEVELS.items() if level == LOGGER.level), "normal")
+    for name, level in LEVELS.items():
+        if level == LOGGER.level:
+            return name
+    return "normal"
 
 
 def set_verbosity(

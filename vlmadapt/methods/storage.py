@@ -24,7 +24,6 @@ from vlmadapt.methods.cards import (
     check_backbone,
     check_card,
 )
-
 from ..models.backbones import Backbone, load_backbone
 
 # %% ../../nbs/05_methods/05_storage.ipynb #5dc53455

@@ -25,7 +25,11 @@ from .cache import cache_root
 
 # %% ../../nbs/04_problems/30_cache_contents.ipynb #5633214e
 StoredKind = Literal["features", "large features", "unfinished"]
-_NAMES = {".safetensors": "features", ".npy": "large features", ".npy.json": "large features"}
+_NAMES: dict[str, StoredKind] = {
+    ".safetensors": "features",
+    ".npy": "large features",
+    ".npy.json": "large features",
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class _StoredFile:
     modified: float  # seconds since 1970
 
 
-def _kind_of(path):
+def _kind_of(path: Path) -> tuple[StoredKind, str] | None:
     "Return the kind and the key of a path below the cache's features, or None for another file."
     key, dot, ending = path.name.partition(".")
     if path.parent.suffix == ".shards":
@@ -113,9 +117,8 @@ class CacheInfo:
     def __repr__(self) -> str:
         lines = [f"{self.folder}: {self.files} files, {_readable_size(self.bytes)}"]
         width = max(map(len, get_args(StoredKind)))
-        for kind, row in self.table.iterrows():
-            size = _readable_size(row["bytes"])
-            lines.append(f"  {kind:<{width}}  {row['files']:>6} files  {size:>9}")
+        for kind, files, size in self.table.itertuples():
+            lines.append(f"  {kind:<{width}}  {files:>6} files  {_readable_size(size):>9}")
         return "\n".join(lines)
 
 
