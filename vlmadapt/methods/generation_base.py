@@ -16,7 +16,14 @@ from ..core.records import RecordError
 from ..core.tensors import load_arrays, save_arrays
 from ..core.texts import one_line, shown_path
 from .base import Method
-from .cards import KEPT_ENTRIES, Card, card_backbone, check_backbone, check_card
+from vlmadapt.methods.cards import (
+    KEPT_ENTRIES,
+    Card,
+    card_backbone,
+    check_backbone,
+    check_card,
+    class_entries,
+)
 from .inputs import OpenedPixels, as_inputs
 from ..models.adapted_models import adapter_parameters, parameter_groups
 from ..models.answer_losses import answer_losses
@@ -137,7 +144,7 @@ class GenerationMethod(Method):
         "Store the trained parameters, with the key of the backbone that they belong to."
         made = dict(
             method=self.name,
-            module=type(self).__module__,
+            **class_entries(type(self)),
             hyper_parameters=self.hyper_parameters,
             classnames=self.candidates,
             notes={**self.card.get("notes", {}), **notes},

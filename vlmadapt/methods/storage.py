@@ -23,6 +23,7 @@ from vlmadapt.methods.cards import (
     card_backbone,
     check_backbone,
     check_card,
+    class_entries,
 )
 from ..models.backbones import Backbone, load_backbone
 
@@ -35,7 +36,7 @@ def store(
     "Store a method as one safetensors file."
     entries = {
         "method": type(method).__name__,
-        "module": type(method).__module__,
+        **class_entries(type(method)),
         "trained": [name for name, _ in method.named_parameters()],
         "hyper_parameters": method.hyper_parameters,
         "classnames": method.class_names,
