@@ -19,9 +19,9 @@ import vlmadapt
 from vlmadapt.grid import cluster as ray_cluster
 from vlmadapt.grid import kernels, runner, runs
 from vlmadapt.grid.cluster import cluster
-from vlmadapt.grid.command import redo, vlmadapt_grid
+from vlmadapt.grid.command import redo
 from vlmadapt.grid.params import read_runs
-from vlmadapt.grid.report import report_of, vlmadapt_report
+from vlmadapt.grid.report import report_of
 from vlmadapt.grid.results import read_run
 from vlmadapt.grid.runs import execute
 from vlmadapt.grid.signals import STOPPED

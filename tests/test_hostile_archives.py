@@ -37,7 +37,6 @@ from vlmadapt.core.hashing import content_key
 from vlmadapt.data import archives, preparation, transfers
 from vlmadapt.data.archives import unpack
 from vlmadapt.data.benchmarks import BENCHMARKS, Source
-from vlmadapt.data.downloads import vlmadapt_data
 from vlmadapt.data.fetch import read_pins
 from vlmadapt.data.layout import lacks, missing_parts
 from vlmadapt.data.preparation import prepare
@@ -105,7 +104,7 @@ def command(data, monkeypatch, capsys):
 
     def run(benchmark, *arguments):
         monkeypatch.setitem(BENCHMARKS, "dtd", benchmark)
-        code = guarded(vlmadapt_data, ["dtd", "--root", str(data), *arguments])
+        code = guarded(vlmadapt data, ["dtd", "--root", str(data), *arguments])
         return code, capsys.readouterr().err.splitlines()
 
     return run

@@ -18,7 +18,6 @@ from torch import nn
 
 from vlmadapt.core.seeding import stream
 from vlmadapt.core.values import NonNegative
-from vlmadapt.grid.command import vlmadapt_grid
 from vlmadapt.grid.entries import method_entry, result_key
 from vlmadapt.grid.params import read_runs
 from vlmadapt.grid.runs import execute
@@ -890,9 +889,9 @@ def test_files_that_are_none_are_refused_without_hanging(tmp_path):
     [
         (dict(workers=0), "--workers"),
         (dict(workers="two"), "--workers"),
-        (dict(gpus_per_run=float("nan")), "--gpus_per_run"),
-        (dict(gpus_per_run=-1), "--gpus_per_run"),
-        (dict(memory_per_run=-1), "--memory_per_run"),
+        (dict(gpus_per_run=float("nan")), "--gpus-per-run"),
+        (dict(gpus_per_run=-1), "--gpus-per-run"),
+        (dict(memory_per_run=-1), "--memory-per-run"),
     ],
 )
 def test_numbers_of_the_command_are_checked(capsys, given, told):

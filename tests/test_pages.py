@@ -36,7 +36,7 @@ from vlmadapt.core.markup import (
     safe_style,
 )
 from vlmadapt.grid.params import read_runs
-from vlmadapt.grid.report import vlmadapt_report, write_html
+from vlmadapt.grid.report import write_html
 from vlmadapt.grid.results import read_result_file, read_results, read_run, read_runs_below
 from vlmadapt.grid.runs import execute
 from vlmadapt.grid.schema import Result, to_record

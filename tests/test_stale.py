@@ -14,7 +14,7 @@ from vlmadapt.core.files import write_json
 from vlmadapt.core.hashing import content_key
 from vlmadapt.data.benchmarks import BENCHMARKS
 from vlmadapt.grid import entries, named_files, store
-from vlmadapt.grid.command import redo, vlmadapt_grid
+from vlmadapt.grid.command import redo
 from vlmadapt.grid.experiments import measure_missing
 from vlmadapt.grid.named_files import NAMED_FILES, file_contents, file_hash
 from vlmadapt.grid.params import read_runs

@@ -15,7 +15,6 @@ import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
 
-from vlmadapt.grid.command import vlmadapt_grid
 from vlmadapt.grid.entries import method_entry
 from vlmadapt.grid.params import read_runs
 from vlmadapt.reporting.published import (
