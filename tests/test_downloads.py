@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import run_command
 from hostile import IMAGES, fork, join, toy_benchmark
 
 from vlmadapt.core.files import write_json
@@ -414,7 +415,7 @@ def command(data, benchmark, monkeypatch, capsys):
     monkeypatch.setattr(transfers, "Limits", partial(Limits, **FAST))
 
     def run(*arguments):
-        code = vlmadapt_data([*arguments, "--root", str(data)])
+        code = run_command("data", *arguments, root=data)
         printed = capsys.readouterr()
         return code, printed.out + printed.err
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from conftest import run_command
 from torch import nn
 
 from vlmadapt.core.seeding import stream
@@ -742,7 +743,7 @@ def refusal_of_a_dry_run(folder, capsys, text):
     "The one line with which a dry run refuses a params file of this text."
     file = folder / "grid.yml"
     file.write_text(text)
-    assert vlmadapt_grid(str(file), dry_run=True, out=str(folder / "outputs")) == 2
+    assert run_command("grid", str(file), dry_run=True, out=str(folder / "outputs")) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{file}: ")
     return line
@@ -895,7 +896,7 @@ def test_files_that_are_none_are_refused_without_hanging(tmp_path):
     ],
 )
 def test_numbers_of_the_command_are_checked(capsys, given, told):
-    assert vlmadapt_grid(str(PARAMS / "mini.yml"), dry_run=True, **given) == 2
+    assert run_command("grid", str(PARAMS / "mini.yml"), dry_run=True, **given) == 2
     assert capsys.readouterr().err.startswith(told)
 
 

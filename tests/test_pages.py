@@ -24,6 +24,7 @@ import pandas as pd
 import pytest
 import yaml
 from browser import chromium, served
+from conftest import run_command
 from matplotlib.cbook import is_math_text
 
 from vlmadapt.core.files import CannotWrite
@@ -208,7 +209,7 @@ def test_whole_chain_in_a_browser(tmp_path, monkeypatch):
     Path("evil.yml").write_text(json.dumps(dict(experiment="few_shot", parameters=parameters)))
     for run in read_runs("evil.yml"):
         assert execute(run) is None
-    assert vlmadapt_report("evil") == 0
+    assert run_command("report", "evil") == 0
     page = tmp_path / "outputs" / "evil" / "report"
     with served(page) as address, chromium() as driver:
         driver.get(f"{address}/report.html")
