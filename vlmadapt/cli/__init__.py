@@ -12,7 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 from .. import __version__
 from .classifiers import ADAPT, EVALUATE, PREDICT
@@ -79,7 +79,7 @@ def _warning_line(message, category, filename, lineno, line=None):
 def _messages(options: argparse.Namespace) -> Iterator[None]:
     "Show warnings as one line each; with `--quiet` none of them, and no progress."
     format_before = warnings.formatwarning
-    with warnings.catch_warnings() if options.quiet else suppress():
+    with warnings.catch_warnings() if options.quiet else nullcontext():
         if options.quiet:
             warnings.simplefilter("ignore")
         warnings.formatwarning = _warning_line
