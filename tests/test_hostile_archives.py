@@ -31,10 +31,10 @@ from hostile import (
     toy_benchmark,
     toy_split,
 )
-from tqdm import tqdm
 
 from vlmadapt.core.files import CannotWrite
 from vlmadapt.core.hashing import content_key
+from vlmadapt.core.verbosity import progress_bar
 from vlmadapt.data import archives, preparation, transfers
 from vlmadapt.data.archives import unpack
 from vlmadapt.data.benchmarks import BENCHMARKS, Source
@@ -66,8 +66,8 @@ def host():
 def small_and_quiet(monkeypatch):
     "A zip bomb begins at one megabyte; no progress bars; the command has strict limits."
     monkeypatch.setattr(archives, "UNPACKED_FLOOR", 1 << 20)
-    monkeypatch.setattr(archives, "tqdm", partial(tqdm, disable=True))
-    monkeypatch.setattr(transfers, "tqdm", partial(tqdm, disable=True))
+    monkeypatch.setattr(archives, "progress_bar", partial(progress_bar, disable=True))
+    monkeypatch.setattr(transfers, "progress_bar", partial(progress_bar, disable=True))
     monkeypatch.setattr(transfers, "Limits", partial(Limits, **LIMITS))
 
 

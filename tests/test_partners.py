@@ -544,7 +544,7 @@ def zero_shot(digits):
 
 def test_features_of_every_form_are_features(zero_shot, digits):
     x = digits["mini"].features.test[:5]
-    expected = zero_shot.predict(x)
+    expected = zero_shot.scores(x)
     for given in (
         x.numpy(),
         x.tolist(),
@@ -554,17 +554,17 @@ def test_features_of_every_form_are_features(zero_shot, digits):
         x.double(),
         x.clone().requires_grad_(),
     ):
-        assert zero_shot.predict(given).equal(expected) and zero_shot.scores(given).equal(expected)
+        assert zero_shot.scores(given).equal(expected)
+        assert zero_shot.predict_proba(given).equal(expected.softmax(-1))
         table = zero_shot.predict_table(given)
-        assert table["prediction"].tolist() == [
-            zero_shot.class_names[k] for k in expected.argmax(1)
-        ]
+        names = [zero_shot.class_names[k] for k in expected.argmax(1)]
+        assert table["prediction"].tolist() == zero_shot.predict(given) == names
 
 
 def test_pictures_of_every_form_are_pictures(zero_shot, digits, tmp_path):
     images = digits["mini"].images("test")
     array = images.items[:3]
-    expected = zero_shot.predict([images[i] for i in range(3)])
+    expected = zero_shot.scores([images[i] for i in range(3)])
     paths = [tmp_path / f"{i}.png" for i in range(3)]
     for path, pixels in zip(paths, array, strict=True):
         Image.fromarray(pixels).save(path)
@@ -579,13 +579,12 @@ def test_pictures_of_every_form_are_pictures(zero_shot, digits, tmp_path):
         (p for p in paths),
         images.subset(range(3)),
     ):
-        assert zero_shot.predict(given).equal(expected)
+        assert zero_shot.scores(given).equal(expected)
     for one in (paths[0], str(paths[0]), array[0], images[0], array[:1]):
-        assert zero_shot.predict(one).shape == (1, 10)
+        assert zero_shot.scores(one).shape == (1, 10)
     grey = array[0, :, :, 0]
-    assert zero_shot.predict(grey).equal(zero_shot.predict([grey])) and zero_shot.predict(
-        grey[..., None]
-    ).equal(zero_shot.predict(grey))
+    assert zero_shot.scores(grey).equal(zero_shot.scores([grey]))
+    assert zero_shot.scores(grey[..., None]).equal(zero_shot.scores(grey))
 
 
 WIDE = np.ones((3, 96))
@@ -691,9 +690,8 @@ def test_streaming_gives_the_same_scores_to_the_bit(digits, album):
     backbone = digits["mini"].backbone
     method = fit(METHODS["TipAdapter"](digits["mini"]), digits["mini"])
     x = backbone.encode_images(images)
-    assert method.predict(good).equal(method.predict(x)) and method.scores(good).equal(
-        method.scores(x)
-    )
+    assert method.predict(good) == method.predict(x)
+    assert method.scores(good).equal(method.scores(x))
     names = method.class_names[::-1]
     assert method.scores(good, names).equal(method.scores(x, names))
 
@@ -806,11 +804,11 @@ def test_the_backbone_of_the_card_is_loaded_when_an_image_comes(stored, digits, 
     loaded = METHODS["TaskRes"].load(path)
     assert (
         loaded.backbone is None
-        and loaded.predict(x).equal(method.predict(x))
+        and loaded.scores(x).equal(method.scores(x))
         and loaded.backbone is None
     )
     assert (
-        loaded.predict(images).equal(method.predict(images))
+        loaded.scores(images).equal(method.scores(images))
         and loaded.backbone.key == digits["mini"].backbone.key
     )
 
@@ -829,7 +827,7 @@ def test_a_method_on_features_has_no_backbone_to_load(tmp_path):
     problem = features_problem()
     METHODS["GDA"](problem).save(tmp_path / "m.safetensors")
     loaded = METHODS["GDA"].load(tmp_path / "m.safetensors")
-    assert loaded.feature_width == D and loaded.predict(X).shape == (20, K)
+    assert loaded.feature_width == D and loaded.scores(X).shape == (20, K)
     assert "was fitted on features and has no backbone: give features (N, 16)" in refused(
         loaded.predict, np.zeros((8, 8, 3), np.uint8)
     )
@@ -846,7 +844,7 @@ def test_the_precision_is_that_of_the_card(tmp_path):
     for backbone in (None, "mini"):
         loaded = METHODS["TaskRes"].load(tmp_path / "m.safetensors", backbone=backbone)
         assert (
-            loaded.predict(images).equal(method.predict(images))
+            loaded.scores(images).equal(method.scores(images))
             and loaded.backbone.precision == "bf16"
         )
     told = refused(

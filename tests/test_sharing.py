@@ -63,7 +63,7 @@ images = list(np.load(folder / "images.npy"))
 for path in sorted(folder.glob("*.safetensors")):
     method_class = METHODS[read_card(path)["method"]]
     method = method_class.load(path, backbone="mini")
-    scores = method.predict(images if method_class.reads_images() else features)
+    scores = method.scores(images if method_class.reads_images() else features)
     np.save(path.with_suffix(".npy"), scores.numpy())
 print(json.dumps([name for name in ("ray", "papermill", "IPython") if name in sys.modules]))
 """
@@ -98,7 +98,7 @@ def fitted(problem, folder):
         accuracy = evaluate(method, problem)["accuracy"]
         path = folder / f"{case}.safetensors"
         method.save(path, accuracy=accuracy, selection="defaults")
-        scores = method.predict(list(images) if method.reads_images() else features)
+        scores = method.scores(list(images) if method.reads_images() else features)
         fitted[case] = (method, scores)
     return fitted
 

@@ -41,6 +41,7 @@ CHAPTERS = {
     "Grid": ["07_grid/*"],
     "Reporting": ["08_reporting/*"],
     "Command line": ["09_cli/*"],
+    "The package": ["10_api/*"],
     "Experiments": ["experiments/*"],
     "Reports": ["reports/*"],
     "The project": ["api.md", "CONTRIBUTING.md"],
@@ -61,7 +62,14 @@ def public(module):
     "Return the public objects that `module` exports by name, methods included."
     loaded = loaded_with_types(module)
     found = {}
-    for qualified in importlib.import_module("vlmadapt._modidx").d["syms"].get(module, {}):
+    names = importlib.import_module("vlmadapt._modidx").d["syms"].get(module)
+    if names is None:  # nbdev's index leaves __init__.py out
+        names = [
+            name
+            for name in getattr(loaded, "__all__", ())
+            if getattr(vars(loaded).get(name), "__module__", "") == module
+        ]
+    for qualified in names:
         name = qualified.removeprefix(f"{module}.")
         parts = name.split(".")
         if not any(part.startswith("_") for part in parts):
@@ -102,18 +110,49 @@ def exports(nb):
     return f"vlmadapt.{found[1]}".removesuffix(".__init__") if found else None
 
 
+def summary(symbol):
+    "Return the first line of the docstring of `symbol`."
+    doc = inspect.getdoc(getattr(symbol, "fget", symbol)) or ""
+    return doc.partition("\n")[0].replace("$", "\\$")
+
+
+def anchor(name):
+    "Return the anchor of the reference of `name` on its page."
+    return re.sub(r"[^a-z0-9_-]", "", name.lower())
+
+
+def root_names(pages):
+    "Return the names of `import vlmadapt as va`, linked to their references on `pages`."
+    root = importlib.import_module("vlmadapt")
+    lines = []
+    for name in root.__all__:
+        symbol = getattr(root, name)
+        if inspect.ismodule(symbol):  # a name of its own for each function
+            page = pages[symbol.__name__]
+            for own, function in public(symbol.__name__).items():
+                if inspect.isfunction(function):
+                    text = summary(function)
+                    lines.append(f"- [`va.{name}.{own}`]({page}#{anchor(own)}): {text}")
+            continue
+        link = f"{pages[symbol.__module__]}#{anchor(symbol.__qualname__)}"
+        lines.append(f"- [`va.{name}`]({link}): {summary(symbol)}")
+    return lines
+
+
 def api(folder):
     "Return every public name with the first line of its docstring, linked to its reference."
     head = "> Every public name, by module, with a link to its signature and arguments."
-    parts = ["# API", head]
+    pages = {}
     for path in sorted(folder.rglob("*.ipynb")):
         module = exports(nbformat.read(path, as_version=4))
-        lines = []
-        for name, symbol in public(module).items() if module else ():
-            doc = inspect.getdoc(getattr(symbol, "fget", symbol)) or ""
-            text = doc.partition("\n")[0].replace("$", "\\$")
-            anchor = re.sub(r"[^a-z0-9_-]", "", name.lower())
-            lines.append(f"- [`{name}`]({path.relative_to(folder)}#{anchor}): {text}")
+        if module:
+            pages[module] = path.relative_to(folder)
+    parts = ["# API", head, "## `import vlmadapt as va`", "\n".join(root_names(pages))]
+    for module, path in pages.items():
+        lines = [
+            f"- [`{name}`]({path}#{anchor(name)}): {summary(symbol)}"
+            for name, symbol in public(module).items()
+        ]
         if lines:
             parts += [f"## `{module}`", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"

@@ -21,9 +21,8 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from tqdm.auto import tqdm
-
 from ..core.files import DISK_ERRORS, LONGEST_NAME, CannotWrite
+from ..core.verbosity import progress_bar
 from vlmadapt.data.storage import (
     BLOCK,
     NoRoom,
@@ -84,7 +83,7 @@ class _Destination:
 
     def progress(self, members):
         title = f"unpacking {self.name.rpartition('/')[2]}"
-        return tqdm(members, desc=title, leave=False)
+        return progress_bar(members, desc=title, delay=0)
 
     def reserve(self, count: int) -> None:
         "Account for `count` bytes that are about to be written."

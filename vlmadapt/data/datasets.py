@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REBUILT', 'DATASETS', 'Dataset', 'data_root', 'locate', 'match_files', 'read_benchmark', 'rebuild_split',
-           'DatasetSpec', 'benchmark_spec', 'register_dataset', 'load_dataset']
+           'DatasetSpec', 'benchmark_spec', 'register_dataset', 'list_datasets', 'load_dataset']
 
 # %% ../../nbs/01_data/04_datasets.ipynb #bb535511
 import os
@@ -212,6 +212,7 @@ DATASETS: Registry[DatasetSpec] = Registry(
     "dataset",
     {name: benchmark_spec(name, row) for name, row in BENCHMARKS.items()},
     plugins=["vlmadapt.mini.plugin"],
+    entry_points="vlmadapt.datasets",
 )
 
 # %% ../../nbs/01_data/04_datasets.ipynb #3cdd65d3
@@ -221,6 +222,11 @@ def register_dataset(
 ) -> DatasetSpec:
     "Make a dataset available by name; return its specification."
     return DATASETS.register(spec.name, spec, replace)
+
+
+def list_datasets() -> list[str]:
+    "Return the names of the registered datasets."
+    return list(DATASETS)
 
 
 def load_dataset(

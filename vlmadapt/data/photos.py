@@ -19,10 +19,10 @@ from typing import Literal, get_args
 
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..core.registry import choose
 from ..core.texts import printable, quoted, shown_path
+from ..core.verbosity import progress_bar
 from .annotations import is_image, is_system
 from .benchmarks import PHOTO
 from .datasets import Dataset
@@ -222,7 +222,7 @@ def drop_corrupt(
     total = sum(len(paths) for classes in parts.values() for paths in classes.values())
     errors = []
     out = {part: {} for part in parts}
-    with tqdm(total=total, desc="checking images", delay=2, leave=False) as bar:
+    with progress_bar(total=total, desc="checking images") as bar:
         for part, classes in parts.items():
             for name, paths in classes.items():
                 out[part][name] = _decodable(paths, on_corrupt, errors)

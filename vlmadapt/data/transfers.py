@@ -21,11 +21,11 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from tqdm.auto import tqdm
 
 import vlmadapt
 from ..core.files import CannotWrite, write_json
 from ..core.records import RecordError, read_json, validate
+from ..core.verbosity import progress_bar
 from vlmadapt.data.storage import (
     BLOCK,
     Gone,
@@ -272,13 +272,13 @@ class _Transfer:
         return self.limits.largest
 
     def _write(self, response, start, total, largest):
-        progress = tqdm(
+        progress = progress_bar(
             total=total,
             initial=start,
             unit="B",
             unit_scale=True,
             desc=self.part.name.removesuffix(".part"),
-            leave=False,
+            delay=0,
         )
         response.raw.enforce_content_length = False  # keep what came before a connection broke
         with progress, _open_part(self.part, start) as file:

@@ -25,6 +25,7 @@ from .hyper_parameters import HyperParameters
 from vlmadapt.methods.inputs import (
     NothingOpened,
     OpenedPixels,
+    aligned,
     as_inputs,
     item_names,
     prediction_table,
@@ -298,21 +299,25 @@ class Method(HyperParameters, nn.Module):
     @torch.no_grad()
     def scores(
         self,
-        x: Any,  # raw image features (N, D), `Pixels`, or images as `predict` takes them
+        inputs: Any,  # features (N, D), or paths, PIL images or arrays of pixels: one or a list
         class_names: list[str] | None = None,  # default: the method's own
         batch_size: int | None = None,  # rows per forward; default: 2048, of pixels 100
     ) -> torch.Tensor:  # (N, K) on the CPU
-        "Scores of images over `class_names`."
-        class_names = class_names or self.class_names
-        is_pixels = isinstance(x, torch.Tensor) and x.is_floating_point() and x.shape[1:2] == (3,)
-        prepared = is_pixels and x.ndim == 4 and self.reads_images()
-        if not isinstance(x, Pixels) and not prepared:
+        """Return the logits of images over `class_names`.
+
+        A two-dimensional array of floats of the feature width is features; an array of uint8,
+        or of three and more dimensions, is pixels. `Pixels` and a `Batch` are taken as they are.
+        """
+        x = inputs
+        if isinstance(x, Batch):
+            x = x.x
+        elif not isinstance(x, Pixels):
             x = as_inputs(x, self.feature_width)
             if not isinstance(x, torch.Tensor):
                 return self._scores_of(x, class_names=class_names, batch_size=batch_size)[1]
             self._check_reads_features()
-            x = x.to(self._dtype())
-        score = self.scorer(class_names)
+            x = aligned(x.to(self._dtype()))
+        score = self.scorer(class_names or self.class_names)
         batch_size = batch_size or (100 if self.reads_images() else 2048)
         return torch.cat([score(Batch(rows.to(self.device))).cpu() for rows in x.split(batch_size)])
 
@@ -329,19 +334,25 @@ class Method(HyperParameters, nn.Module):
 
     def predict(
         self,
-        inputs: Any,  # features (N, D), or paths, PIL images or arrays of pixels: one or a list
-    ) -> torch.Tensor:  # (N, K) scores
-        "Scores over the method's class names."
-        x = as_inputs(inputs, self.feature_width)
-        if not isinstance(x, torch.Tensor):
-            return self._scores_of(x)[1]
-        self._check_reads_features()
-        # a copy, because where rows begin in memory can change the last bit of a product
-        return self.scores(x.to(self._dtype(), copy=True))
+        inputs: Any,  # as in `scores`
+        texts: str | list[str] | None = None,  # only for methods that generate text
+    ) -> list[str]:  # N class names
+        "Return the class name of each image."
+        if texts is not None:
+            raise ValueError(f"{type(self).__name__} classifies images; it takes no texts")
+        best = self.scores(inputs).argmax(-1).tolist()
+        return [self.class_names[k] for k in best]
+
+    def predict_proba(
+        self,
+        inputs: Any,  # as in `scores`
+    ) -> torch.Tensor:  # (N, K), rows sum to 1
+        "Return the probability of each class, the softmax of the scores."
+        return self.scores(inputs).softmax(-1)
 
     def predict_table(
         self,
-        inputs: Any,  # as in `predict`
+        inputs: Any,  # as in `scores`
         on_corrupt: Literal["refuse", "skip"] = "refuse",  # what to do with undecodable files
     ) -> pd.DataFrame:
         """Return predictions as a table with one row per image, indexed by path or position.
@@ -352,7 +363,7 @@ class Method(HyperParameters, nn.Module):
         convert(on_corrupt, Literal["refuse", "skip"], "on_corrupt")
         x = as_inputs(inputs, self.feature_width)
         if isinstance(x, torch.Tensor):
-            opened, scores = range(len(x)), self.predict(x)
+            opened, scores = range(len(x)), self.scores(x)
         else:
             opened, scores = self._scores_of(x, on_corrupt)
         return prediction_table(scores, item_names(x, opened), self.class_names)

@@ -17,7 +17,14 @@ from ..core.records import RecordError
 from ..core.tensors import load_arrays, save_arrays
 from ..core.texts import one_line, shown_path
 from ..core.values import plain
-from .cards import ClassifierCard, card_backbone, check_backbone, check_card
+from vlmadapt.methods.cards import (
+    KEPT_ENTRIES,
+    ClassifierCard,
+    card_backbone,
+    check_backbone,
+    check_card,
+)
+
 from ..models.backbones import Backbone, load_backbone
 
 # %% ../../nbs/05_methods/05_storage.ipynb #5dc53455
@@ -29,6 +36,7 @@ def store(
     "Store a method as one safetensors file."
     entries = {
         "method": type(method).__name__,
+        "module": type(method).__module__,
         "trained": [name for name, _ in method.named_parameters()],
         "hyper_parameters": method.hyper_parameters,
         "classnames": method.class_names,
@@ -49,8 +57,7 @@ def empty_method(
     method = cls.__new__(cls)
     nn.Module.__init__(method)
     method.backbone = backbone
-    names = ("backbone", "backbone_key", "precision", "problem", "feature_width", "notes")
-    method.card = {name: card[name] for name in names if name in card}
+    method.card = {name: card[name] for name in KEPT_ENTRIES if name in card}
     return method
 
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..core.files import DamagedFile
 from ..core.seeding import stream
 from ..core.tensors import load_arrays, save_arrays
 from ..core.texts import shown_path
+from ..core.verbosity import progress_bar
 from .models import pixels, untrained
 from .pretraining_data import TARGETS
 from vlmadapt.mini.pretraining_losses import (
@@ -234,7 +234,9 @@ class Pretraining:
         self.model.train()
         start = time.perf_counter() - self.seconds
         recent: list[dict] = []
-        progress = tqdm(total=steps, initial=self.step, desc=self.stage, mininterval=2)
+        progress = progress_bar(
+            total=steps, initial=self.step, desc=self.stage, mininterval=2, delay=0, leave=True
+        )
         for batch in batches(seeds, n, workers):
             recent.append(self.update(batch, rate(self.step, steps, recipe.warmup)))
             self.step += 1

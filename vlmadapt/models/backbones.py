@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from ..core.hashing import content_key
 from ..core.registry import Registry, choose
 from ..core.texts import check_texts, shortened
 from ..core.values import Flag, convert
+from ..core.verbosity import progress_bar
 from ..data.images import Images
 from .devices import PRECISIONS, check_device, default_device, default_precision
 from .open_clip_import import import_open_clip
@@ -191,7 +191,7 @@ class Backbone:
     @torch.no_grad()
     def _encode(self, encoder, batches, total, desc):
         features = []
-        progress = tqdm(total=total, desc=desc, delay=3, leave=False)
+        progress = progress_bar(total=total, desc=desc)
         with self.autocast():
             for batch in batches:
                 features.append(encoder(batch.to(self.device), normalize=False).float())

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import torch
 from torch.func import functional_call, vmap
-from tqdm.auto import tqdm
 
 from ..core.registry import choose
 from ..core.values import NonNegativeInteger, convert
+from ..core.verbosity import progress_bar
 from ..methods.base import Method
 from ..methods.requirements import check_kind
 from ..problems.base import Problem
@@ -122,9 +122,7 @@ def train_stacked(
     optimizer = make_optimizer(methods)
     schedule = make_schedule(optimizer, recipe["schedule"], recipe["epochs"], steps)
     name = f"{type(methods[0]).__name__} x {len(methods)}"
-    for epoch in tqdm(
-        range(recipe["epochs"]), desc=name, delay=3, leave=False, disable=not progress
-    ):
+    for epoch in progress_bar(range(recipe["epochs"]), desc=name, disable=not progress):
         total = torch.zeros(())
         rates = {}
         for batches in zip(*sources, strict=True):

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from tqdm.auto import tqdm
 
 from ..core.registry import choose
 from ..core.values import NonNegativeInteger, convert
+from ..core.verbosity import progress_bar
 from ..methods.base import Method
 from ..methods.hyper_parameters import hyper_parameter
 from ..problems.base import Problem
+from ..problems.batches import Batch
 from .checks import check_fittable, check_partners, check_trainable, is_trained
 
 # %% ../../nbs/06_training/01_loop.ipynb #18c8ee40
@@ -130,7 +131,7 @@ def _support_scores(method, problem, seed):
         return None
     if method.runs_tower():
         x = next(iter(x.split(method.hyper_parameters.get("batch_size", 32))))
-    return method.scores(x)
+    return method.scores(Batch(x))
 
 
 @torch.no_grad()
@@ -208,9 +209,7 @@ def train(
     optimizer = make_optimizer([method])
     schedule = make_schedule(optimizer, recipe["schedule"], recipe["epochs"], steps)
     name = type(method).__name__
-    for epoch in tqdm(
-        range(recipe["epochs"]), desc=name, delay=3, leave=False, disable=not progress
-    ):
+    for epoch in progress_bar(range(recipe["epochs"]), desc=name, disable=not progress):
         total, lr = torch.zeros(()), 0.0
         for batch in batches:
             method.zero_grad()

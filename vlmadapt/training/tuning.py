@@ -20,6 +20,7 @@ from torch.func import functional_call, vmap
 from ..core.registry import choose
 from ..core.seeding import np_stream
 from ..core.values import NonNegativeInteger, convert
+from ..core.verbosity import progress_bar
 from ..data.sampling import VAL_SHOTS
 from ..methods import METHODS
 from ..methods.base import Method
@@ -314,7 +315,7 @@ def _trained(cls, searches) -> Iterator[Method]:
     if not cls.runs_tower():
         yield from fit_many(runs, on_diverge="keep")
         return
-    for run in runs:
+    for run in progress_bar(runs, desc=f"{cls.__name__} trials"):
         yield from fit_many([run], on_diverge="keep")
 
 
