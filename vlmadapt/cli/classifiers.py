@@ -49,6 +49,12 @@ def _kind_of(source):
     return choose(source, dict.fromkeys([*DATASETS, *TASKS]), "dataset")
 
 
+def _is_real(source):
+    from vlmadapt.data.benchmarks import BENCHMARKS
+
+    return source in BENCHMARKS
+
+
 def load_problem(
     source: str,  # see `SOURCES`
     options: dict[str, Any],  # of `few_shot`; one that the source does not take is refused
@@ -63,6 +69,9 @@ def load_problem(
         if name not in allowed:
             raise UsageError(f"--{name.replace('_', '-')} does not go with {source}, a {kind}")
     chosen = {k: v for k, v in {**(defaults or {}), **options}.items() if k in allowed}
+    if "backbone" not in chosen and (kind in ("folder of images", "table") or _is_real(source)):
+        named = "name the backbone that encodes its images, such as --backbone ViT-B-16"
+        raise UsageError(f"{source}: {named}; `vlmadapt list backbones` shows more")
     path = Path(source).expanduser()
     if kind == "folder of features":
         return va.FewShotProblem.from_bundle(path)
@@ -188,11 +197,13 @@ def image_files(
     places: list[str],  # files and folders
 ) -> list[Path]:  # the files, and the images below the folders
     "Return the image files that arguments of the command line name."
+    from vlmadapt.core.files import regular_file
     from vlmadapt.data.annotations import is_image, is_system
 
     found = []
     for place in map(Path, places):
         if not place.is_dir():
+            regular_file(place, "an image file")
             found.append(place)
             continue
         below = [p for p in sorted(place.rglob("*")) if is_image(p) and p.is_file()]
