@@ -36,9 +36,9 @@ def _kind_of(source):
     from vlmadapt.data.datasets import DATASETS
     from vlmadapt.data.tasks import TASKS
 
-    for names, kind in ((DATASETS, "dataset"), (TASKS, "task")):
-        if source in names:
-            return kind
+    names = {**dict.fromkeys(TASKS, "task"), **dict.fromkeys(DATASETS, "dataset")}
+    if source in names:
+        return names[source]
     path = Path(source).expanduser()
     if (path / "features.safetensors").exists():
         return "folder of features"
@@ -46,7 +46,7 @@ def _kind_of(source):
         return "folder of images" if path.is_dir() else "table"
     if os.sep in source or path.suffix:
         raise FileNotFoundError(f"{source}: no such file or folder")
-    return choose(source, dict.fromkeys([*DATASETS, *TASKS]), "dataset")
+    return choose(source, names, "dataset")
 
 
 def _is_real(source):

@@ -171,7 +171,7 @@ def show_tables(
             print(table.to_string(index=False, float_format="{:.4g}".format))
 
 # %% ../../nbs/08_reporting/14_bench.ipynb #e0b22bdb
-def _checked_device(name):
+def _checked_device(name: str) -> str:
     try:
         device = torch.device(name)
     except RuntimeError:
