@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -232,12 +233,19 @@ def _backbone_provenance(backbone, flip):
         test=repr(backbone.preprocess),
         train=repr(backbone.train_transform(flip)),
     )
-    return dict(
+    found: dict[str, Any] = dict(
         backbone=backbone.name,
         backbone_key=backbone.key,
         precision=backbone.precision,
         transform=content_key(**transforms),
     )
+    if _logit_bias(backbone):
+        found["logit_bias"] = _logit_bias(backbone)
+    return found
+
+
+def _logit_bias(backbone):
+    return getattr(backbone, "logit_bias", 0.0)
 
 # %% ../../nbs/04_problems/07_few_shot.ipynb #be54ba7d
 def _source(dataset, backbone, class_names):
@@ -268,6 +276,22 @@ def _options(template, descriptions, class_names, part, truncate):
     if truncate:
         found["truncate"] = True
     return found
+
+
+def _problem(dataset, backbone, features, images, provenance):
+    "Return the problem with the scale and the bias of its backbone."
+    labels = {split: x.labels for split, x in images.items()}
+    return FewShotProblem(
+        dataset.class_names,
+        features,
+        labels,
+        backbone.logit_scale,
+        backbone,
+        images,
+        provenance,
+        dataset.flip,
+        _logit_bias(backbone),
+    )
 
 
 def _check_options(prompts, text_pool, part):
@@ -316,8 +340,4 @@ def few_shot(
         **_options(template, descriptions, class_names, part, truncate),
         **_backbone_provenance(backbone, dataset.flip),
     )
-    labels = {split: x.labels for split, x in images.items()}
-    scale = backbone.logit_scale
-    return FewShotProblem(
-        dataset.class_names, features, labels, scale, backbone, images, provenance, dataset.flip
-    )
+    return _problem(dataset, backbone, features, images, provenance)
