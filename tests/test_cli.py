@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_command
 from PIL import Image
+from safetensors.torch import save_file
 from test_structure import loaded_by
 
 import vlmadapt as va
@@ -20,6 +21,7 @@ from vlmadapt.cli.commands import Command
 from vlmadapt.grid.signals import STOPPED
 from vlmadapt.mini import data
 
+BUNDLE = "features.safetensors"
 EXAMPLES = [
     (name, arguments) for name, command in COMMANDS.items() for arguments in command.examples
 ]
@@ -369,7 +371,7 @@ def test_adapt_passes_its_options_on(photos, tmp_path, monkeypatch):
     assert (problem.provenance["shots"], problem.provenance["seed"]) == (1, 3)
 
 
-def test_adapt_to_a_table_and_to_features(photos, tmp_path, capsys):
+def test_adapt_to_a_table(photos, tmp_path, capsys):
     table = tmp_path / "photos.csv"
     with table.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -381,6 +383,27 @@ def test_adapt_to_a_table_and_to_features(photos, tmp_path, capsys):
     told = capsys.readouterr().out
     assert f"vlmadapt evaluate {out} {table}" in told
     assert sorted(va.load_method(out).class_names) == ["one", "two", "zero"]
+
+
+def test_adapt_to_features(photos, tmp_path, capsys):
+    "A folder of features needs no backbone, and its method is tested on such a folder."
+    features = va.from_folder(photos, backbone="mini", shots=4).features
+    problem = va.from_folder(photos, backbone="mini", shots=4)
+    folder = tmp_path / "features"
+    folder.mkdir()
+    arrays = {"text": features.text, "test_x": features.test, "train_x": features.train}
+    labels = {"train_y": problem.labels["train"], "test_y": problem.labels["test"]._labels}
+    save_file({name: x.contiguous() for name, x in {**arrays, **labels}.items()}, folder / BUNDLE)
+    (folder / "classnames.json").write_text(json.dumps(problem.class_names))
+    out = tmp_path / "x.safetensors"
+    line = f"adapt {folder} --shots 2 --seed 2 --trials 0 --method TipAdapter"
+    assert run_command(*line.split(), out=out) == 0
+    told = capsys.readouterr().out
+    drawn = va.FewShotProblem.from_bundle(folder, shots=2, seed=2)
+    accuracy = va.evaluate(va.adapt(drawn, "TipAdapter", trials=0, seed=2), drawn)["accuracy"]
+    assert f"test        accuracy {accuracy:.1f}" in told
+    assert run_command("evaluate", out, folder) == 0
+    assert "--backbone does not go with" in refusal(capsys, "adapt", folder, "--backbone", "mini")
 
 
 def test_predictions_are_those_of_the_library(stored, photos, capsys, tmp_path):
@@ -442,6 +465,22 @@ def test_evaluate_gives_what_the_library_gives(stored, photos, capsys):
     assert int(told["n"]) == found["n"] == 12
     assert run_command("evaluate", stored, photos, json=True) == 0
     assert json.loads(capsys.readouterr().out) == found
+
+
+def test_evaluate_gives_further_metrics(stored, photos, capsys):
+    metrics = ["top5_accuracy", "confusion_matrix"]
+    problem = va.from_folder(photos, backbone="mini", shots=2)
+    found = va.evaluate(va.load_method(stored), problem, metrics)
+    line = ["evaluate", stored, photos, "--metrics", "top5-accuracy", "confusion_matrix"]
+    assert run_command(*line) == 0
+    told = capsys.readouterr().out
+    assert f"top5_accuracy  {found['top5_accuracy']:g}" in told
+    assert found["confusion_matrix"].to_string() in told
+    assert run_command(*line, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["confusion_matrix"]["one"]["one"] > 0
+    assert "did you mean 'top5_accuracy'?" in refusal(
+        capsys, "evaluate", stored, photos, "--metrics", "top5-acuracy"
+    )
 
 
 def test_a_method_that_generates_text_answers(photos, tmp_path, capsys):

@@ -27,7 +27,7 @@ OPTIONS_OF = {  # kind of source -> options that it takes
     "dataset": _FOR_IMAGES,
     "folder of images": (*_FOR_IMAGES, "on_corrupt"),
     "table": _FOR_IMAGES,
-    "folder of features": (),
+    "folder of features": ("shots", "seed"),
     "task": ("backbone",),
 }
 
@@ -74,7 +74,7 @@ def load_problem(
         raise UsageError(f"{source}: {named}; `vlmadapt list backbones` shows more")
     path = Path(source).expanduser()
     if kind == "folder of features":
-        return va.FewShotProblem.from_bundle(path)
+        return va.FewShotProblem.from_bundle(path, **chosen)
     if kind == "folder of images":
         return va.from_folder(path, **chosen)
     if kind == "table":
@@ -327,7 +327,7 @@ def _evaluate_arguments(parser: CommandParser):
     add = parser.add_argument
     add("file", help="a stored method, from `vlmadapt adapt`")
     add("source", help=SOURCES)
-    add("--metrics", metavar="NAME", nargs="+", help="further ones, such as top5")
+    add("--metrics", metavar="NAME", nargs="+", help="further ones, such as top5_accuracy")
     _add_classes(parser)
     add("--json", action="store_true", help="print one JSON object")
 
@@ -343,13 +343,17 @@ def _run_evaluate(options: argparse.Namespace):
         defaults = dict(backbone=backbone, shots=1)  # only the test split is used
     method = va.load_method(options.file, backbone)
     problem = load_problem(options.source, _given_classes(options), defaults)
-    found = va.evaluate(method, problem, **given(options, "metrics"))
+    metrics = [name.replace("-", "_") for name in options.metrics or ()]
+    found = va.evaluate(method, problem, metrics)
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(found, default=lambda table: table.to_dict("index")))
         return
-    for name, value in found.items():
-        if isinstance(value, (int, float)):
-            print(f"{name:<12} {value:g}")
+    numbers = {name: value for name, value in found.items() if isinstance(value, (int, float))}
+    width = max(map(len, numbers))
+    for name, value in numbers.items():
+        print(f"{name:<{width}}  {value:g}")
+    if "confusion_matrix" in found:
+        print(found["confusion_matrix"].to_string())
 
 
 EVALUATE = Command(
@@ -359,7 +363,7 @@ EVALUATE = Command(
     _run_evaluate,
     {
         "pets.safetensors my_images/": "the test images of a folder",
-        "pets.safetensors oxford_pets --metrics top5": "with a further metric",
+        "pets.safetensors oxford_pets --metrics top5_accuracy confusion_matrix": "with a further metric",
         "pets.safetensors photos.csv --json": "for another program",
     },
 )
