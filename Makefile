@@ -34,8 +34,8 @@ $(READY): settings.ini constraints.txt setup.py pyproject.toml
 	@touch $@
 
 demo: $(READY) ## run the grid on the built-in synthetic benchmark, then its table and figure (minutes, two cores)
-	@HF_HUB_OFFLINE=1 $(BIN)/vlmadapt_grid params/$(GRID).yml $(ARGS)
-	@HF_HUB_OFFLINE=1 $(BIN)/vlmadapt_report $(GRID)
+	@HF_HUB_OFFLINE=1 $(BIN)/vlmadapt grid params/$(GRID).yml $(ARGS)
+	@HF_HUB_OFFLINE=1 $(BIN)/vlmadapt report $(GRID)
 
 lint: $(READY) ## format, rules and types of notebooks, tests and library (seconds)
 	@$(BIN)/ruff format --check

@@ -63,3 +63,17 @@ def write_experiment(path, parameters, body):
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel))
     nbformat.write(notebook, path)
     return cells
+
+
+def run_command(*arguments, **options):
+    "Run `vlmadapt` in this process with `options` as flags; return its exit status."
+    from vlmadapt.cli import main
+
+    flags = []
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            flags.append(flag)
+        elif value is not None and value is not False:
+            flags += [flag, str(value)]
+    return main([*map(str, arguments), *flags])

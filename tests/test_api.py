@@ -26,7 +26,8 @@ DESIGN = [
     *("list_methods", "method_info", "list_datasets", "few_shot", "from_folder", "from_features"),
     *("load_task", "adapt", "create_method", "fit", "fit_many", "tune", "evaluate", "load_method"),
     *("register_method", "Method", "register_dataset", "DatasetSpec", "show_versions", "cache"),
-    *("set_verbosity", "FewShotProblem", "GenerationProblem"),
+    *("set_verbosity", "FewShotProblem", "GenerationProblem", "from_dataset"),
+    *("list_backbones", "register_backbone"),
 ]
 FUNCTIONS = [name for name in va.__all__ if inspect.isroutine(getattr(va, name))]
 

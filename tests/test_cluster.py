@@ -13,8 +13,8 @@ from vlmadapt.grid.params import read_runs
 from vlmadapt.grid.runs import execute
 
 CALL = """import sys
-from vlmadapt.grid.command import vlmadapt_grid
-sys.exit(vlmadapt_grid(sys.argv[1], out=sys.argv[2], address=sys.argv[3]))"""
+from vlmadapt.cli import main
+sys.exit(main(["grid", sys.argv[1], "--out", sys.argv[2], "--address", sys.argv[3]]))"""
 AGENTS = (
     "metrics_agent_port",
     "metrics_export_port",

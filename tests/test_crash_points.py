@@ -19,10 +19,9 @@ import crash_hook
 import nbformat
 import psutil
 import pytest
-from conftest import write_experiment
+from conftest import run_command, write_experiment
 
 from vlmadapt.core import files
-from vlmadapt.grid import command as grid
 from vlmadapt.grid import kernels, report, runner, runs
 from vlmadapt.grid.results import read_run
 
@@ -99,7 +98,7 @@ def command(told, file, out, environment, kernels, limit, options):
     print_to(told)
     if limit is not None:
         limit_files(limit)
-    sys.exit(grid.vlmadapt_grid(str(file), out=str(out), **options))
+    sys.exit(run_command("grid", file, out=out, **options))
 
 
 def make_report(told, folder, notebook, limit):
@@ -108,7 +107,7 @@ def make_report(told, folder, notebook, limit):
     print_to(told)
     if limit is not None:
         limit_files(limit)
-    sys.exit(report.vlmadapt_report(folder.name, out=str(folder.parent)))
+    sys.exit(run_command("report", folder.name, out=folder.parent))
 
 
 @pytest.fixture(scope="module")

@@ -325,7 +325,7 @@ def test_a_rebuilt_split_is_reported_and_has_the_sizes(root):
     row, names, _ = split_miniature(root, "eurosat")
     (root / row.folder / row.split).unlink()
     with pytest.raises(
-        FileNotFoundError, match="split_zhou_EuroSAT.json is missing; `vlmadapt_data eurosat`"
+        FileNotFoundError, match="split_zhou_EuroSAT.json is missing; `vlmadapt data eurosat`"
     ):
         read_benchmark("eurosat", row)
     rebuild_split("eurosat")

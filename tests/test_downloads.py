@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import run_command
 from hostile import IMAGES, fork, join, toy_benchmark
 
 from vlmadapt.core.files import write_json
@@ -22,7 +23,7 @@ from vlmadapt.core.hashing import digest
 from vlmadapt.data import transfers
 from vlmadapt.data.archives import unpack
 from vlmadapt.data.benchmarks import BENCHMARKS, Source
-from vlmadapt.data.downloads import state, vlmadapt_data
+from vlmadapt.data.downloads import state
 from vlmadapt.data.fetch import fetch
 from vlmadapt.data.hub import resolve
 from vlmadapt.data.preparation import prepare
@@ -318,7 +319,7 @@ def test_no_source_left(host, data, benchmark):
     dead = with_images(benchmark, Source(f"{host.url}/none.zip"))
     with pytest.raises(Gone) as caught:
         prepare("dtd", data, dead, **FAST)
-    parts = ("images is missing", "none.zip: 404", "vlmadapt_data dtd --use FILE", f"{data}/dtd")
+    parts = ("images is missing", "none.zip: 404", "vlmadapt data dtd --use FILE", f"{data}/dtd")
     assert all(part in str(caught.value) for part in parts)
     assert not (data / "dtd").exists()
 
@@ -414,7 +415,7 @@ def command(data, benchmark, monkeypatch, capsys):
     monkeypatch.setattr(transfers, "Limits", partial(Limits, **FAST))
 
     def run(*arguments):
-        code = vlmadapt_data([*arguments, "--root", str(data)])
+        code = run_command("data", *arguments, root=data)
         printed = capsys.readouterr()
         return code, printed.out + printed.err
 

@@ -13,15 +13,15 @@ import crash_hook
 import nbformat
 import psutil
 import pytest
-from conftest import write_experiment
+from conftest import run_command, write_experiment
 
 import vlmadapt
 from vlmadapt.grid import cluster as ray_cluster
 from vlmadapt.grid import kernels, runner, runs
 from vlmadapt.grid.cluster import cluster
-from vlmadapt.grid.command import redo, vlmadapt_grid
+from vlmadapt.grid.command import redo
 from vlmadapt.grid.params import read_runs
-from vlmadapt.grid.report import report_of, vlmadapt_report
+from vlmadapt.grid.report import report_of
 from vlmadapt.grid.results import read_run
 from vlmadapt.grid.runs import execute
 from vlmadapt.grid.signals import STOPPED
@@ -59,13 +59,11 @@ parameters:
   methods: [ZeroShot, TipAdapter]
   seeds: [1, 2, 3, 4, 5, 6]
 """
-CALL = """import signal, sys
-from vlmadapt.grid import command, runner
-for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # whatever the tests' own shell ignores
-    handler = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
-    signal.signal(getattr(signal, name), handler)
+CALL = """import sys
+from vlmadapt.cli import main
+from vlmadapt.grid import runner
 if "ALONE" in sys.argv: runner.has_loopback = lambda: False
-sys.exit(command.vlmadapt_grid(sys.argv[1], out=sys.argv[2], workers=2))"""
+sys.exit(main(["grid", sys.argv[1], "--out", sys.argv[2], "--workers", "2"]))"""
 DEADLINE_S = 300
 
 
@@ -96,6 +94,12 @@ def files(out):
     return {f: f.stat().st_mtime_ns for f in Path(out).rglob("results/*.json")}
 
 
+def default_signals():
+    "Undo what the tests' own shell ignores: Python leaves an ignored signal ignored."
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(file, out, *arguments, **environment):
     "A grid in a process of its own."
     path = os.pathsep.join(filter(None, [str(HOOKS), str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -105,6 +109,7 @@ def start(file, out, *arguments, **environment):
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "PYTHONPATH": path, **environment},
+        preexec_fn=default_signals,
     )
 
 
@@ -148,7 +153,7 @@ def test_killed_grid_goes_on(params, tmp_path, files_that_count, at, who, code):
     wait_for(lambda: not alive(("CRASH_COUNTER", point["CRASH_COUNTER"])))
     kept = files(out)
     if code:
-        assert vlmadapt_grid(str(file), out=str(out), workers=2) == 0
+        assert run_command("grid", file, out=str(out), workers=2) == 0
     assert kept.items() <= files(out).items()  # results that were there are the same files
     assert len(files(out)) == 24
     assert not list(out.rglob("*.tmp"))
@@ -210,7 +215,7 @@ def test_wrong_address_is_one_line(params, tmp_path, capsys, monkeypatch):
         ("x" * 300 + ":1", ""),
     ):
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
-        assert vlmadapt_grid(file, out=str(tmp_path / "outputs"), address=address) == 2
+        assert run_command("grid", file, out=tmp_path / "outputs", address=address) == 2
         line = capsys.readouterr().err
         assert line.count("\n") == 1 and line.startswith("--address ") and told in line
 
@@ -228,7 +233,7 @@ def test_server_on_loopback_that_ray_would_look_for_elsewhere_is_one_line(params
 
         threading.Thread(target=serve, daemon=True).start()
         address = f"127.0.0.1:{port}"
-        assert vlmadapt_grid(str(params()), out=str(tmp_path / "outputs"), address=address) == 2
+        assert run_command("grid", params(), out=tmp_path / "outputs", address=address) == 2
     line = capsys.readouterr().err
     assert line.startswith(f"--address {address}: ") and line.count("\n") == 1
 
@@ -251,7 +256,7 @@ def test_server_that_is_no_ray_is_one_line(params, tmp_path, capsys, monkeypatch
         thread = threading.Thread(target=serve)
         thread.start()
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        code = vlmadapt_grid(str(params()), out=str(tmp_path / "outputs"), address=address)
+        code = run_command("grid", params(), out=tmp_path / "outputs", address=address)
         thread.join()
     line = capsys.readouterr().err
     assert code == 2 and line.count("\n") == 1 and line.startswith(f"--address {address}: ")
@@ -259,7 +264,7 @@ def test_server_that_is_no_ray_is_one_line(params, tmp_path, capsys, monkeypatch
 
 def refused(capsys, file, code=2, **options):
     "The one line with which a grid is refused."
-    assert vlmadapt_grid(str(file), **options) == code
+    assert run_command("grid", file, **options) == code
     told = capsys.readouterr()
     assert told.err.count("\n") == 1 and "Traceback" not in told.err + told.out
     return told.err
@@ -348,11 +353,9 @@ def test_nothing_hangs_on_a_pipe_or_a_folder(params, tmp_path, capfd, monkeypatc
     run.folder.mkdir(parents=True)
     place = run.folder / name
     os.mkfifo(place) if kind == "pipe" else place.mkdir()
-    assert (
-        vlmadapt_grid(str(tmp_path / "tiny.yml"), dry_run=True, out=str(tmp_path / "outputs"))
-        is None
-    )
-    code = vlmadapt_grid(str(tmp_path / "tiny.yml"), out=str(tmp_path / "outputs"))
+    own = dict(out=tmp_path / "outputs")
+    assert run_command("grid", tmp_path / "tiny.yml", dry_run=True, **own) == 0
+    code = run_command("grid", tmp_path / "tiny.yml", out=tmp_path / "outputs")
     told = "".join(capfd.readouterr())
     assert code in (0, 1) and "Traceback" not in told
     assert code == 0 or name in told
@@ -360,7 +363,7 @@ def test_nothing_hangs_on_a_pipe_or_a_folder(params, tmp_path, capfd, monkeypatc
         place.rmdir()
     elif place.is_fifo():
         place.unlink()
-    assert vlmadapt_grid(str(tmp_path / "tiny.yml"), out=str(tmp_path / "outputs")) == 0
+    assert run_command("grid", tmp_path / "tiny.yml", out=tmp_path / "outputs") == 0
     assert len(numbers([run])) == 2 and not list(tmp_path.rglob("*.tmp"))
 
 
@@ -381,7 +384,7 @@ def test_damaged_params_of_a_run_are_named_by_the_report(tmp_path, capsys, data,
     run = tmp_path / "tiny/run"
     run.mkdir(parents=True)
     (run / "params.yml").write_bytes(data)
-    assert vlmadapt_report("tiny", out=str(tmp_path)) == 2
+    assert run_command("report", "tiny", out=str(tmp_path)) == 2
     line = capsys.readouterr().err
     assert told in line and line.count("\n") == 1
     assert "params.yml" in line or "unknown report" in line
@@ -415,7 +418,7 @@ def test_damaged_error_file_is_told_in_the_list(params, tmp_path, capsys):
     ):
         run.write_error("x")
         run.error_file.write_bytes(data)
-        vlmadapt_grid(str(tmp_path / "tiny.yml"), dry_run=True, out=str(tmp_path / "outputs"))
+        run_command("grid", tmp_path / "tiny.yml", dry_run=True, out=tmp_path / "outputs")
         assert told in capsys.readouterr().out
 
 
@@ -432,10 +435,12 @@ def test_damaged_error_file_is_told_in_the_list(params, tmp_path, capsys):
     ],
 )
 def test_only_a_star_is_special(params, tmp_path, capsys, only, found):
-    code = vlmadapt_grid(str(params()), dry_run=True, only=only, out=str(tmp_path / "outputs"))
+    code = run_command(
+        "grid", str(params()), dry_run=True, only=only, out=str(tmp_path / "outputs")
+    )
     told = capsys.readouterr()
     if found:
-        assert f"{found} runs, " in told.out and code is None
+        assert f"{found} runs, " in told.out and code == 0
     else:
         assert code == 2 and told.err.endswith(f"tiny.yml: no run matches --only {only}\n")
 
@@ -511,8 +516,11 @@ def test_changed_setting_computes_again(params, tmp_path):
 
 def test_failing_run_leaves_the_others(params, tmp_path, capsys):
     assert (
-        vlmadapt_grid(
-            str(params(TINY + "  broken: mini-shapes\n")), out=str(tmp_path / "outputs"), workers=2
+        run_command(
+            "grid",
+            str(params(TINY + "  broken: mini-shapes\n")),
+            out=str(tmp_path / "outputs"),
+            workers=2,
         )
         == 1
     )
@@ -561,7 +569,7 @@ sys.exit(execute(read_runs(*sys.argv[1:])[0]))"""
     ],
 )
 def test_typing_errors_are_refused_in_one_line(params, tmp_path, capsys, old, new, message):
-    code = vlmadapt_grid(str(params(TINY.replace(old, new))), out=str(tmp_path / "outputs"))
+    code = run_command("grid", str(params(TINY.replace(old, new))), out=tmp_path / "outputs")
     told = capsys.readouterr().err
     assert code == 2 and message in told and "tiny.yml: " in told and told.count("\n") == 1
     assert not (tmp_path / "outputs").exists()

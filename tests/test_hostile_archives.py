@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from conftest import run_command
 from hostile import (
     GOOD,
     IMAGES,
@@ -37,7 +38,6 @@ from vlmadapt.core.verbosity import progress_bar
 from vlmadapt.data import archives, preparation, transfers
 from vlmadapt.data.archives import unpack
 from vlmadapt.data.benchmarks import BENCHMARKS, Source
-from vlmadapt.data.downloads import vlmadapt_data
 from vlmadapt.data.fetch import read_pins
 from vlmadapt.data.layout import lacks, missing_parts
 from vlmadapt.data.preparation import prepare
@@ -105,7 +105,7 @@ def command(data, monkeypatch, capsys):
 
     def run(benchmark, *arguments):
         monkeypatch.setitem(BENCHMARKS, "dtd", benchmark)
-        code = guarded(vlmadapt_data, ["dtd", "--root", str(data), *arguments])
+        code = guarded(run_command, "data", "dtd", *arguments, root=data)
         return code, capsys.readouterr().err.splitlines()
 
     return run
@@ -493,7 +493,7 @@ def command_in_child(data, benchmark, monkeypatch):
     def run(benchmark, function):
         def call():
             function()
-            return vlmadapt_data(["dtd", "--root", str(data)])
+            return run_command("data", "dtd", root=data)
 
         monkeypatch.setitem(BENCHMARKS, "dtd", benchmark)
         code, printed = join(fork(call))
@@ -541,7 +541,7 @@ def test_interrupted_unpacking(host, good_only, data, command_in_child, event):
         zipfile.ZipFile.open = open_and_interrupt
 
     code, lines = command_in_child(good_only, patch)
-    assert code == 130
+    assert code == 128 + event
     assert lines == ["stopped; the same command goes on from here"]
     assert not (data / "dtd").exists()
     assert not list((data / ".downloads/dtd").glob("unpacked-*"))

@@ -14,11 +14,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from conftest import run_command
 from torch import nn
 
 from vlmadapt.core.seeding import stream
 from vlmadapt.core.values import NonNegative
-from vlmadapt.grid.command import vlmadapt_grid
 from vlmadapt.grid.entries import method_entry, result_key
 from vlmadapt.grid.params import read_runs
 from vlmadapt.grid.runs import execute
@@ -743,7 +743,7 @@ def refusal_of_a_dry_run(folder, capsys, text):
     "The one line with which a dry run refuses a params file of this text."
     file = folder / "grid.yml"
     file.write_text(text)
-    assert vlmadapt_grid(str(file), dry_run=True, out=str(folder / "outputs")) == 2
+    assert run_command("grid", str(file), dry_run=True, out=str(folder / "outputs")) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{file}: ")
     return line
@@ -890,13 +890,13 @@ def test_files_that_are_none_are_refused_without_hanging(tmp_path):
     [
         (dict(workers=0), "--workers"),
         (dict(workers="two"), "--workers"),
-        (dict(gpus_per_run=float("nan")), "--gpus_per_run"),
-        (dict(gpus_per_run=-1), "--gpus_per_run"),
-        (dict(memory_per_run=-1), "--memory_per_run"),
+        (dict(gpus_per_run=float("nan")), "--gpus-per-run"),
+        (dict(gpus_per_run=-1), "--gpus-per-run"),
+        (dict(memory_per_run=-1), "--memory-per-run"),
     ],
 )
 def test_numbers_of_the_command_are_checked(capsys, given, told):
-    assert vlmadapt_grid(str(PARAMS / "mini.yml"), dry_run=True, **given) == 2
+    assert run_command("grid", str(PARAMS / "mini.yml"), dry_run=True, **given) == 2
     assert capsys.readouterr().err.startswith(told)
 
 

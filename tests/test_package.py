@@ -225,6 +225,8 @@ import json, pkgutil, importlib, vlmadapt
 found = [m.name for m in pkgutil.walk_packages(vlmadapt.__path__, "vlmadapt.")]
 names = [name for name in found if not name.endswith("_modidx")]
 for name in names: importlib.import_module(name)
+from vlmadapt.cli import main
+assert main(["grid", "mini", "--dry-run"]) == 0
 from vlmadapt.problems.few_shot import few_shot
 problem = few_shot("mini-digits", backbone="mini", shots=1, seed=1)
 print(json.dumps([vlmadapt.__file__, len(problem.class_names)]))

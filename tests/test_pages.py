@@ -24,6 +24,7 @@ import pandas as pd
 import pytest
 import yaml
 from browser import chromium, served
+from conftest import run_command
 from matplotlib.cbook import is_math_text
 
 from vlmadapt.core.files import CannotWrite
@@ -36,7 +37,7 @@ from vlmadapt.core.markup import (
     safe_style,
 )
 from vlmadapt.grid.params import read_runs
-from vlmadapt.grid.report import vlmadapt_report, write_html
+from vlmadapt.grid.report import write_html
 from vlmadapt.grid.results import read_result_file, read_results, read_run, read_runs_below
 from vlmadapt.grid.runs import execute
 from vlmadapt.grid.schema import Result, to_record
@@ -208,7 +209,7 @@ def test_whole_chain_in_a_browser(tmp_path, monkeypatch):
     Path("evil.yml").write_text(json.dumps(dict(experiment="few_shot", parameters=parameters)))
     for run in read_runs("evil.yml"):
         assert execute(run) is None
-    assert vlmadapt_report("evil") == 0
+    assert run_command("report", "evil") == 0
     page = tmp_path / "outputs" / "evil" / "report"
     with served(page) as address, chromium() as driver:
         driver.get(f"{address}/report.html")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_experiment
+from conftest import run_command, write_experiment
 from safetensors.torch import save_file
 
 from vlmadapt.core.files import write_json
 from vlmadapt.core.hashing import content_key
 from vlmadapt.data.benchmarks import BENCHMARKS
 from vlmadapt.grid import entries, named_files, store
-from vlmadapt.grid.command import redo, vlmadapt_grid
+from vlmadapt.grid.command import redo
 from vlmadapt.grid.experiments import measure_missing
 from vlmadapt.grid.named_files import NAMED_FILES, file_contents, file_hash
 from vlmadapt.grid.params import read_runs
@@ -135,10 +135,10 @@ def test_changed_descriptions_are_seen_by_dry_run_and_execute(grid, capsys):
     run = grid(prompts="texts.json")
     execute(run)
     first = accuracies(run)
-    vlmadapt_grid("tiny.yml", dry_run=True)
+    run_command("grid", "tiny.yml", dry_run=True)
     assert "0 measurements missing" in capsys.readouterr().out
     texts.write_text("[]")
-    vlmadapt_grid("tiny.yml", dry_run=True)
+    run_command("grid", "tiny.yml", dry_run=True)
     shown = capsys.readouterr().out
     assert (
         "2 of 2 measurements missing; 2 that are there belong to other settings or files" in shown
@@ -346,11 +346,11 @@ def test_only_what_changed_is_superseded(grid):
 def test_grid_counts_superseded_results_and_announces_reports_that_exist(grid, capsys, monkeypatch):
     monkeypatch.setattr("vlmadapt.grid.runner.has_loopback", lambda: False)
     grid(trials=4)
-    vlmadapt_grid("tiny.yml")
+    run_command("grid", "tiny.yml")
     told = capsys.readouterr().out
-    assert "1 runs done" in told and "superseded" not in told and "vlmadapt_report" not in told
+    assert "1 runs done" in told and "superseded" not in told and "vlmadapt report" not in told
     grid(trials=0)
-    vlmadapt_grid("tiny.yml")
+    run_command("grid", "tiny.yml")
     assert "; 2 superseded results are kept in results/superseded" in capsys.readouterr().out
 
 

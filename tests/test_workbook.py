@@ -12,10 +12,9 @@ from pathlib import Path
 import derived
 import nbformat
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_command
 from packaging.requirements import Requirement
 
-from vlmadapt.grid.command import vlmadapt_grid
 from vlmadapt.grid.entries import method_entry
 from vlmadapt.grid.params import read_runs
 from vlmadapt.reporting.published import (
@@ -138,7 +137,7 @@ def test_experiments_have_a_parameters_cell():
 @pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "params").glob("*.yml")))
 def test_params_files_are_read(file, tmp_path, capsys):
     "Every name and value in them exists."
-    assert not vlmadapt_grid(file, dry_run=True, out=str(tmp_path)), capsys.readouterr().err
+    assert not run_command("grid", file, dry_run=True, out=str(tmp_path)), capsys.readouterr().err
     assert " measurements missing" in capsys.readouterr().out
 
 

@@ -40,6 +40,7 @@ CHAPTERS = {
     "Training": ["06_training/*"],
     "Grid": ["07_grid/*"],
     "Reporting": ["08_reporting/*"],
+    "Command line": ["09_cli/*"],
     "The package": ["10_api/*"],
     "Experiments": ["experiments/*"],
     "Reports": ["reports/*"],

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Backbone', 'BackboneSpec', 'Dataset', 'DatasetSpec', 'FewShotProblem', 'GenerationMethod', 'GenerationProblem',
            'Images', 'Method', 'MethodInfo', 'Problem', 'Tuned', 'adapt', 'cache', 'create_method', 'evaluate',
-           'few_shot', 'fit', 'fit_many', 'from_features', 'from_folder', 'hyper_parameter', 'list_datasets',
-           'list_methods', 'load_backbone', 'load_method', 'load_task', 'method_info', 'register_dataset',
-           'register_method', 'set_verbosity', 'show_versions', 'tune', 'verbosity']
+           'few_shot', 'fit', 'fit_many', 'from_features', 'from_dataset', 'from_folder', 'hyper_parameter',
+           'list_backbones', 'list_datasets', 'list_methods', 'load_backbone', 'load_method', 'load_task',
+           'method_info', 'register_backbone', 'register_dataset', 'register_method', 'set_verbosity', 'show_versions',
+           'tune', 'verbosity']
 
 # %% ../nbs/10_api/00_api.ipynb #995d24f6
 import difflib
@@ -34,11 +35,18 @@ _MODULES = {
     "vlmadapt.methods.generation_base": ("GenerationMethod",),
     "vlmadapt.methods.hyper_parameters": ("hyper_parameter",),
     "vlmadapt.methods.information": ("MethodInfo",),
-    "vlmadapt.models.backbones": ("Backbone", "BackboneSpec", "load_backbone"),
+    "vlmadapt.models.backbones": (
+        "Backbone",
+        "BackboneSpec",
+        "list_backbones",
+        "load_backbone",
+        "register_backbone",
+    ),
     "vlmadapt.problems.base": ("Problem",),
     "vlmadapt.problems.classification": ("FewShotProblem",),
-    "vlmadapt.problems.few_shot": ("few_shot", "from_folder"),
+    "vlmadapt.problems.few_shot": ("few_shot",),
     "vlmadapt.problems.generation": ("GenerationProblem", "load_task"),
+    "vlmadapt.problems.own_data": ("from_dataset", "from_folder"),
     "vlmadapt.training.adaptation": ("adapt",),
     "vlmadapt.training.batched": ("fit_many",),
     "vlmadapt.training.evaluation": ("evaluate",),
@@ -63,13 +71,14 @@ if TYPE_CHECKING:
     from vlmadapt.methods.generation_base import GenerationMethod  # noqa: F401
     from vlmadapt.methods.hyper_parameters import hyper_parameter  # noqa: F401
     from vlmadapt.methods.information import MethodInfo  # noqa: F401
-    from vlmadapt.models.backbones import Backbone, BackboneSpec, load_backbone  # noqa: F401
+    from vlmadapt.models.backbones import Backbone, BackboneSpec, list_backbones  # noqa: F401
+    from vlmadapt.models.backbones import load_backbone, register_backbone  # noqa: F401
     from vlmadapt.problems import cache_contents as cache  # noqa: F401
     from vlmadapt.problems.base import Problem  # noqa: F401
     from vlmadapt.problems.classification import FewShotProblem
     from vlmadapt.problems.few_shot import few_shot  # noqa: F401
-    from vlmadapt.problems.own_data import from_folder  # noqa: F401
     from vlmadapt.problems.generation import GenerationProblem, load_task  # noqa: F401
+    from vlmadapt.problems.own_data import from_dataset, from_folder  # noqa: F401
     from vlmadapt.training.adaptation import adapt  # noqa: F401
     from vlmadapt.training.batched import fit_many  # noqa: F401
     from vlmadapt.training.evaluation import evaluate  # noqa: F401
@@ -100,14 +109,17 @@ _all_ = [
     "fit",
     "fit_many",
     "from_features",
+    "from_dataset",
     "from_folder",
     "hyper_parameter",
+    "list_backbones",
     "list_datasets",
     "list_methods",
     "load_backbone",
     "load_method",
     "load_task",
     "method_info",
+    "register_backbone",
     "register_dataset",
     "register_method",
     "set_verbosity",

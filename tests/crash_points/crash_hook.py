@@ -16,7 +16,7 @@ from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
 
 MODULE = "vlmadapt.core.files"
-DRIVER = "vlmadapt_grid"
+DRIVER = "vlmadapt.cli"
 
 
 def choice(counter, at, moment="before", files="*", who="self"):

@@ -118,7 +118,7 @@ def _check_files(name, row, folder, split):
     for path in needed:
         if not path.exists():
             raise FileNotFoundError(
-                f"dataset {name}: {path} is missing; `vlmadapt_data {name}` says what to do, "
+                f"dataset {name}: {path} is missing; `vlmadapt data {name}` says what to do, "
                 "VLMADAPT_DATA is the folder of all datasets"
             )
 

@@ -220,7 +220,7 @@ class _Preparation:
             lines.append(self.benchmark.manual)
         kinds = "an archive or the split file" if self.benchmark.split else "an archive"
         lines.append(
-            f"Where you have it from elsewhere, `vlmadapt_data {self.name} --use FILE` takes "
+            f"Where you have it from elsewhere, `vlmadapt data {self.name} --use FILE` takes "
             f"{kinds}, or put it into {self.folder}."
         )
         if part == self.benchmark.split:

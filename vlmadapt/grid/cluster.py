@@ -238,9 +238,9 @@ def gpus_for_each(
             return _gpu_share(needed, torch.cuda.get_device_properties(0).total_memory)
         return min(1, available)
     if requested > available:
-        raise ValueError(f"--gpus_per_run {requested:g}: Ray sees {available:g} GPUs")
+        raise ValueError(f"--gpus-per-run {requested:g}: Ray sees {available:g} GPUs")
     if requested > 1 and requested % 1:
-        raise ValueError(f"--gpus_per_run {requested:g}: above one it must be whole")
+        raise ValueError(f"--gpus-per-run {requested:g}: above one it must be whole")
     return requested
 
 
@@ -256,5 +256,5 @@ def memory_for_each(
         return int(min(needed or 0, available)) or None
     if requested * 2**30 > available:
         offered = f"the largest machine offers {available / 2**30:.1f} GB"
-        raise ValueError(f"--memory_per_run {requested:g}: {offered}")
+        raise ValueError(f"--memory-per-run {requested:g}: {offered}")
     return int(requested * 2**30)

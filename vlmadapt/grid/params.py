@@ -23,11 +23,10 @@ from .names import check_fixed, check_names
 from .parameters import check_type, check_value
 from .run import Run
 from vlmadapt.grid.templates import (
-    existing_file,
     experiment_notebook,
     notebooks,
+    params_file,
     read_template,
-    shipped,
 )
 
 # %% ../../nbs/07_grid/16_params.ipynb #ea5ff0af
@@ -258,15 +257,12 @@ def grid_name(
 
 
 def read_runs(
-    file: str | Path,  # a params file
+    file: str | Path,  # a params file, or the name of one that the package ships
     out: str | Path = "outputs",  # folder of all results
     smoke: bool = False,  # only the smallest run of each part, in a folder of its own
 ) -> list[Run]:  # longest first
     "Return the runs that a file describes, after checking every name and value in it."
-    file = Path(file)
-    if not os.path.exists(file):
-        file = shipped("params", file.name) or file
-    existing_file(file)
+    file = params_file(file)
     with _named(file):
         report, parts = _load(file)
         if report:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARITHMETIC', 'PLAIN', 'NAMED', 'SILENT', 'NOT_A_NOTEBOOK', 'shipped', 'notebooks', 'existing_file',
-           'experiment_notebook', 'Parameter', 'read_template', 'template_parameters']
+           'experiment_notebook', 'shipped_params', 'params_file', 'Parameter', 'read_template', 'template_parameters']
 
 # %% ../../nbs/07_grid/12_templates.ipynb #cdf58c44
 import ast
@@ -68,6 +68,23 @@ def experiment_notebook(
     if own.suffix == ".ipynb" and os.path.exists(own):
         return existing_file(own)
     return choose(name, notebooks("experiments"), "experiment")
+
+# %% ../../nbs/07_grid/12_templates.ipynb #623f36aa
+def shipped_params() -> dict[str, Path]:  # name -> file
+    "Return all params files of the package."
+    return {f.stem: f for folder in reversed(_folders("params")) for f in folder.glob("*.yml")}
+
+
+def params_file(
+    name: str | Path,  # a path, or the name of a file that the package ships, such as "mini"
+) -> Path:
+    "Return a params file; raise ValueError with the nearest name for none."
+    file = Path(name)
+    if file.name == str(name) and not file.suffix and not os.path.isfile(file):
+        return choose(str(name), shipped_params(), "params file")
+    if not os.path.exists(file):
+        file = shipped("params", file.name) or file
+    return existing_file(file)
 
 # %% ../../nbs/07_grid/12_templates.ipynb #4854e60d
 ARITHMETIC: dict[type, Callable] = {

@@ -5,19 +5,17 @@
 # %% auto #0
 __all__ = ['CLAIM_EXAMPLE', 'GENERATION', 'METHODS_BY_NAME', 'BACKBONES_BY_NAME', 'DATASETS_BY_NAME', 'CLAIM_PATTERNS', 'HOLDS',
            'FAILS', 'OPEN', 'CLAIM_COLUMNS', 'OPTIONAL_COLUMNS', 'CLAIM_FIELDS', 'EXIT_STATUS', 'Claim', 'read_claim',
-           'Answer', 'check_claim', 'vlmadapt_claim']
+           'Answer', 'check_claim', 'print_claim']
 
 # %% ../../nbs/08_reporting/08_claims.ipynb #3b013bd1
 import difflib
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from fastcore.script import call_parse
 
 from ..core.registry import choose
 from ..data.datasets import DATASETS
@@ -349,18 +347,13 @@ def check_claim(
 EXIT_STATUS = {HOLDS: 0, FAILS: 1, OPEN: 3}
 
 
-@call_parse
-def vlmadapt_claim(
+def print_claim(
     claim: str,  # such as "HeGraphAdapter, RN50, 16 shots, 11-dataset average 77.30"
-    results: str = "outputs",  # folder of results
-) -> int:
-    "Say whether a claim holds by the results of a folder."
-    try:
-        answer = check_claim(claim, results)
-        fallen = collapsed(results)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+    results: str | Path = "outputs",  # folder of results
+) -> int:  # the exit status: 0 where it holds, 1 where it fails, 3 where it is open
+    "Print whether a claim holds by the results of a folder, and which of them collapsed."
+    answer = check_claim(claim, results)
+    fallen = collapsed(results)
     print(answer)
     for column, value in _claimed(answer.claim).items():
         if CLAIM_FIELDS[column] in fallen:
