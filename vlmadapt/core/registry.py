@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterator, Mapping, MutableMapping
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from .texts import printable
+from .texts import printable, quoted, shortened
 
 # %% ../../nbs/00_core/08_registry.ipynb #60e4d46a
 _Item = TypeVar("_Item")
@@ -32,7 +32,8 @@ def _unknown(name: object, options: Mapping, what: str) -> UnknownName:
     hint = f"there are {', '.join(map(printable, names))}"
     if near:
         hint = f"did you mean {near[0]!r}?"
-    return UnknownName(f"unknown {what} {name!r}; {hint}")
+    shown = quoted(name) if isinstance(name, str) else shortened(repr(name), 200)
+    return UnknownName(f"unknown {what} {shown}; {hint}")
 
 
 def choose(

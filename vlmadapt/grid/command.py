@@ -24,6 +24,7 @@ from ..core.records import RecordError, read_json, read_text, validate
 from ..core.values import NonNegative, PositiveInteger, convert
 from .costs import estimate_seconds, measured_costs, needed_memory
 from .params import grid_name, read_runs
+from .params_files import parse_changes
 from .progress import error_line
 from .run import Run
 from .runner import execute_all
@@ -218,8 +219,9 @@ def _check_out(out, runs):
             raise ValueError(f"--out {shown}: {place.name:.60} is not a folder")
 
 
-def _run_grid(params, out, smoke, only, redo_pattern, dry_run, options):
-    runs = [run for run in read_runs(params, out, smoke) if _run_matches(run, only)]
+def _run_grid(params, out, smoke, only, redo_pattern, dry_run, options, changes, only_methods):
+    runs = read_runs(params, out, smoke, changes, only_methods)
+    runs = [run for run in runs if _run_matches(run, only)]
     if not runs:
         raise ValueError(f"{params}: no run matches --only {only}")
     _check_out(str(out), runs)
@@ -245,6 +247,8 @@ def vlmadapt_grid(
     gpus_per_run: float | None = None,  # share of a GPU; default: what results needed, or one
     memory_per_run: float | None = None,  # GB of memory for each run; default: what results needed
     out: str = "outputs",  # folder of all results
+    set: str = "",  # changes of the file, such as "trials=0; seeds=[1]"
+    only_methods: str = "",  # methods or variants that are measured, separated by commas
 ) -> int | None:
     "Execute an experiment for every combination in a params file; go on where a call stopped."
 
@@ -255,6 +259,8 @@ def vlmadapt_grid(
             memory_per_run=convert(memory_per_run, NonNegative | None, "--memory_per_run"),
             address=address,
         )
-        return _run_grid(params, out, smoke, only, redo, dry_run, options)
+        changes = parse_changes(filter(None, set.split(";")))
+        named = [name.strip() for name in only_methods.split(",") if name.strip()]
+        return _run_grid(params, out, smoke, only, redo, dry_run, options, changes, named)
 
     return guarded(command)
