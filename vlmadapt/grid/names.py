@@ -19,7 +19,7 @@ from .templates import existing_file
 from ..methods.requirements import NEEDS
 from ..models.backbones import BACKBONES, LOADERS
 from ..models.open_clip_import import import_open_clip
-from ..problems.sources import check_source, source_kind, source_name
+from ..problems.named_data import check_source, source_kind, source_name
 
 # %% ../../nbs/07_grid/14_names.ipynb #62013190
 WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")

@@ -40,7 +40,7 @@ from vlmadapt.grid.templates import (
     report_notebook,
     shipped,
 )
-from ..problems.sources import source_kind, source_name
+from ..problems.named_data import source_kind, source_name
 
 # %% ../../nbs/07_grid/16_params.ipynb #a6f594cf
 def _check_fixed_by(fixed_by, template):

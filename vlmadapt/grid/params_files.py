@@ -18,7 +18,7 @@ from ..core.registry import choose
 from ..core.yaml_files import parse_yaml, read_yaml
 from .entries import register_plugins
 from ..methods import METHODS
-from ..problems.sources import locate_source
+from ..problems.named_data import locate_source
 
 # %% ../../nbs/07_grid/09_params_files.ipynb #595b1028
 class Part(NamedTuple):

@@ -19,7 +19,7 @@ from .progress import Progress, status_file, write_status
 from .run import Run
 from .runs import execute
 from ..problems.few_shot import few_shot
-from ..problems.sources import load_source, source_kind
+from ..problems.named_data import load_source, source_kind
 
 # %% ../../nbs/07_grid/24_runner.ipynb #9ace9189
 Encoding = tuple[str, str, str]  # dataset, backbone and prompts; what runs have in common

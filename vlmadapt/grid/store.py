@@ -24,7 +24,7 @@ from .entries import NOT_IN_KEY, MethodEntry, method_entry, method_names, result
 from .named_files import file_contents
 from .results import deviation, in_order, read_result_file, warn_left_out
 from .schema import SCHEMA_VERSION, Result, to_record, variant_label, with_digest
-from ..problems.sources import FEATURES_BACKBONE, is_bundle, source_name
+from ..problems.named_data import FEATURES_BACKBONE, is_bundle, source_name
 
 # %% ../../nbs/07_grid/05_store.ipynb #8146a05c
 def _readable(label):
