@@ -101,6 +101,8 @@ def _dotted_name(path):
 
 def _free_name(name, path):
     "Return a module name for a file that hides no other module."
+    if name in {module.__name__ for _, module in _FILES.values()}:
+        return name  # of a plug-in that was there before
     if name.isidentifier():
         known = sys.modules.get(name)
         spec = known.__spec__ if known is not None else importlib.util.find_spec(name)

@@ -18,8 +18,7 @@ from .logs import last_line, make_folder
 from .progress import Progress, status_file, write_status
 from .run import Run
 from .runs import execute
-from ..problems.few_shot import few_shot
-from ..problems.named_data import load_source, source_kind
+from ..problems.named_data import source_kind, source_problem
 
 # %% ../../nbs/07_grid/24_runner.ipynb #9ace9189
 Encoding = tuple[str, str, str]  # dataset, backbone and prompts; what runs have in common
@@ -49,7 +48,7 @@ def encode(
     "Encode what does not depend on shots or seeds: the test images and the prompts."
     try:
         register_plugins(plugins)
-        features = few_shot(load_source(dataset), backbone, shots=1, prompts=prompts).features
+        features = source_problem(dataset, backbone, shots=1, seed=1, prompts=prompts).features
         for name in ("test", "text", "text_neg"):
             getattr(features, name)
     except Exception as e:

@@ -116,7 +116,6 @@ def source_problem(
     if isinstance(dataset, Dataset) or check_source(dataset) != "bundle":
         source = dataset if isinstance(dataset, Dataset) else load_source(dataset)
         return few_shot(source, backbone=backbone, shots=shots, seed=seed, **options)
-    problem = FewShotProblem.from_bundle(dataset)
+    problem = FewShotProblem.from_bundle(dataset, shots=shots, seed=seed)
     problem.provenance["dataset"] = source_name(dataset)
-    problem.provenance |= dict(shots=shots, seed=seed)
     return problem
