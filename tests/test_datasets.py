@@ -259,7 +259,7 @@ def test_reader_of_imagenet(root):
         "n01440764_3.JPEG",
     ]  # sorted, wherever it runs
     assert all("/val/" in p for p in d.splits["test"].items)
-    p = few_shot(d, shots=4, seed=1)
+    p = few_shot(d, "mini", shots=4, seed=1)
     train, val = (set(p.images(s).items) for s in ("train", "val"))
     assert (
         len(train) == len(val) == 16

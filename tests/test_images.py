@@ -20,7 +20,8 @@ from vlmadapt.data.splits import read_parts, read_split
 from vlmadapt.methods import METHODS
 from vlmadapt.models.backbones import load_backbone
 from vlmadapt.models.pixels import Pixels, Views
-from vlmadapt.problems.few_shot import few_shot, from_folder
+from vlmadapt.problems.few_shot import few_shot
+from vlmadapt.problems.own_data import from_folder
 from vlmadapt.training.evaluation import evaluate
 from vlmadapt.training.loop import fit
 from vlmadapt.training.tuning import tune
@@ -368,9 +369,9 @@ def test_replaced_images_are_encoded_again(tmp_path):
                     os.utime(file, (1.7e9, 1.7e9))
 
     write({"red": (200, 20, 20), "blue": (20, 20, 200)})
-    first = from_folder(tmp_path / "set", shots=2, views=2).features.test.clone()
+    first = from_folder(tmp_path / "set", backbone="mini", shots=2, views=2).features.test.clone()
     write({"red": (20, 20, 200), "blue": (200, 20, 20)})
-    second = from_folder(tmp_path / "set", shots=2, views=2).features.test
+    second = from_folder(tmp_path / "set", backbone="mini", shots=2, views=2).features.test
     assert (first - second).abs().max() > 1e-3
 
 
@@ -422,7 +423,7 @@ def test_part_names_in_any_spelling(names, expected, tmp_path):
 
 def test_validation_images_come_from_what_is_left_of_train(tmp_path):
     root = parts(tmp_path, ["train", "test"], number=6)
-    problem = from_folder(root, shots=2, views=1, seed=3)
+    problem = from_folder(root, backbone="mini", shots=2, views=1, seed=3)
     labels = read_photos(root).splits["train"].labels
     train, val = few_shot_indices(labels, None, 2, 3)
     files = read_photos(root).splits["train"].items
@@ -433,7 +434,7 @@ def test_validation_images_come_from_what_is_left_of_train(tmp_path):
 
 
 def test_a_problem_without_test_part_fits_and_does_not_evaluate(tmp_path):
-    problem = from_folder(parts(tmp_path, ["train", "val"]), shots=2, views=1)
+    problem = from_folder(parts(tmp_path, ["train", "val"]), backbone="mini", shots=2, views=1)
     method = fit(METHODS["TipAdapter"](problem), problem)
     with pytest.raises(ValueError, match="has no test split"):
         evaluate(method, problem)
@@ -651,7 +652,7 @@ def test_classes_without_test_or_val_picture_are_named_in_one_warning(tmp_path):
 )
 def test_empty_parts_are_left_out(number, expected, tmp_path):
     root = fill(tmp_path / "set", number)
-    problem, _ = warned(lambda: from_folder(root, shots=1, views=1))
+    problem, _ = warned(lambda: from_folder(root, backbone="mini", shots=1, views=1))
     assert {part: len(labels) for part, labels in problem.labels.items()} == expected
     tuned = tune(METHODS["TipAdapter"], problem)
     assert tuned.selection == ("few_shot_val" if "val" in expected else "defaults")
@@ -661,14 +662,14 @@ def test_empty_parts_are_left_out(number, expected, tmp_path):
 
 
 def test_all_of_train_may_become_shots(tmp_path):
-    problem = from_folder(parts(tmp_path, ["train", "test"]), shots=4, views=1)
+    problem = from_folder(parts(tmp_path, ["train", "test"]), backbone="mini", shots=4, views=1)
     assert {part: len(labels) for part, labels in problem.labels.items()} == {
         "train": 12,
         "test": 12,
     }
     empty = Dataset("empty", ["a"], {}, ["{}"])
     with pytest.raises(ValueError, match="empty has neither train nor test images"):
-        few_shot(empty)
+        few_shot(empty, "mini")
 
 
 # ---- the same picture twice
@@ -841,7 +842,7 @@ def test_wide_pictures_are_counted_when_they_are_encoded(tmp_path):
         (root / folder).mkdir(parents=True)
         for i, size in enumerate([(400, 100), (30, 20), (40, 80)]):
             noise(rng, size=size).save(root / folder / f"{i}.png")
-    problem = from_folder(root, shots=1, views=1)
+    problem = from_folder(root, backbone="mini", shots=1, views=1)
     _, messages = warned(lambda: problem.features.test)
     assert len(messages) == 1
     assert (

@@ -162,7 +162,7 @@ def test_labels_of_a_dataset_go_through_the_same_door():
         part = Images(images, labels)
         return Dataset("toy", ["a", "b", "c"], dict(train=part, val=part, test=part), ["{}"])
 
-    expected = few_shot(dataset(torch.tensor(y)), shots=2, views=2)
+    expected = few_shot(dataset(torch.tensor(y)), "mini", shots=2, views=2)
     for labels in (
         y.astype(np.uint8),
         np.eye(3)[y],
@@ -170,13 +170,13 @@ def test_labels_of_a_dataset_go_through_the_same_door():
         y.astype(float),
         y.tolist(),
     ):
-        problem = few_shot(dataset(labels), shots=2, views=2)
+        problem = few_shot(dataset(labels), "mini", shots=2, views=2)
         assert problem.labels["train"].tolist() == expected.labels["train"].tolist()
         assert problem.images("train").items.tobytes() == expected.images("train").items.tobytes()
         method = METHODS["ZeroShot"](problem)
         assert evaluate(method, problem) == evaluate(method, expected)
     assert "toy train labels must lie in 0 .. 2, found 1 .. 3" in refused(
-        few_shot, dataset(y + 1), shots=2
+        few_shot, dataset(y + 1), "mini", shots=2
     )
 
 

@@ -27,6 +27,7 @@ from scipy.io import savemat
 from vlmadapt.core.records import RecordError, read_json, read_json_lines, read_lines, read_text
 from vlmadapt.core.tensors import load_arrays, save_arrays
 from vlmadapt.data import annotations
+from vlmadapt.data.bundles import read_bundle
 from vlmadapt.data.images import CorruptImage, open_image
 from vlmadapt.data.prompts import read_descriptions
 from vlmadapt.data.splits import read_split
@@ -46,7 +47,6 @@ from vlmadapt.mini.models import untrained
 from vlmadapt.models.adapted_models import add_adapters, load_adapters, save_adapters
 from vlmadapt.problems.cache import cached_rows
 from vlmadapt.problems.classification import FewShotProblem
-from vlmadapt.problems.features import read_bundle
 
 FIELD_MUTATIONS = 45  # of each JSON format
 BYTE_MUTATIONS = 20  # of each format, besides those that are always made

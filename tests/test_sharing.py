@@ -16,7 +16,8 @@ from PIL import Image
 
 from vlmadapt.core.files import DamagedFile
 from vlmadapt.methods import METHODS
-from vlmadapt.problems.few_shot import few_shot, from_folder
+from vlmadapt.problems.few_shot import few_shot
+from vlmadapt.problems.own_data import from_folder
 from vlmadapt.training.evaluation import evaluate
 from vlmadapt.training.loop import fit
 
@@ -244,9 +245,9 @@ def album(folder):
 def test_own_photos_of_every_kind(tmp_path):
     root = album(tmp_path / "my photos ☀")
     with pytest.raises(ValueError, match=r"halb kaputt\.jpg: cannot be decoded"):
-        from_folder(root, shots=4)
+        from_folder(root, backbone="mini", shots=4)
     with pytest.warns(UserWarning, match=r"skipped: .*halb kaputt\.jpg"):
-        problem = from_folder(root, shots=4, on_corrupt="skip")
+        problem = from_folder(root, backbone="mini", shots=4, on_corrupt="skip")
     assert set(problem.class_names) == {"ciel bleu", "rote Äpfel"}
     assert sum(len(problem.images(split)) for split in ("train", "val", "test")) > 20
     for name in ("GDA", "HeGraphAdapter", "CoOp", "VPT"):

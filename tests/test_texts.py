@@ -419,7 +419,7 @@ def test_content_of_descriptions_is_part_of_the_provenance(digits, tmp_path):
         ("description", "did you mean 'descriptions'?"),
         ("descriptions.txt", "did you mean 'descriptions'?"),
         ("", "there are template, ensemble"),
-        (None, "got None; your own templates belong to the dataset"),
+        (None, "got None; your own texts are given as template="),
         (["a {}"], "got ['a {}']"),
         (3, "got 3"),
         (True, "got True"),

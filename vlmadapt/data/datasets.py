@@ -36,6 +36,7 @@ class Dataset:
     flip: bool = True
     note: str = ""  # which split this is
     root: str = ""  # folder that the items' names do not depend on
+    default_backbone: str | None = None  # where none is named; real images have no default
 
 # %% ../../nbs/01_data/04_datasets.ipynb #e155fc1a
 def data_root() -> Path:

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['ENSEMBLE', 'NEGATIVE', 'PROMPTS', 'check_class_names', 'check_templates', 'fill', 'read_descriptions',
-           'match_descriptions', 'check_prompts', 'class_prompts']
+           'match_descriptions', 'rename_classes', 'check_prompts', 'class_prompts']
 
 # %% ../../nbs/01_data/07_prompts.ipynb #780c52bf
 import difflib
 import os
 import string
+import unicodedata
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..core.records import RecordError, read_json
@@ -120,9 +122,9 @@ def _texts_of(value, name, source):
 
 
 def _plain_name(name):
-    "Return a name without case, punctuation and underscores."
-    letters = [c if c.isalnum() else " " for c in name.casefold()]
-    return " ".join("".join(letters).split())
+    "Return a name without case, punctuation, spaces and underscores."
+    composed = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(c for c in composed if c.isalnum())
 
 
 def _described_name(name, described, by_plain, source):
@@ -187,6 +189,49 @@ def match_descriptions(
     return [_texts_of(descriptions[matched[name]], name, source) for name in class_names]
 
 # %% ../../nbs/01_data/07_prompts.ipynb #7dd7938e
+def _renamed(names: list[str], changes: Mapping[str, str], where: str) -> list[str]:
+    "Return `names` with the changes of a dictionary; refuse unknown and colliding names."
+    known = {}
+    for name in names:
+        known.setdefault(_plain_name(name), name)
+    new = {}
+    for name, other in changes.items():
+        found = name if name in names else known.get(_plain_name(str(name)))
+        if found is None:
+            choose(name, dict.fromkeys(names), f"class of {where}")
+        new[found] = other
+    renamed = check_class_names([new.get(name, name) for name in names])
+    taken = {}
+    for before, after in zip(names, renamed, strict=True):
+        other = taken.setdefault(after, before)
+        if other != before:
+            both = f"{quoted(other)} and {quoted(before)} both become {quoted(after)}"
+            raise ValueError(f"{where}: {both}; give each class its own name")
+    return renamed
+
+
+def rename_classes(
+    dataset: Dataset,  # of K classes
+    class_names: Iterable[str] | Mapping[str, str],  # K names in label order, or old name -> new
+) -> Dataset:
+    "Return `dataset` with other class names; its own descriptions go with their classes."
+    old = dataset.class_names
+    where = f"dataset {dataset.name}"
+    if isinstance(class_names, Mapping):
+        new = _renamed(old, class_names, where)
+    else:
+        new = check_class_names(class_names)
+    if len(new) != len(old):
+        shown = shortened(", ".join(map(quoted, old)), 200)
+        raise ValueError(f"{where}: {len(new)} class names for {len(old)} classes: {shown}")
+    descriptions = dataset.descriptions
+    if descriptions is not None:
+        matched = _match(old, descriptions, where)
+        both = zip(old, new, strict=True)
+        descriptions = {b: descriptions[matched[a]] for a, b in both if matched[a] is not None}
+    return replace(dataset, class_names=new, descriptions=descriptions)
+
+# %% ../../nbs/01_data/07_prompts.ipynb #c11aa407
 PROMPTS = ("template", "ensemble", "descriptions")
 
 
@@ -201,35 +246,65 @@ def check_prompts(
     if not isinstance(prompts, (str, os.PathLike)):
         kinds = ", ".join(map(repr, PROMPTS))
         shown = shortened(repr(prompts))
-        fix = "your own templates belong to the dataset: replace(dataset, templates=[...])"
+        fix = "your own texts are given as template=... and descriptions=..."
         raise ValueError(f"prompts must be {kinds} or the path of a JSON file, got {shown}; {fix}")
     if not _is_file_name(prompts):
         choose(prompts, dict.fromkeys((*PROMPTS, "a JSON file")), "kind of prompts")
     return str(prompts)
 
 
+def _chosen_templates(dataset, prompts, template):
+    "Return the templates that are used, perhaps none."
+    own = check_templates(dataset.templates)
+    if template is not None:
+        if not isinstance(template, str):
+            template = check_texts(template, "template")
+        own = check_templates(template) if template != [] else []
+    elif prompts != "ensemble":
+        own = own[:1]
+    return own + ENSEMBLE if prompts == "ensemble" else own
+
+
+def _chosen_descriptions(dataset, prompts, descriptions):
+    "Return the descriptions that are used and where they come from; None where none are."
+    is_file = _is_file_name(prompts)
+    if is_file and descriptions is not None:
+        twice = f"prompts={shown_path(prompts)!r} and descriptions=..."
+        raise ValueError(f"descriptions are given twice, {twice}; leave one out")
+    if is_file:
+        descriptions = prompts
+    if isinstance(descriptions, (str, os.PathLike)):
+        path = Path(descriptions)
+        return read_descriptions(path), shown_path(path)
+    if descriptions is not None:
+        given = dict(descriptions) if isinstance(descriptions, Mapping) else descriptions
+        return given, "descriptions"
+    if prompts == "descriptions":
+        return dataset.descriptions or {}, f"dataset {dataset.name}"
+    return None, ""
+
+
 def class_prompts(
     dataset: Dataset,  # names, templates and perhaps descriptions
     prompts: str | Path = "template",  # one of `PROMPTS`, or a JSON file of descriptions
-    others: Iterable[str] = (),  # further classes that a file may describe
+    others: Iterable[str] = (),  # further classes that may be described
+    template: str | Sequence[str] | None = None,  # in place of the dataset's; [] for none
+    descriptions: Mapping | str | Path | None = None,  # a dict, or a JSON file
 ) -> list[list[str]]:  # K lists of class prompts
-    "Make the prompts of each class."
+    "Make the prompts of each class: filled templates, followed by descriptions."
     prompts = check_prompts(prompts)
     names = check_class_names(dataset.class_names)
-    templates = check_templates(dataset.templates)
-    if prompts == "ensemble":
-        return _not_all_equal(fill(names, templates + ENSEMBLE))
-    filled = fill(names, templates[:1])
-    if prompts == "template":
-        return _not_all_equal(filled)
-    if prompts == "descriptions":
-        source = f"dataset {dataset.name}"
-        descriptions = dataset.descriptions or {}
-    else:
-        source = shown_path(prompts)
-        descriptions = read_descriptions(prompts)
-    described = match_descriptions(names, descriptions, source, others)
-    return _not_all_equal([a + b for a, b in zip(filled, described, strict=True)])
+    templates = _chosen_templates(dataset, prompts, template)
+    found, source = _chosen_descriptions(dataset, prompts, descriptions)
+    if found is None and not templates:
+        raise ValueError("no templates and no descriptions: give template=... or descriptions=...")
+    texts = (
+        [list(filled) for filled in fill(names, templates)] if templates else [[] for _ in names]
+    )
+    if found is not None:
+        described = match_descriptions(names, found, source, others)
+        texts = [a + b for a, b in zip(texts, described, strict=True)]
+    return _not_all_equal(texts)
 
 
 def _not_all_equal(class_texts):

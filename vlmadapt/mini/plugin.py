@@ -36,6 +36,7 @@ def load_mini(
         drawn["templates"],
         drawn["descriptions"],
         flip=drawn["flip"],
+        default_backbone="mini",
     )
 
 

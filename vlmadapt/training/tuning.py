@@ -73,6 +73,7 @@ def hold_out(
         images,
         problem.provenance,
         problem.flip,
+        problem.logit_bias,
     )
 
 # %% ../../nbs/06_training/04_tuning.ipynb #558152f9
