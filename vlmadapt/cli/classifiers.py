@@ -363,7 +363,7 @@ EVALUATE = Command(
     _run_evaluate,
     {
         "pets.safetensors my_images/": "the test images of a folder",
-        "pets.safetensors oxford_pets --metrics top5_accuracy confusion_matrix": "with a further metric",
+        "pets.safetensors oxford_pets --metrics top5_accuracy confusion_matrix": "further metrics",
         "pets.safetensors photos.csv --json": "for another program",
     },
 )
