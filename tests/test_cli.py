@@ -235,7 +235,7 @@ def test_a_reader_that_has_gone_is_no_error():
     [
         (
             "grid a.yml --dry-run --smoke --only x* --redo y --workers 2 --address auto "
-            "--gpus-per-run 0.5 --memory-per-run 4 --out o",
+            "--gpus-per-run 0.5 --memory-per-run 4 --out o --set b=1 --set c=2 --only-methods d e",
             "grid.command.run_grid",
             ("a.yml",),
             dict(
@@ -248,9 +248,11 @@ def test_a_reader_that_has_gone_is_no_error():
                 gpus_per_run="0.5",
                 memory_per_run="4",
                 out="o",
+                changes=["b=1", "c=2"],
+                only_methods=["d", "e"],
             ),
         ),
-        ("grid a.yml", "grid.command.run_grid", ("a.yml",), {}),
+        ("grid a.yml", "grid.command.run_grid", ("a.yml",), dict(changes=())),
         ("claim c --results r", "reporting.claims.print_claim", ("c",), dict(results="r")),
         ("data --list", "data.downloads.print_benchmarks", (), {}),
         (
@@ -283,6 +285,18 @@ def test_a_shipped_grid_is_found_by_name(capsys, tmp_path):
     by_name = capsys.readouterr().out
     assert run_command("grid", ROOT / "params/mini.yml", dry_run=True, out=tmp_path) == 0
     assert capsys.readouterr().out == by_name
+
+
+def test_a_part_of_a_shipped_grid(capsys, tmp_path):
+    line = ["grid", "mini", "--dry-run", "--out", tmp_path, "--only", "features/*"]
+    assert run_command(*line) == 0
+    whole = capsys.readouterr().out
+    line += ["--set", "seeds=[1]", "--set", "trials=0", "--only-methods", "TaskRes", "ZeroShot"]
+    assert run_command(*line) == 0
+    part = capsys.readouterr().out
+    assert len(part.splitlines()) == len(whole.splitlines())
+    assert "2 of 2 measurements missing" in part and "2 of 2 " not in whole
+    assert "--set takes name=value" in refusal(capsys, *line[:6], "--set", "seeds")
 
 
 def listed(capsys, *arguments):

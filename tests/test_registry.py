@@ -38,6 +38,17 @@ def test_a_name_that_is_taken():
         shapes.register(3, 3)
 
 
+def test_what_is_defined_again_takes_its_own_place():
+    shapes = Registry("shape")
+    for sides in (4, 5):
+        definition = {"__name__": "cell"}
+        exec(f"def square():\n    return {sides}", definition)
+        shapes.register("square", definition["square"])
+    assert shapes["square"]() == 5
+    with pytest.raises(ValueError, match="registered already"):
+        shapes.register("square", len)
+
+
 def test_a_wrong_name_is_a_key_error_and_a_value_error():
     shapes = Registry("shape", {"square": 4})
     for look_up in (lambda: shapes["squares"], lambda: choose("squares", shapes, "shape")):

@@ -18,6 +18,8 @@ def _grid_arguments(parser: CommandParser):
     add("--smoke", action="store_true", help="the smallest run of each part, as <name>-smoke")
     add("--only", metavar="RUNS", help="runs whose name holds this text, or matches it with a *")
     add("--redo", metavar="RUNS", help="measure again; matched like --only, ':Tip*' for methods")
+    add("--set", action="append", metavar="NAME=VALUE", help="change the file for this call")
+    add("--only-methods", nargs="+", metavar="NAME", help="methods or variants to measure")
     add("--workers", metavar="N", help="runs at a time on this machine; default: one per core")
     add("--address", help="of a Ray cluster, such as auto")
     add("--gpus-per-run", metavar="SHARE", help="default: what results needed, or one")
@@ -28,9 +30,10 @@ def _grid_arguments(parser: CommandParser):
 def _run_grid(options: argparse.Namespace):
     from vlmadapt.grid.command import run_grid
 
-    flags = ("dry_run", "smoke", "only", "redo", "address", "out")
+    flags = ("dry_run", "smoke", "only", "redo", "only_methods", "address", "out")
     numbers = ("workers", "gpus_per_run", "memory_per_run")
-    failed = run_grid(options.params, **given(options, *flags, *numbers))
+    changes = options.set or ()
+    failed = run_grid(options.params, changes=changes, **given(options, *flags, *numbers))
     return 1 if failed else 0
 
 
@@ -44,6 +47,7 @@ GRID = Command(
         "params/mini.yml --smoke": "does every part run? minutes, before the hours",
         "mini --only '*shots16*' --workers 4": "some of the runs, four at a time",
         "mini --redo '*shots16*:TipAdapter'": "measure again: runs, and after a colon methods",
+        "mini --set 'seeds=[1]' --set trials=0 --only-methods TaskRes": "a part of the file",
         "own.yml --address auto --gpus-per-run 0.25": "on a Ray cluster, four runs on a GPU",
     },
     notes="Started again after an interruption, the same command goes on.",

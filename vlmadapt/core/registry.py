@@ -12,10 +12,11 @@ import importlib.metadata
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
+from dataclasses import fields, is_dataclass
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from .texts import one_line, printable
+from .texts import one_line, printable, quoted, shortened
 
 # %% ../../nbs/00_core/08_registry.ipynb #60e4d46a
 _Item = TypeVar("_Item")
@@ -33,7 +34,8 @@ def _unknown(name: object, options: Mapping, what: str) -> UnknownName:
     hint = f"there are {', '.join(map(printable, names))}"
     if near:
         hint = f"did you mean {near[0]!r}?"
-    return UnknownName(f"unknown {what} {name!r}; {hint}")
+    shown = quoted(name) if isinstance(name, str) else shortened(repr(name), 200)
+    return UnknownName(f"unknown {what} {shown}; {hint}")
 
 
 def choose(
@@ -69,6 +71,15 @@ def register_entry_points(
             warnings.warn(message, stacklevel=2)
 
 # %% ../../nbs/00_core/08_registry.ipynb #42ec9c80
+def _definition(item):
+    "Return where an item is defined: module and name, or those of its fields."
+    if is_dataclass(item) and not isinstance(item, type):
+        return type(item), [_definition(getattr(item, field.name)) for field in fields(item)]
+    if hasattr(item, "__qualname__"):
+        return item.__module__, item.__qualname__
+    return item
+
+
 class Registry(MutableMapping[str, _Item], Generic[_Item]):
     "A dictionary of things of one `kind`, with close matches on a wrong name and lazy plug-ins."
 
@@ -92,10 +103,14 @@ class Registry(MutableMapping[str, _Item], Generic[_Item]):
         item: _Item,  # the thing itself
         replace: bool = False,  # may it take the place of another of this name?
     ) -> _Item:
-        "Add `item` under `name` and return it; refuse a name that is taken."
+        """Add `item` under `name` and return it; refuse a name that is taken.
+
+        What is defined again, as when a notebook's cell is run twice, takes its own place.
+        """
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"the name of a {self.kind} is a text, got {name!r}")
-        if not replace and self._items.get(name, item) is not item:
+        old = self._items.get(name, item)
+        if not replace and old is not item and _definition(old) != _definition(item):
             raise ValueError(f"{self.kind} {name!r} is registered already; pass replace=True")
         self._items[name] = item
         return item

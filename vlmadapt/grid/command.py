@@ -9,6 +9,7 @@ __all__ = ['matches', 'redo', 'redo_matching', 'run_grid']
 import os
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from ..core.records import RecordError, read_json, read_text, validate
 from ..core.values import NonNegative, PositiveInteger, convert
 from .costs import estimate_seconds, measured_costs, needed_memory
 from .params import grid_name, read_runs
+from .params_files import parse_changes
 from .run import Run
 from .runner import execute_all
 from .schema import to_record
@@ -205,13 +207,16 @@ def run_grid(
     gpus_per_run: float | None = None,  # share of a GPU; default: what results needed, or one
     memory_per_run: float | None = None,  # GB of memory for each run; default: what results needed
     out: str | Path = "outputs",  # folder of all results
+    changes: Sequence[str] = (),  # of the file for this call, such as ["trials=0"]
+    only_methods: Sequence[str] = (),  # methods or variants to measure; default: all
 ) -> dict[str, str]:  # name of a failed run -> error in one line
     """Execute an experiment for every combination in a params file; go on where a call stopped.
 
     Raises ValueError, in one line, for a file or an argument that cannot be followed.
     """
     options = _checked_options(workers, gpus_per_run, memory_per_run)
-    runs = [run for run in read_runs(params, out, smoke) if _run_matches(run, only)]
+    runs = read_runs(params, out, smoke, parse_changes(changes), only_methods)
+    runs = [run for run in runs if _run_matches(run, only)]
     if not runs:
         raise ValueError(f"{params}: no run matches --only {only}")
     _check_out(str(out), runs)

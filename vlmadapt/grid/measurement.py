@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..core.environment import environment
+from ..core.plugins import source_of_class
 from ..core.values import plain
 from .entries import MethodEntry, method_class, method_entry
 from .memory import peak, reset_peak
@@ -145,6 +146,12 @@ def _selection(tuned, entry):
     )
 
 
+def _provenance(method, problem):
+    "Return where the data come from and, of a method from outside this library, its source."
+    source = source_of_class(type(method))
+    return problem.provenance if source is None else {**problem.provenance, "method": source}
+
+
 def _fields(entry, tuned, method, problem, targets, cost):
     "Return the fields of all results of one seed."
     scores, seconds = timed(evaluate, method, problem)
@@ -157,7 +164,7 @@ def _fields(entry, tuned, method, problem, targets, cost):
         trainable_parameters=method.trainable_parameters(),
         selection=_selection(tuned, entry),
         cost=dict(**cost, evaluate_s=seconds, **peak()),
-        provenance=problem.provenance,
+        provenance=_provenance(method, problem),
         environment=environment(),
     )
     measured = [{**shared, **fields} for fields in measured]

@@ -22,6 +22,7 @@ from ..data.tasks import TASKS
 # %% ../../nbs/07_grid/03_named_files.ipynb #eb75b1be
 _END_BYTES = 1 << 16  # bytes read at either end of a file
 _HASHES: dict[tuple, str] = {}
+_ENDS: dict[tuple, str] = {}  # path, size and times of an image -> hash of its ends
 
 
 def file_fingerprint(
@@ -48,9 +49,19 @@ def file_hash(
     return _HASHES[key]
 
 # %% ../../nbs/07_grid/03_named_files.ipynb #11ae25cb
+def _image_fingerprint(path):
+    "Return the fingerprint of an image; its ends are read once per process."
+    state = os.stat(path)
+    times = state.st_mtime_ns, state.st_ctime_ns  # the latter changes with every write
+    key = (os.path.abspath(path), state.st_size, *times)
+    if key not in _ENDS:
+        _ENDS[key] = file_fingerprint(path)[2]
+    return [state.st_size, state.st_mtime_ns, _ENDS[key]]
+
+
 def _content_of_file(path):
     if path.suffix.lower() in Image.registered_extensions():
-        return file_fingerprint(path)
+        return _image_fingerprint(path)
     return file_hash(path)
 
 

@@ -9,13 +9,14 @@ __all__ = ['CHECKS', 'check_fixed', 'check_names']
 from typing import Any
 
 from ..core.registry import choose
-from ..data.datasets import DATASETS
 from ..data.prompts import PROMPTS
 from ..data.tasks import TASKS
 from .entries import MethodEntry, method_class, method_entry
 from .parameters import check_type, quotes_hint
 from .templates import existing_file
+from ..methods.requirements import NEEDS
 from ..models.backbones import backbone_spec
+from ..problems.named_data import check_source, source_kind, source_name
 
 # %% ../../nbs/07_grid/14_names.ipynb #62013190
 def _check_prompts(prompts):
@@ -30,7 +31,7 @@ def _check_datasets(parameters):
     for name in ("dataset", "targets"):
         given = parameters.get(name, [])
         for dataset in given if isinstance(given, list) else [given]:
-            choose(dataset, DATASETS, "dataset")
+            check_source(dataset)
     if "task" in parameters:
         choose(parameters["task"], TASKS, "task")
 
@@ -53,6 +54,14 @@ def _check_hyper_parameters(place, cls, label, values):
     return found
 
 
+def _check_offered(cls, label, dataset):
+    "Refuse a method that reads more than features for a bundle of features."
+    lacking = sorted(cls.needs - {"features"})
+    if lacking and dataset and source_kind(dataset) == "bundle":
+        needed = NEEDS.get(lacking[0], lacking[0])
+        raise ValueError(f"methods: {label} needs {needed}, which {source_name(dataset)} lacks")
+
+
 def _check_methods(methods, parameters):
     "Convert the entries of methods and variants."
     found = []
@@ -60,6 +69,7 @@ def _check_methods(methods, parameters):
     for value in methods:
         entry = method_entry(value)
         cls = method_class(entry, parameters)
+        _check_offered(cls, entry.label, parameters.get("dataset"))
         if entry.name in names:
             raise ValueError(f"methods repeats {entry.label!r}")
         names.add(entry.name)

@@ -17,12 +17,11 @@ from papermill.exceptions import PapermillExecutionError
 from pydantic import BaseModel
 
 from ..core.files import locked, write_atomic
-from ..core.records import RecordError, read_text, validate
-from ..core.registry import choose
+from ..core.records import read_text, validate
+from ..core.yaml_files import read_yaml
 from .kernels import run_notebook
 from .logs import Log, last_line, make_folder, remove_temporaries
-from .params import parse_yaml
-from .templates import notebooks
+from .templates import report_notebook
 
 # %% ../../nbs/07_grid/26_report.ipynb #42c18ffa
 class _ParamsOfRun(BaseModel):
@@ -37,13 +36,7 @@ def report_of(
     if not runs:
         command = f"vlmadapt grid params/{Path(folder).name}.yml"
         raise ValueError(f"{folder}: no runs there; {command} makes them")
-    text = read_text(runs[0])
-    try:
-        found = parse_yaml(text)
-    except ValueError as e:
-        raise RecordError(f"{runs[0]}: {e}") from None
-    name = validate(found, _ParamsOfRun, runs[0]).report
-    return choose(name, notebooks("reports"), "report")
+    return report_notebook(validate(read_yaml(runs[0]), _ParamsOfRun, runs[0]).report)
 
 # %% ../../nbs/07_grid/26_report.ipynb #73e0210a
 def _hash_of(script):

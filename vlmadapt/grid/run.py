@@ -7,7 +7,7 @@ __all__ = ['NOT_SETTINGS', 'Run']
 
 # %% ../../nbs/07_grid/15_run.ipynb #42b45dbe
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ class Run:
     notebook: Path  # the experiment
     parameters: dict[str, Any]  # all of them, defaults included
     folder: Path  # for what the run makes
-    report: str  # name of the report that reads it
+    report: str  # name of the report that reads it, or the path of somebody's own
+    plugins: list[str] = field(default_factory=list)  # imported in every process of the run
+    others: list = field(default_factory=list)  # methods of the file that are not requested now
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -36,8 +38,8 @@ class Run:
 
     def results(self) -> ResultStore:
         "Return the store of the run's results, as they are on disk now."
-        methods = self.parameters["methods"]
-        return ResultStore(self.folder, self.settings, methods, self.parameters["seeds"])
+        requested = self.parameters["methods"], self.parameters["seeds"]
+        return ResultStore(self.folder, self.settings, *requested, self.others)
 
     @property
     def error_file(self) -> Path:

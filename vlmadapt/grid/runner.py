@@ -8,19 +8,20 @@ __all__ = ['Encoding', 'RETRIES', 'shared_encoding', 'encode', 'execute_all']
 # %% ../../nbs/07_grid/24_runner.ipynb #e2af7526
 import os
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from .cluster import cluster, gpus_for_each, has_loopback, memory_for_each
 from .costs import measured_costs, needed_memory
-from .entries import method_class, method_entry
+from .entries import method_class, method_entry, register_plugins
 from .logs import last_line, make_folder
 from .progress import Progress, status_file, write_status
 from .run import Run
 from .runs import execute
-from ..problems.few_shot import few_shot
+from ..problems.named_data import source_kind, source_problem
 
 # %% ../../nbs/07_grid/24_runner.ipynb #9ace9189
-Encoding = tuple[str, str, str]  # dataset, backbone and prompts
+Encoding = tuple[str, str, str]  # dataset, backbone and prompts; what runs have in common
 
 
 def shared_encoding(
@@ -30,6 +31,8 @@ def shared_encoding(
     parameters = run.parameters
     if not {"dataset", "backbone"} <= parameters.keys():
         return None
+    if source_kind(parameters["dataset"]) == "bundle":
+        return None
     classes = [method_class(method_entry(m), parameters) for m in parameters["methods"]]
     if not any("features" in cls.needs for cls in classes):
         return None
@@ -37,13 +40,15 @@ def shared_encoding(
 
 
 def encode(
-    dataset: str,  # name in DATASETS
+    dataset: str,  # name in DATASETS, or path of a folder of images
     backbone: str,  # name in BACKBONES, or "model:tag"
     prompts: str = "template",  # as in `few_shot`
+    plugins: Sequence[str] = (),  # imported before
 ) -> str | None:  # the error in one line, or None
     "Encode what does not depend on shots or seeds: the test images and the prompts."
     try:
-        features = few_shot(dataset, backbone, shots=1, prompts=prompts).features
+        register_plugins(plugins)
+        features = source_problem(dataset, backbone, shots=1, seed=1, prompts=prompts).features
         for name in ("test", "text", "text_neg"):
             getattr(features, name)
     except Exception as e:
@@ -59,9 +64,9 @@ def _execute_in(folder, run, encoded=None):
     return execute(run)
 
 
-def _encode_in(folder, *encoding):
+def _encode_in(folder, plugins, encoding):
     os.chdir(folder)
-    return encode(*encoding)
+    return encode(*encoding, plugins=plugins)
 
 
 def _outcome(ray, job, run):
@@ -80,10 +85,11 @@ def _submit(ray, missing, **resources):
     encoder = ray.remote(_encode_in).options(**options)
     here = os.getcwd()
     encodings = {run: shared_encoding(run) for run in missing}
+    plugins = next(iter(missing)).plugins  # of the params file, the same in all runs
     encoded = {}
     for encoding, times in Counter(encodings.values()).items():
         if encoding and times > 1:
-            encoded[encoding] = encoder.remote(here, *encoding)
+            encoded[encoding] = encoder.remote(here, plugins, encoding)
     jobs = {}
     for run, count in missing.items():
         job = task.remote(here, run, encoded.get(encodings[run]))

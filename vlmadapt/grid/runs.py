@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from ..core.files import locked, write_atomic
+from .entries import register_plugins
 from .kernels import run_notebook
 from .logs import Log, last_line, make_folder, remove_temporaries
 from .params import read_runs
@@ -35,6 +36,8 @@ def _leave_valid(store, log):
 
 def _write_params(run):
     params = dict(experiment=run.notebook.stem, report=run.report, **run.parameters)
+    if run.plugins:
+        params["plugins"] = run.plugins
     with write_atomic(run.folder / "params.yml") as temporary:
         temporary.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
 
@@ -50,13 +53,17 @@ def _execute_logged(run, log):
         _leave_valid(store, log)
         _write_params(run)
         run.error_file.unlink(missing_ok=True)
-        run_notebook(run.notebook, run.folder / "run.ipynb", run.parameters, log)
+        run_notebook(run.notebook, run.folder / "run.ipynb", run.parameters, log, run.plugins)
     except Exception as e:
         details = traceback.format_exc()
         with suppress(OSError):
             log.write(details)
         return run.write_error(last_line(e), details)
-    if not run.results().is_complete():
+    store = run.results()
+    if run.others and store.restorable:  # variants that the notebook was not asked for
+        store.restore()
+        store.collect()
+    if not store.is_complete():
         return run.write_error(
             f"{run.notebook.name} ended without the requested results: its store lacks a "
             "parameter, or the library or a file has changed meanwhile"
@@ -70,6 +77,7 @@ def execute(
     "Execute a run unless it is complete; output goes to `log.txt`, a failure to `error.txt` too."
     try:
         make_folder(run.folder)
+        register_plugins(run.plugins)
         lock = run.folder / ".lock"
         with locked(lock):
             remove_temporaries(lock, *run.folders)

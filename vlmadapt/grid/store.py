@@ -6,6 +6,7 @@
 __all__ = ['Unit', 'YOUNGER', 'changed_provenance', 'ResultStore']
 
 # %% ../../nbs/07_grid/05_store.ipynb #919610e2
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterable
@@ -19,10 +20,11 @@ from ..core.hashing import content_key
 from ..core.records import validate
 from ..core.values import plain
 from .conversion import OWN_FIELDS
-from .entries import NOT_IN_KEY, MethodEntry, method_entry, methods_of, result_key
+from .entries import NOT_IN_KEY, MethodEntry, method_entry, method_names, result_key
 from .named_files import file_contents
 from .results import deviation, in_order, read_result_file, warn_left_out
 from .schema import SCHEMA_VERSION, Result, to_record, variant_label, with_digest
+from ..problems.named_data import FEATURES_BACKBONE, is_bundle, source_name
 
 # %% ../../nbs/07_grid/05_store.ipynb #8146a05c
 def _readable(label):
@@ -54,6 +56,19 @@ def _read_units(path) -> dict[Unit, list[Result]] | None:
     units = _units(file.results)
     return units if units or not file.problem else None
 
+# %% ../../nbs/07_grid/05_store.ipynb #9aeccb1c
+def _recorded(settings):
+    "Return settings with short names in the place of paths of data."
+    found = dict(settings)
+    dataset = settings.get("dataset")
+    if isinstance(dataset, str):
+        found["dataset"] = source_name(dataset)
+        if "backbone" in settings and os.path.isabs(dataset) and is_bundle(dataset):
+            found["backbone"] = FEATURES_BACKBONE
+    if isinstance(settings.get("targets"), list):
+        found["targets"] = [source_name(name) for name in settings["targets"]]
+    return found
+
 # %% ../../nbs/07_grid/05_store.ipynb #3e9b341b
 YOUNGER = ("prompt_set",)  # only in newer results
 
@@ -84,24 +99,27 @@ class ResultStore:
         settings: dict[str, Any],  # parameters of the experiment that results depend on
         methods: Iterable[str | dict | MethodEntry] = (),  # requested methods and variants
         seeds: Iterable[int] = (),  # requested seeds
+        others: Iterable[str | dict | MethodEntry] = (),  # variants whose results stay valid
     ):
         settings = {k: v for k, v in settings.items() if k != "file_contents"}
         contents = file_contents(settings)
+        settings = _recorded(settings)
         self.settings = {**settings, "file_contents": contents} if contents else settings
         self.entries = [method_entry(m, settings.get("fixed")) for m in methods]
         self.seeds = list(seeds)
         self.folder = Path(folder)
         self.result_file = self.folder / "result.json"
         self.superseded = self.folder / "results" / "superseded"
-        self._named = {entry.name: entry for entry in self.entries}
+        further = [method_entry(m, settings.get("fixed")) for m in others]
+        self._named = {entry.name: entry for entry in (*further, *self.entries)}
         collected = _read_units(self.result_file) or {}
         single: dict[Unit, list[Result]] = {}
         for file in self.files():
             single |= _read_units(file) or {}
         self.collected = self._valid(collected)
         self.units = {**self.collected, **self._valid(single)}
-        others = [*collected.values(), *single.values()]
-        self.outdated = len({own[0].digest for own in others if not self.is_valid(own)})
+        there = [*collected.values(), *single.values()]
+        self.outdated = len({own[0].digest for own in there if not self.is_valid(own)})
         self.restorable = self._find_restorable()
 
     def __repr__(self):
@@ -122,7 +140,7 @@ class ResultStore:
         "Return the requested entry, or that of a method without variants."
         if (method, variant) in self._named:
             return self._named[method, variant]
-        if variant or method not in methods_of(self.settings):
+        if variant or method not in method_names(self.settings):
             return None
         return method_entry(method, self.settings.get("fixed"))
 
@@ -317,8 +335,8 @@ class ResultStore:
     def _find_restorable(self) -> dict[Unit, list[tuple[Path, list[Result]]]]:
         "Return superseded units that are valid again, with their files, the latest last."
         labels: dict[str, list[MethodEntry]] = {}
-        known = [method_entry(m, self.settings.get("fixed")) for m in methods_of(self.settings)]
-        for entry in {entry.name: entry for entry in [*known, *self.entries]}.values():
+        known = [method_entry(m, self.settings.get("fixed")) for m in method_names(self.settings)]
+        for entry in {entry.name: entry for entry in [*known, *self._named.values()]}.values():
             labels.setdefault(_readable(entry.label), []).append(entry)
         found = {}
         for file in self._superseded_files():

@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['ARITHMETIC', 'PLAIN', 'NAMED', 'SILENT', 'NOT_A_NOTEBOOK', 'shipped', 'notebooks', 'existing_file',
-           'experiment_notebook', 'shipped_params', 'params_file', 'Parameter', 'read_template', 'template_parameters']
+           'experiment_notebook', 'report_notebook', 'shipped_params', 'params_file', 'Parameter', 'read_template',
+           'template_parameters']
 
 # %% ../../nbs/07_grid/12_templates.ipynb #cdf58c44
 import ast
+import importlib.metadata
+import importlib.util
 import json
 import operator
 import os
@@ -41,11 +44,26 @@ def shipped(
     return None
 
 
+def _installed_notebook(point):
+    "Return the notebook that an entry point names: its value is a path, or the module beside it."
+    if point.attr:
+        return Path(point.load())
+    spec = importlib.util.find_spec(point.module)
+    folders = list(spec.submodule_search_locations or []) if spec is not None else []
+    if spec is not None and spec.origin:
+        folders.append(str(Path(spec.origin).parent))
+    return Path(folders[0] if folders else point.module) / f"{point.name}.ipynb"
+
+
 def notebooks(
     kind: str,  # "experiments" or "reports"
 ) -> dict[str, Path]:  # name -> file
-    "Return all notebooks of `kind`."
-    return {f.stem: f for folder in reversed(_folders(kind)) for f in folder.glob("*.ipynb")}
+    "Return all notebooks of `kind`: those of installed packages, and those of the library."
+    points = importlib.metadata.entry_points(group=f"vlmadapt.{kind}")
+    found = {point.name: _installed_notebook(point) for point in points}
+    for folder in reversed(_folders(kind)):
+        found |= {file.stem: file for file in sorted(folder.glob("*.ipynb"))}
+    return found
 
 
 def existing_file(
@@ -59,15 +77,28 @@ def existing_file(
     return Path(path)
 
 
+def _notebook(name, kind, beside):
+    "Return a notebook by the name of one that is known, or by its path."
+    own = Path(beside).parent / Path(name).expanduser()
+    if own.suffix == ".ipynb" and (os.path.exists(own) or name != own.name):
+        return existing_file(own)
+    return existing_file(choose(name, notebooks(kind), kind.removesuffix("s")))
+
+
 def experiment_notebook(
-    name: str,  # of an experiment of the library, or of a notebook beside the params file
-    beside: str | Path,  # the params file
+    name: str,  # of an experiment, or the path of a notebook
+    beside: str | Path,  # the params file, to which a path is relative
 ) -> Path:
     "Return the notebook of an experiment; raise ValueError with the nearest name for none."
-    own = Path(beside).parent / name
-    if own.suffix == ".ipynb" and os.path.exists(own):
-        return existing_file(own)
-    return choose(name, notebooks("experiments"), "experiment")
+    return _notebook(name, "experiments", beside)
+
+
+def report_notebook(
+    name: str,  # of a report, or the path of a notebook
+    beside: str | Path = "",  # the params file, to which a path is relative
+) -> Path:
+    "Return the notebook of a report; raise ValueError with the nearest name for none."
+    return _notebook(name, "reports", beside)
 
 # %% ../../nbs/07_grid/12_templates.ipynb #623f36aa
 def shipped_params() -> dict[str, Path]:  # name -> file

@@ -10,13 +10,14 @@ from collections import Counter
 from pathlib import Path
 
 import pandas as pd
-import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, StrictInt, StrictStr
 
-from ..core.records import RecordError, check_file, read_text, validate
-from ..grid.conversion import UNTRAINED
+from ..core.records import RecordError, validate
+from ..core.yaml_files import read_yaml
+from ..grid.conversion import UNTRAINED, method_and_variant
+from ..grid.logs import log_end
 from ..grid.results import ResultFile, read_result_file, read_runs_below, warn_left_out
-from ..grid.schema import Result, variant_label
+from ..grid.schema import Result
 from .summaries import lines_where, of_metric
 from .tables import dataset_table
 
@@ -94,49 +95,33 @@ def in_words(
     return [_best_in_words(name, comparable[name].dropna()) for name in comparable]
 
 # %% ../../nbs/08_reporting/02_checks.ipynb #4e9588b2
-def _last_line(log):
-    "The last line that is not empty of the end of a log."
-    try:
-        check_file(log)
-        with open(log, "rb") as file:
-            file.seek(max(0, log.stat().st_size - 10_000))
-            text = file.read().decode("utf-8", "replace")
-    except (OSError, RecordError):
-        return "not started"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "not started"
-
-
 class _Entry(BaseModel):
     "A method with its variant in a params.yml."
 
-    method: str
-    variant: str = ""
+    method: StrictStr
+    variant: StrictStr = ""
 
 
 class _Requested(BaseModel):
     "Methods and seeds that a run's params.yml asks for."
 
-    methods: list[str | _Entry]
-    seeds: list[int]
+    methods: list[StrictStr | _Entry]
+    seeds: list[StrictInt]
+    variants: dict[str, dict] | None = None  # of version 0.1
 
     def units(self):
-        "Pairs of label and seed."
-        labels = []
+        "Triples of method, variant and seed."
+        found = []
         for entry in self.methods:
-            text = entry if isinstance(entry, str) else variant_label(entry.method, entry.variant)
-            labels.append(text)
-        return {(label, seed) for label in labels for seed in self.seeds}
+            if isinstance(entry, str):
+                found.append(method_and_variant(entry, self.variants))
+            else:
+                found.append((entry.method, entry.variant))
+        return {(*name, seed) for name in found for seed in self.seeds}
 
 
 def _read_requested(path):
-    text = read_text(path)
-    try:
-        found = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
-        reason = str(error).partition("\n")[0]
-        raise RecordError(f"{path}: not YAML ({reason})") from None
-    return validate(found, _Requested, path)
+    return validate(read_yaml(path), _Requested, path)
 
 # %% ../../nbs/08_reporting/02_checks.ipynb #d1c3d311
 def _read_stored(path):
@@ -150,7 +135,7 @@ def _reason(file, run):
     "Why results are missing: the first failure, or the end of the log."
     for name, error in file.failed.items():
         return f"{name}: {error}"
-    return _last_line(run / "log.txt")
+    return log_end(run / "log.txt") or "not started"
 
 
 def unfinished(
@@ -168,7 +153,7 @@ def unfinished(
             continue
         file = _read_stored(run / "result.json")
         problems.append(file.problem)
-        missing = requested - {(result.label, result.seed) for result in file.results}
+        missing = requested - {result.unit for result in file.results}
         if missing:
             name = str(run.relative_to(folder))
             lines.append({"run": name, "missing": len(missing), "error": _reason(file, run)})

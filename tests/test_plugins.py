@@ -1,0 +1,496 @@
+"""Methods, datasets, experiments and reports from outside the package, in grids and reports.
+
+The texts between the rulers are what a user writes; each has at most 30 lines.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import run_command, write_experiment
+from PIL import Image
+
+from vlmadapt.core.plugins import load_plugin, locate_plugin
+from vlmadapt.grid.entries import method_entry, result_key
+from vlmadapt.grid.params import read_runs
+from vlmadapt.grid.params_files import parse_changes
+from vlmadapt.grid.results import read_results
+from vlmadapt.grid.runs import execute
+from vlmadapt.grid.store import ResultStore
+from vlmadapt.methods import METHODS
+from vlmadapt.reporting.figures import STYLE, looks
+from vlmadapt.reporting.tables import dataset_table
+
+# ------------------------------------------------------------------------- a method of one's own
+METHOD = """
+from torch.nn.functional import normalize
+
+from vlmadapt.methods.base import Method
+
+
+class NearestMean(Method):
+    "The class whose support images have the most similar mean."
+
+    weight = 1.0
+
+    def constants(self, problem):
+        x, y = normalize(problem.features.train, dim=-1), problem.labels["train"]
+        means = torch.stack([x[y == k].mean(0) for k in range(problem.K)])
+        return {"means": normalize(means, dim=-1)}
+
+    def logits(self, batch):
+        return self.weight * self.logit_scale * normalize(batch.x, dim=-1) @ self.means.T
+"""
+# ------------------------------------------------------------------------ a dataset of one's own
+DATASET = """
+import numpy as np
+
+from vlmadapt.data.datasets import Dataset, DatasetSpec, register_dataset
+from vlmadapt.data.images import Images
+
+
+def stripes():
+    rng = np.random.default_rng(0)
+    splits = {}
+    for split, n in (("train", 8), ("val", 4), ("test", 20)):
+        labels = np.arange(n) % 2
+        wave = np.sin(np.arange(32) * 0.9 + rng.uniform(0, 6, (n, 1))) * 100 + 120
+        pixels = np.broadcast_to(wave[:, None, :, None], (n, 32, 32, 3)).copy()
+        pixels[labels == 1] = pixels[labels == 1].transpose(0, 2, 1, 3)
+        splits[split] = Images(pixels.astype(np.uint8), labels)
+    return Dataset("my-stripes", ["upright stripes", "level stripes"], splits, ["a photo of {}."])
+
+
+register_dataset(DatasetSpec("my-stripes", stripes))
+"""
+PARAMS = """
+plugins: [./my_data.py]
+experiment: few_shot
+grid: {dataset: [my-stripes], shots: [1, 4]}
+parameters:
+  backbone: mini
+  methods: [ZeroShot, "./my_method.py:NearestMean"]
+  seeds: [1]
+"""
+# ------------------------------------------------------------------ an experiment of one's own
+EXPERIMENT_PARAMETERS = """
+methods = ["ZeroShot"]
+seeds = [1]
+dataset = "mini-digits"
+shots = 1
+out = ""
+"""
+EXPERIMENT = """
+from vlmadapt.grid.experiments import run_methods
+from vlmadapt.problems.few_shot import few_shot
+
+settings = dict(dataset=dataset, shots=shots, backbone="mini", prompts="template")
+run_methods(out, settings, methods, seeds, lambda seed: few_shot(dataset, "mini", shots, seed))
+"""
+REPORT = """
+from pathlib import Path
+
+from vlmadapt.grid.results import read_results
+
+methods = sorted(read_results(folder)["method"].unique())
+Path(save, "table.md").write_text(", ".join(methods))
+"""
+# -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    "A folder with the files of a user, which is not the working folder."
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "my_method.py").write_text(METHOD)
+    (folder / "my_data.py").write_text(DATASET)
+    (folder / "my_grid.yml").write_text(PARAMS)
+    write_experiment(folder / "my_experiment.ipynb", EXPERIMENT_PARAMETERS, EXPERIMENT)
+    write_experiment(folder / "my_report.ipynb", 'folder = ""\nsave = ""', REPORT)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return folder
+
+
+def params(folder, text, name="grid.yml"):
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def refusal(call):
+    with pytest.raises(ValueError) as refused:
+        call()
+    text = str(refused.value)
+    assert len(text.splitlines()) == 1
+    return text
+
+
+def executed(runs):
+    assert {run.name: execute(run) for run in runs} == {run.name: None for run in runs}
+
+
+@pytest.mark.parametrize("text", [METHOD, DATASET, PARAMS, EXPERIMENT_PARAMETERS + EXPERIMENT])
+def test_a_plug_in_takes_few_lines(text):
+    assert len(text.strip().splitlines()) <= 30
+
+
+def test_own_method_and_dataset_in_a_grid_and_its_report(own, capsys):
+    runs = read_runs(own / "my_grid.yml")
+    assert [run.name for run in runs] == ["my-stripes_shots4", "my-stripes_shots1"]
+    assert runs[0].parameters["methods"] == ["ZeroShot", "NearestMean"]
+    executed(runs)
+    results = read_results("outputs/my_grid")
+    assert set(results["method"]) == {"ZeroShot", "NearestMean"}
+    assert set(results["evaluated_on"]) == {"my-stripes"}
+    (first, *_) = runs[0].results().units["NearestMean", "", 1]
+    made = first.provenance["method"]
+    assert made["module"] == "my_method" and len(made["source"]) == 20
+    assert (
+        first.value >= 50
+        and "method" not in runs[0].results().units["ZeroShot", "", 1][0].provenance
+    )
+    assert run_command("report", "my_grid") == 0
+    report = Path("outputs/my_grid/report")
+    assert "| NearestMean" in capsys.readouterr().out
+    assert "NearestMean" in (report / "table.tex").read_text()
+    assert "NearestMean" in (report / "report.html").read_text()
+    assert (report / "gains.svg").exists() or list(report.glob("gains.*"))
+
+
+def test_a_changed_method_is_measured_again(own):
+    def missing():
+        run = read_runs(own / "my_grid.yml", smoke=True)[0]
+        return [entry.label for entry, _ in run.results().missing()]
+
+    (run,) = read_runs(own / "my_grid.yml", smoke=True)
+    measured = dict(metric="accuracy", value=50.0)
+    store = run.results()
+    for entry, seed in store.missing():
+        store.save(entry, seed, measured)
+    store.collect()
+    assert missing() == []
+    (own / "my_method.py").write_text(METHOD.replace("weight = 1.0", "weight = 2.0"))
+    assert missing() == ["NearestMean"]
+    (own / "my_method.py").write_text(METHOD)
+    assert missing() == []
+
+
+def test_the_base_class_of_a_method_counts(own):
+    (own / "my_base.py").write_text(METHOD)
+    (own / "my_other.py").write_text(
+        "from my_base import NearestMean\nclass Other(NearestMean):\n    pass\n"
+    )
+    code = (
+        "from vlmadapt.core.plugins import load_plugin, source_of_class\n"
+        f"print(source_of_class(load_plugin({str(own / 'my_other.py:Other')!r}))['source'])"
+    )
+
+    def source():
+        return subprocess.check_output([sys.executable, "-c", code], text=True)
+
+    before = source()
+    (own / "my_base.py").write_text(METHOD.replace("weight = 1.0", "weight = 2.0"))
+    assert source() != before
+
+
+def test_own_experiment_and_report_by_path(own, capsys):
+    text = "experiment: ./my_experiment.ipynb\nreport: ./my_report.ipynb\n"
+    text += "parameters: {methods: [ZeroShot, './my_method.py:NearestMean'], seeds: [1]}\n"
+    executed(read_runs(params(own, text)))
+    cells = json.loads(Path("outputs/grid/run/run.ipynb").read_text())["cells"]
+    assert "register_plugins" in "".join(cells[0]["source"])
+    assert run_command("report", "grid") == 0
+    assert "NearestMean, ZeroShot" in capsys.readouterr().out
+
+
+INSTALLED = {
+    "my_package/__init__.py": "",
+    "my_package/my_module.py": METHOD,
+    "my_package-1.2.dist-info/METADATA": "Metadata-Version: 2.1\nName: my-package\nVersion: 1.2\n",
+    "my_package-1.2.dist-info/top_level.txt": "my_package\n",
+    "my_package-1.2.dist-info/entry_points.txt": (
+        "[vlmadapt.methods]\nMean = my_package.my_module:NearestMean\n"
+        "[vlmadapt.experiments]\nmy_experiment = my_package\n"
+    ),
+}
+IN_A_PROCESS = """
+import json
+from vlmadapt.grid.params import read_runs
+from vlmadapt.grid.runs import execute
+(run,) = read_runs("grid.yml")
+assert execute(run) is None
+print(json.dumps(run.results().units["Mean", "", 1][0].provenance["method"]))
+"""
+
+
+def test_methods_and_experiments_of_an_installed_package(tmp_path):
+    for name, text in INSTALLED.items():
+        (tmp_path / "site" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "site" / name).write_text(text)
+    notebook = tmp_path / "site/my_package/my_experiment.ipynb"
+    write_experiment(notebook, EXPERIMENT_PARAMETERS, EXPERIMENT)
+    params(tmp_path, "experiment: my_experiment\nparameters: {methods: [Mean], seeds: [1]}\n")
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_PROCESS],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout.splitlines()[-1])
+    assert (made["module"], made["class"]) == ("my_package.my_module", "NearestMean")
+    assert (made["distribution"], made["version"]) == ("my-package", "1.2")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("my_method.py:NearestMean", "my_method.py:NearestMeen", "did you mean 'NearestMean'?"),
+        ("my_method.py:", "my_metod.py:", "no such file: "),
+        ("my_method.py:", "my_metod.py:", "did you mean 'my_method.py'?"),
+        ("./my_data.py", "./my_dat.py", "did you mean 'my_data.py'?"),
+        ("./my_data.py", "my_dta", "no module 'my_dta' to import, and no file"),
+        ("[./my_data.py]", "./my_data.py", "plugins takes a list"),
+        ("[./my_data.py]", "[3]", "each of plugins takes text, not 3"),
+        ("my-stripes", "my-stripe", "did you mean 'my-stripes'?"),
+        ("my-stripes", "./nowhere", "dataset: no such folder: "),
+        ("plugins:", "plugin:", "unknown entry 'plugin'; did you mean 'plugins'?"),
+        ("few_shot", "./none.ipynb", "no such file: "),
+    ],
+)
+def test_what_is_not_there_is_named(own, old, new, told):
+    text = refusal(lambda: read_runs(params(own, PARAMS.replace(old, new))))
+    assert text.startswith(f"{own}/grid.yml: ") and told in text
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("x = (", "my_method.py: line 1: SyntaxError"),
+        ("\nimport no_such_library", "my_method.py: line 2: ModuleNotFoundError"),
+        ("raise SystemExit(3)", "my_method.py: line 1: SystemExit: 3"),
+        ("class NearestMean: pass", "is no method, which is a subclass of"),
+        (METHOD.replace("weight = 1.0", "name = 'TaskRes'"), "there is another method 'TaskRes'"),
+    ],
+)
+def test_a_file_that_fails_is_named_with_its_line(own, source, told):
+    (own / "my_method.py").write_text(source)
+    assert told in refusal(lambda: read_runs(own / "my_grid.yml"))
+
+
+def test_a_method_is_called_as_it_calls_itself(own):
+    (own / "my_method.py").write_text(METHOD.replace("weight = 1.0", "name = 'Nearest mean'"))
+    text = PARAMS + "  fixed: {'./my_method.py:NearestMean': {}}\n"
+    run = read_runs(params(own, text))[0]
+    assert run.parameters["methods"] == ["ZeroShot", "Nearest mean"]
+    assert run.parameters["fixed"] == {"Nearest mean": {}}
+    assert run.plugins == [f"{own}/my_data.py", f"{own}/my_method.py:NearestMean"]
+
+
+def test_a_class_in_the_place_of_a_name_elsewhere(own):
+    entry = method_entry(f"{own}/my_method.py:NearestMean")
+    assert entry.method == "NearestMean" and METHODS["NearestMean"].__module__ == "my_method"
+
+
+def test_a_file_hides_no_module_and_sees_its_neighbours(own):
+    (own / "random.py").write_text("import my_method\nclass A:\n    pass\n")
+    found = load_plugin(locate_plugin("./random.py:A", own))
+    assert found.__module__ == "plugin_random"
+    import random
+
+    assert hasattr(random, "Random")
+
+
+# Folders and bundles
+
+
+def write_images(folder, seed=0):
+    rng = np.random.default_rng(seed)
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for i in range(8):
+            pixels = rng.integers(0, 255, (16, 16, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+
+
+FOLDER = """
+experiment: few_shot
+grid: {dataset: ["./my <b>images</b>"], shots: [2]}
+parameters: {backbone: mini, methods: [ZeroShot], seeds: [1], views: 2}
+"""
+
+
+def test_a_folder_of_images_is_a_dataset(own):
+    images = own / "my <b>images<" / "b>"
+    write_images(images)
+    (run,) = read_runs(params(own, FOLDER))
+    assert run.parameters["dataset"] == str(images) and run.name == "b_shots2"
+    executed([run])
+    (line, *_) = read_results("outputs/grid").to_dict("records")
+    assert line["evaluated_on"] == line["dataset"] == "b"
+    assert run.results().is_complete()
+    Image.new("RGB", (16, 16)).save(images / "cat/new.png")
+    assert len(read_runs(own / "grid.yml")[0].results().missing()) == 1
+
+
+def key_of(file):
+    (run,) = read_runs(file)
+    return result_key(run.results().settings, method_entry("ZeroShot"), 1)
+
+
+def test_a_folder_may_move(own):
+    write_images(own / "photos")
+    text = FOLDER.replace("./my <b>images</b>", "./photos")
+    key = key_of(params(own, text))
+    (own / "data").mkdir()
+    (own / "photos").rename(own / "data/photos")
+    assert key_of(params(own, text.replace("./photos", "data/photos"))) == key
+
+
+@pytest.mark.parametrize(
+    ("dataset", "told"),
+    [
+        ("./empty", "neither a folder per class nor features"),
+        ("./my_data.py", "is a file, not a folder"),
+        ("./half", "a bundle of features needs features.safetensors"),
+    ],
+)
+def test_folders_that_hold_no_data_are_refused(own, dataset, told):
+    (own / "empty").mkdir()
+    (own / "half").mkdir()
+    (own / "half/classnames.json").write_text('["a", "b"]')
+    text = FOLDER.replace("./my <b>images</b>", dataset)
+    assert told in refusal(lambda: read_runs(params(own, text)))
+
+
+def test_images_of_ones_own_need_a_backbone(own):
+    write_images(own / "photos")
+    text = FOLDER.replace("./my <b>images</b>", "./photos").replace("backbone: mini, ", "")
+    told = refusal(lambda: read_runs(params(own, text)))
+    assert "dataset: photos: name the backbone for images of your own" in told
+
+
+def test_two_folders_of_one_name_are_refused(own):
+    for parent in ("a", "b"):
+        write_images(own / parent / "photos")
+    text = FOLDER.replace('"./my <b>images</b>"', "a/photos, b/photos")
+    assert "several runs would be called photos_shots2" in refusal(
+        lambda: read_runs(params(own, text))
+    )
+
+
+# Changes for one call
+
+
+def names_of(run):
+    return [method_entry(method).label for method in run.parameters["methods"]]
+
+
+def changed(*texts, file="mini.yml", **options):
+    return read_runs(file, changes=parse_changes(texts), **options)
+
+
+def test_values_of_a_shipped_file_are_changed():
+    runs = changed("methods=[TaskRes,TipAdapter]", "trials=0", "shots=[1,4]", "dataset=mini-digits")
+    assert [run.name for run in runs if run.name.startswith("features")] == [
+        "features/mini-digits_shots4_mini",
+        "features/mini-digits_shots1_mini",
+    ]
+    assert all(names_of(run) == ["TaskRes", "TipAdapter"] for run in runs)
+    assert {run.parameters["trials"] for run in runs} == {0}
+    (run, *_) = changed("views=[2, 3]", "shots=1", "dataset=[mini-digits]")
+    assert run.name == "features/mini-digits_shots1_mini_views2"
+    (run, *_) = changed("fixed={TaskRes: {alpha: 0.5}}")
+    assert run.parameters["fixed"] == {"TaskRes": {"alpha": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("method=[TaskRes]", "--set: unknown parameter 'method'; did you mean 'methods'?"),
+        ("methods=[TaskRas]", "unknown method 'TaskRas'; did you mean 'TaskRes'?"),
+        ("out=elsewhere", "--set: unknown parameter 'out'"),
+        ("trials=many", "trials takes a whole number, not 'many'"),
+        ("methods", "--set takes name=value, not 'methods'"),
+        ("seeds=[1", "--set seeds: line 1 is not YAML"),
+        ("seeds=", "seeds takes a list, not None"),
+        ("dataset=./nowhere", "dataset: no such folder: "),
+    ],
+)
+def test_changes_that_cannot_be_are_refused(text, told):
+    assert told in refusal(lambda: changed(text))
+    assert "given twice" in refusal(lambda: parse_changes(["a=1", "a=2"]))
+
+
+def test_changes_name_things_in_the_working_folder(own):
+    (Path.cwd() / "here.py").write_text(METHOD)
+    write_images(Path.cwd() / "photos")
+    (run, *_) = changed("dataset=./photos", "methods=[./here.py:NearestMean]")
+    assert names_of(run) == ["NearestMean"] and run.parameters["dataset"] == f"{Path.cwd()}/photos"
+
+
+def test_a_file_is_restricted_to_some_methods():
+    runs = changed(only_methods=["TaskRes", "CoOp"])
+    assert {tuple(names_of(run)) for run in runs} == {("TaskRes",), ("CoOp",)}
+    runs = changed(file="features.yml", only_methods=["GDA (alone)"])
+    assert names_of(runs[0]) == ["GDA (alone)"]
+    (run, *_) = changed(file="features.yml", only_methods=["GDA"], smoke=True)
+    assert names_of(run) == ["GDA", "GDA (alone)"]
+    told = refusal(lambda: changed(only_methods=["TaskRas"]))
+    assert "unknown method of this file 'TaskRas'; did you mean 'TaskRes'?" in told
+
+
+def test_a_restricted_space_keeps_what_is_searched(own):
+    text = "experiment: tasks\nparameters: {methods: [LoRA, PAdapter], seeds: [1], "
+    text += "space: {lr: [0.1], p: [1.5]}}\n"
+    (run,) = read_runs(params(own, text), only_methods=["LoRA"])
+    assert run.parameters["space"] == {"lr": [0.1]} and run.settings["space"] == {"lr": [0.1]}
+
+
+def test_results_of_other_methods_stay(own):
+    text = "experiment: arithmetic\nparameters:\n  seeds: [1]\n  methods:\n    - TaskRes\n"
+    text += "    - {method: TaskRes, variant: half, hyper_parameters: {alpha: 0.25}}\n"
+    executed(read_runs(params(own, text)))
+    (run,) = read_runs(own / "grid.yml")
+    run.results().remove(("TaskRes", "", 1))
+    executed(read_runs(own / "grid.yml", only_methods=["TaskRes"]))
+    (run,) = read_runs(own / "grid.yml")
+    assert run.results().is_complete()
+
+
+# Reports
+
+
+def unknown_results():
+    lines = []
+    for method, value in {"Mine": 70.0, "<b>": 60.0, "ZeroShot": 50.0, "TaskRes": 55.0}.items():
+        line = dict(method=method, variant="", value=value, above_zero_shot=value - 50, seed=1)
+        line |= dict(metric="accuracy", evaluated_on="x", shots=1, backbone="mini")
+        lines.append(line | dict(selection="defaults", prompts="template"))
+    return pd.DataFrame(lines)
+
+
+def test_reports_of_methods_that_they_do_not_know():
+    results = unknown_results()
+    table = dataset_table(results, 1)
+    assert list(table.mean.index) == ["ZeroShot", "TaskRes", "<b>", "Mine"]
+    styles = looks(results)
+    colors = {label: (style["color"], style["marker"]) for label, style in styles.items()}
+    assert len(set(colors.values())) == 4 and colors["Mine"] not in STYLE.values()
+
+
+def test_units_of_variants_that_are_not_requested(tmp_path):
+    half = dict(method="TaskRes", variant="half", hyper_parameters=dict(alpha=0.25))
+    settings = dict(dataset="mini-digits", fixed={})
+    store = ResultStore(tmp_path, settings, [half], [1])
+    store.save(store.entries[0], 1, dict(metric="accuracy", value=50.0))
+    assert not ResultStore(tmp_path, settings, ["TaskRes"], [1]).units
+    assert ResultStore(tmp_path, settings, ["TaskRes"], [1], others=[half]).units
