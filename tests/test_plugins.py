@@ -29,6 +29,7 @@ from vlmadapt.reporting.tables import dataset_table
 
 # ------------------------------------------------------------------------- a method of one's own
 METHOD = """
+import torch
 from torch.nn.functional import normalize
 
 from vlmadapt.methods.base import Method
@@ -287,6 +288,12 @@ def test_a_file_that_fails_is_named_with_its_line(own, source, told):
     assert told in refusal(lambda: read_runs(own / "my_grid.yml"))
 
 
+def test_two_classes_of_one_name_are_refused(own):
+    (own / "other.py").write_text(METHOD)
+    text = PARAMS.replace("ZeroShot,", "./other.py:NearestMean,")
+    assert "are both called 'NearestMean'" in refusal(lambda: read_runs(params(own, text)))
+
+
 def test_a_method_is_called_as_it_calls_itself(own):
     (own / "my_method.py").write_text(METHOD.replace("weight = 1.0", "name = 'Nearest mean'"))
     text = PARAMS + "  fixed: {'./my_method.py:NearestMean': {}}\n"
@@ -450,10 +457,12 @@ def test_a_file_is_restricted_to_some_methods():
 
 
 def test_a_restricted_space_keeps_what_is_searched(own):
-    text = "experiment: tasks\nparameters: {methods: [LoRA, PAdapter], seeds: [1], "
-    text += "space: {lr: [0.1], p: [1.5]}}\n"
-    (run,) = read_runs(params(own, text), only_methods=["LoRA"])
-    assert run.parameters["space"] == {"lr": [0.1]} and run.settings["space"] == {"lr": [0.1]}
+    cell = EXPERIMENT_PARAMETERS + "space = {}"
+    write_experiment(own / "my_experiment.ipynb", cell, EXPERIMENT)
+    text = "experiment: ./my_experiment.ipynb\nparameters: {methods: [CLIPAdapter, TaskRes], "
+    text += "seeds: [1], space: {lr: [0.1], ratio: [0.5]}}\n"
+    (run,) = read_runs(params(own, text), only_methods=["TaskRes"])
+    assert run.parameters["space"] == {"lr": [0.1]}
 
 
 def test_results_of_other_methods_stay(own):

@@ -69,7 +69,7 @@ def _check_fixed_by(fixed_by, template):
 
 def _fixed(parameters, fixed_by):
     "Return what is fixed in a run, with what `fixed_by` adds for it."
-    fixed = dict(parameters["fixed"])
+    fixed = {m: check_type(f"fixed: {m}", own, {}) for m, own in parameters["fixed"].items()}
     for axis, values in fixed_by.items():
         for method, own in values.get(parameters[axis], {}).items():
             fixed[method] = {**fixed.get(method, {}), **own}

@@ -185,13 +185,18 @@ def with_names(
     plugins: list[str],  # gets the classes
 ) -> Part:
     "Return a part with readable names of methods; their classes are added to `plugins`."
+    names: dict[str, str] = {}  # name of a method -> its class
 
     def readable(name):
         if not isinstance(name, str) or ":" not in name or name in METHODS:
             return name
         if name not in plugins:
             plugins.append(name)
-        return register_plugins([name])[name]
+        found = register_plugins([name])[name]
+        if names.setdefault(found, name) != name:
+            both = f"{names[found]} and {name}"
+            raise ValueError(f"{both} are both called {found!r}; give one another `name`")
+        return found
 
     return _with_methods(part, readable)
 
