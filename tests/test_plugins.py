@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import write_experiment
 from PIL import Image
+from safetensors.torch import save_file
 
 from vlmadapt.core.plugins import load_plugin, locate_plugin
 from vlmadapt.grid.entries import method_entry, result_key
@@ -84,6 +86,7 @@ EXPERIMENT_PARAMETERS = """
 methods = ["ZeroShot"]
 seeds = [1]
 dataset = "mini-digits"
+backbone = "mini"
 shots = 1
 out = ""
 """
@@ -91,8 +94,8 @@ EXPERIMENT = """
 from vlmadapt.grid.experiments import run_methods
 from vlmadapt.problems.few_shot import few_shot
 
-settings = dict(dataset=dataset, shots=shots, backbone="mini", prompts="template")
-run_methods(out, settings, methods, seeds, lambda seed: few_shot(dataset, "mini", shots, seed))
+settings = dict(dataset=dataset, shots=shots, backbone=backbone)
+run_methods(out, settings, methods, seeds, lambda seed: few_shot(dataset, backbone, shots, seed))
 """
 REPORT = """
 from pathlib import Path
@@ -209,6 +212,13 @@ def test_own_experiment_and_report_by_path(own, capsys):
     assert "register_plugins" in "".join(cells[0]["source"])
     assert vlmadapt_report("grid") == 0
     assert "NearestMean, ZeroShot" in capsys.readouterr().out
+
+
+def test_an_experiment_that_stores_other_settings_names_them(own):
+    cell = EXPERIMENT.replace("shots=shots, ", "")
+    write_experiment(own / "my_experiment.ipynb", EXPERIMENT_PARAMETERS, cell)
+    (run,) = read_runs(params(own, "experiment: ./my_experiment.ipynb"))
+    assert "the settings of its store and its parameters differ in shots" in execute(run)
 
 
 INSTALLED = {
@@ -354,6 +364,27 @@ def key_of(file):
     return result_key(run.results().settings, method_entry("ZeroShot"), 1)
 
 
+def test_a_table_and_a_bundle_are_datasets(own):
+    write_images(own / "photos")
+    rows = [f"photos/{name}/{i}.png,{name}" for name in ("cat", "dog") for i in range(8)]
+    (own / "pets.csv").write_text("\n".join(["path,label", *rows]))
+    (own / "features").mkdir()
+    x, y = torch.eye(3, 8), torch.arange(3)
+    arrays = dict(text=x, train_x=x.repeat(4, 1), train_y=y.repeat(4), test_x=x + 0, test_y=y)
+    save_file(arrays, own / "features/features.safetensors")
+    (own / "features/classnames.json").write_text('["a", "b", "c"]')
+    text = FOLDER.replace('"./my <b>images</b>"', "pets.csv, ./features")
+    runs = read_runs(params(own, text))
+    assert [run.name for run in runs] == ["pets_shots2", "features_shots2"]
+    executed(runs)
+    found = read_results("outputs/grid").query("metric == 'accuracy'").set_index("evaluated_on")
+    assert found["backbone"].to_dict() == {"pets": "mini", "features": "features"}
+    Image.new("RGB", (9, 9)).save(own / "photos/cat/1.png")
+    assert [len(run.results().missing()) for run in read_runs(own / "grid.yml")] == [1, 0]
+    told = refusal(lambda: read_runs(own / "grid.yml", changes=parse_changes(["methods=[CoOp]"])))
+    assert "methods: CoOp needs a backbone's text tower, which features lacks" in told
+
+
 def test_a_folder_may_move(own):
     write_images(own / "photos")
     text = FOLDER.replace("./my <b>images</b>", "./photos")
@@ -367,7 +398,7 @@ def test_a_folder_may_move(own):
     ("dataset", "told"),
     [
         ("./empty", "neither a folder per class nor features"),
-        ("./my_data.py", "is a file, not a folder"),
+        ("./my_data.py", "neither a folder nor a table (.csv, .parquet)"),
         ("./half", "a bundle of features needs features.safetensors"),
     ],
 )

@@ -135,7 +135,9 @@ def _check_backbonenamed_place(runs, named):
     "Refuse images of somebody's own without a backbone: the default is for the benchmark mini."
     for run in runs:
         dataset = run.parameters.get("dataset")
-        if "backbone" in run.parameters and not named and source_kind(dataset) == "folder":
+        if "backbone" not in run.parameters or named:
+            continue
+        if source_kind(dataset) in ("folder", "table"):
             raise ValueError(
                 f"dataset: {source_name(dataset)}: name the backbone for images of your own, "
                 "such as backbone: ViT-B-16"
