@@ -186,6 +186,7 @@ def test_a_changed_method_is_measured_again(own):
     assert missing() == []
 
 
+@pytest.mark.slow
 def test_the_base_class_of_a_method_counts(own):
     (own / "my_base.py").write_text(METHOD)
     (own / "my_other.py").write_text(
@@ -204,6 +205,7 @@ def test_the_base_class_of_a_method_counts(own):
     assert source() != before
 
 
+@pytest.mark.slow
 def test_own_experiment_and_report_by_path(own, capsys):
     text = "experiment: ./my_experiment.ipynb\nreport: ./my_report.ipynb\n"
     text += "parameters: {methods: [ZeroShot, './my_method.py:NearestMean'], seeds: [1]}\n"
@@ -214,6 +216,7 @@ def test_own_experiment_and_report_by_path(own, capsys):
     assert "NearestMean, ZeroShot" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_experiment_that_stores_other_settings_names_them(own):
     cell = EXPERIMENT.replace("shots=shots, ", "")
     write_experiment(own / "my_experiment.ipynb", EXPERIMENT_PARAMETERS, cell)
@@ -241,6 +244,7 @@ print(json.dumps(run.results().units["Mean", "", 1][0].provenance["method"]))
 """
 
 
+@pytest.mark.slow
 def test_methods_and_experiments_of_an_installed_package(tmp_path):
     for name, text in INSTALLED.items():
         (tmp_path / "site" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -346,6 +350,7 @@ parameters: {backbone: mini, methods: [ZeroShot], seeds: [1], views: 2}
 """
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_is_a_dataset(own):
     images = own / "my <b>images<" / "b>"
     write_images(images)
@@ -364,6 +369,7 @@ def key_of(file):
     return result_key(run.results().settings, method_entry("ZeroShot"), 1)
 
 
+@pytest.mark.slow
 def test_a_table_and_a_bundle_are_datasets(own):
     write_images(own / "photos")
     rows = [f"photos/{name}/{i}.png,{name}" for name in ("cat", "dog") for i in range(8)]

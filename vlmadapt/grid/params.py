@@ -135,7 +135,7 @@ def _check_backbonenamed_place(runs, named):
     "Refuse images of somebody's own without a backbone: the default is for the benchmark mini."
     for run in runs:
         dataset = run.parameters.get("dataset")
-        if "backbone" not in run.parameters or named:
+        if not dataset or "backbone" not in run.parameters or named:
             continue
         if source_kind(dataset) in ("folder", "table"):
             raise ValueError(

@@ -81,9 +81,7 @@ def _execute_logged(run, log):
         reason = "the library or a file has changed meanwhile"
         if differing:
             reason = f"the settings of its store and its parameters differ in {differing}"
-        return run.write_error(
-            f"{run.notebook.name} ended without the requested results: {reason}"
-        )
+        return run.write_error(f"{run.notebook.name} ended without the requested results: {reason}")
     return None
 
 
