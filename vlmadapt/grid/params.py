@@ -22,7 +22,7 @@ from .entries import method_class, method_entry, register_plugins
 from .names import check_fixed, check_names
 from .parameters import check_type, check_value
 from vlmadapt.grid.params_files import (
-    DATA,
+    DATA_PARAMETERS,
     ParamsFile,
     Part,
     load_params,
@@ -79,7 +79,7 @@ def _fixed(parameters, fixed_by):
 def _point_name(point):
     if not point:
         return "run"
-    short = {k: source_name(value) if k in DATA else value for k, value in point.items()}
+    short = {k: source_name(value) if k in DATA_PARAMETERS else value for k, value in point.items()}
     parts = [value if isinstance(value, str) else f"{k}{value}" for k, value in short.items()]
     return "_".join(re.sub(r"[^\w.+-]", "-", part) for part in parts)
 
