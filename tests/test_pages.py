@@ -684,7 +684,7 @@ def test_no_file_in_the_place_of_results(run, kind):
         (b"methods: ZeroShot\nseeds: [1]", "methods: input should be a valid list"),
         (b"methods: [ZeroShot]", "seeds: field required"),
         (b"methods: [ZeroShot]\nseeds: [a]", "seeds[0]"),
-        (b"day: 2024-99-99", "not YAML"),
+        (b"day: 2024-99-99", "line 1: 2024-99-99: month must be in 1..12"),
     ],
 )
 def test_damaged_params_are_named(run, text, message):

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import run_command, write_experiment
 from PIL import Image
+from safetensors.torch import save_file
 
 from vlmadapt.core.plugins import load_plugin, locate_plugin
 from vlmadapt.grid.entries import method_entry, result_key
@@ -28,6 +30,7 @@ from vlmadapt.reporting.tables import dataset_table
 
 # ------------------------------------------------------------------------- a method of one's own
 METHOD = """
+import torch
 from torch.nn.functional import normalize
 
 from vlmadapt.methods.base import Method
@@ -82,6 +85,7 @@ EXPERIMENT_PARAMETERS = """
 methods = ["ZeroShot"]
 seeds = [1]
 dataset = "mini-digits"
+backbone = "mini"
 shots = 1
 out = ""
 """
@@ -89,8 +93,8 @@ EXPERIMENT = """
 from vlmadapt.grid.experiments import run_methods
 from vlmadapt.problems.few_shot import few_shot
 
-settings = dict(dataset=dataset, shots=shots, backbone="mini", prompts="template")
-run_methods(out, settings, methods, seeds, lambda seed: few_shot(dataset, "mini", shots, seed))
+settings = dict(dataset=dataset, shots=shots, backbone=backbone)
+run_methods(out, settings, methods, seeds, lambda seed: few_shot(dataset, backbone, shots, seed))
 """
 REPORT = """
 from pathlib import Path
@@ -181,6 +185,7 @@ def test_a_changed_method_is_measured_again(own):
     assert missing() == []
 
 
+@pytest.mark.slow
 def test_the_base_class_of_a_method_counts(own):
     (own / "my_base.py").write_text(METHOD)
     (own / "my_other.py").write_text(
@@ -199,6 +204,7 @@ def test_the_base_class_of_a_method_counts(own):
     assert source() != before
 
 
+@pytest.mark.slow
 def test_own_experiment_and_report_by_path(own, capsys):
     text = "experiment: ./my_experiment.ipynb\nreport: ./my_report.ipynb\n"
     text += "parameters: {methods: [ZeroShot, './my_method.py:NearestMean'], seeds: [1]}\n"
@@ -207,6 +213,14 @@ def test_own_experiment_and_report_by_path(own, capsys):
     assert "register_plugins" in "".join(cells[0]["source"])
     assert run_command("report", "grid") == 0
     assert "NearestMean, ZeroShot" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_experiment_that_stores_other_settings_names_them(own):
+    cell = EXPERIMENT.replace("shots=shots, ", "")
+    write_experiment(own / "my_experiment.ipynb", EXPERIMENT_PARAMETERS, cell)
+    (run,) = read_runs(params(own, "experiment: ./my_experiment.ipynb"))
+    assert "the settings of its store and its parameters differ in shots" in execute(run)
 
 
 INSTALLED = {
@@ -229,6 +243,7 @@ print(json.dumps(run.results().units["Mean", "", 1][0].provenance["method"]))
 """
 
 
+@pytest.mark.slow
 def test_methods_and_experiments_of_an_installed_package(tmp_path):
     for name, text in INSTALLED.items():
         (tmp_path / "site" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -286,6 +301,12 @@ def test_a_file_that_fails_is_named_with_its_line(own, source, told):
     assert told in refusal(lambda: read_runs(own / "my_grid.yml"))
 
 
+def test_two_classes_of_one_name_are_refused(own):
+    (own / "other.py").write_text(METHOD)
+    text = PARAMS.replace("ZeroShot,", "./other.py:NearestMean,")
+    assert "are both called 'NearestMean'" in refusal(lambda: read_runs(params(own, text)))
+
+
 def test_a_method_is_called_as_it_calls_itself(own):
     (own / "my_method.py").write_text(METHOD.replace("weight = 1.0", "name = 'Nearest mean'"))
     text = PARAMS + "  fixed: {'./my_method.py:NearestMean': {}}\n"
@@ -328,6 +349,7 @@ parameters: {backbone: mini, methods: [ZeroShot], seeds: [1], views: 2}
 """
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_is_a_dataset(own):
     images = own / "my <b>images<" / "b>"
     write_images(images)
@@ -346,6 +368,28 @@ def key_of(file):
     return result_key(run.results().settings, method_entry("ZeroShot"), 1)
 
 
+@pytest.mark.slow
+def test_a_table_and_a_bundle_are_datasets(own):
+    write_images(own / "photos")
+    rows = [f"photos/{name}/{i}.png,{name}" for name in ("cat", "dog") for i in range(8)]
+    (own / "pets.csv").write_text("\n".join(["path,label", *rows]))
+    (own / "features").mkdir()
+    x, y = torch.eye(3, 8), torch.arange(3)
+    arrays = dict(text=x, train_x=x.repeat(4, 1), train_y=y.repeat(4), test_x=x + 0, test_y=y)
+    save_file(arrays, own / "features/features.safetensors")
+    (own / "features/classnames.json").write_text('["a", "b", "c"]')
+    text = FOLDER.replace('"./my <b>images</b>"', "pets.csv, ./features")
+    runs = read_runs(params(own, text))
+    assert [run.name for run in runs] == ["pets_shots2", "features_shots2"]
+    executed(runs)
+    found = read_results("outputs/grid").query("metric == 'accuracy'").set_index("evaluated_on")
+    assert found["backbone"].to_dict() == {"pets": "mini", "features": "features"}
+    Image.new("RGB", (9, 9)).save(own / "photos/cat/1.png")
+    assert [len(run.results().missing()) for run in read_runs(own / "grid.yml")] == [1, 0]
+    told = refusal(lambda: read_runs(own / "grid.yml", changes=parse_changes(["methods=[CoOp]"])))
+    assert "methods: CoOp needs a backbone's text tower, which features lacks" in told
+
+
 def test_a_folder_may_move(own):
     write_images(own / "photos")
     text = FOLDER.replace("./my <b>images</b>", "./photos")
@@ -359,7 +403,7 @@ def test_a_folder_may_move(own):
     ("dataset", "told"),
     [
         ("./empty", "neither a folder per class nor features"),
-        ("./my_data.py", "is a file, not a folder"),
+        ("./my_data.py", "neither a folder nor a table (.csv, .parquet)"),
         ("./half", "a bundle of features needs features.safetensors"),
     ],
 )
@@ -449,10 +493,12 @@ def test_a_file_is_restricted_to_some_methods():
 
 
 def test_a_restricted_space_keeps_what_is_searched(own):
-    text = "experiment: tasks\nparameters: {methods: [LoRA, PAdapter], seeds: [1], "
-    text += "space: {lr: [0.1], p: [1.5]}}\n"
-    (run,) = read_runs(params(own, text), only_methods=["LoRA"])
-    assert run.parameters["space"] == {"lr": [0.1]} and run.settings["space"] == {"lr": [0.1]}
+    cell = EXPERIMENT_PARAMETERS + "space = {}"
+    write_experiment(own / "my_experiment.ipynb", cell, EXPERIMENT)
+    text = "experiment: ./my_experiment.ipynb\nparameters: {methods: [CLIPAdapter, TaskRes], "
+    text += "seeds: [1], space: {lr: [0.1], ratio: [0.5]}}\n"
+    (run,) = read_runs(params(own, text), only_methods=["TaskRes"])
+    assert run.parameters["space"] == {"lr": [0.1]}
 
 
 def test_results_of_other_methods_stay(own):

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from scipy.io import savemat
@@ -41,12 +42,15 @@ from vlmadapt.data.tasks import (
     read_vizwiz,
     read_vqa,
 )
+from vlmadapt.grid.logs import log_end
+from vlmadapt.grid.params import read_runs
 from vlmadapt.methods import METHODS
 from vlmadapt.methods.cards import read_card
 from vlmadapt.mini.models import untrained
 from vlmadapt.models.adapted_models import add_adapters, load_adapters, save_adapters
 from vlmadapt.problems.cache import cached_rows
 from vlmadapt.problems.classification import FewShotProblem
+from vlmadapt.reporting.checks import unfinished
 
 FIELD_MUTATIONS = 45  # of each JSON format
 BYTE_MUTATIONS = 20  # of each format, besides those that are always made
@@ -314,7 +318,69 @@ SUN = {
 PETS = {f"annotations/{part}.txt": "Abyssinian_100 1 1 1\n" for part in ("trainval", "test")}
 
 
+PARAMS = {
+    "plugins": ["json"],
+    "report": "few_shot",
+    "parts": {
+        "features": {
+            "experiment": "few_shot",
+            "grid": {"dataset": ["mini-digits", "mini-shapes"], "shots": [1, 2]},
+            "parameters": {
+                "backbone": "mini",
+                "methods": [
+                    "ZeroShot",
+                    {"method": "TaskRes", "variant": "a", "hyper_parameters": {"alpha": 0.5}},
+                ],
+                "seeds": [1, 2],
+                "trials": 0,
+                "fixed": {"TaskRes": {"epochs": 2, "lr": 0.001}},
+            },
+            "fixed_by": {"shots": {"2": {"TaskRes": {"epochs": 3}}}},
+        }
+    },
+}
+RUN_PARAMS = {
+    "experiment": "few_shot",
+    "report": "few_shot",
+    "methods": ["ZeroShot", {"method": "TaskRes", "variant": "a"}],
+    "seeds": [1, 2],
+}
+
+
+def are_runs(runs):
+    assert runs and len({run.name for run in runs}) == len(runs)
+    for run in runs:
+        given = run.parameters
+        assert given["methods"] and given["seeds"]
+        assert all(type(seed) is int and seed >= 0 for seed in given["seeds"])
+        assert type(given["shots"]) is int and given["shots"] >= 1
+        assert isinstance(given["dataset"], str) and isinstance(given["backbone"], str)
+        assert isinstance(given["fixed"], dict) and type(given["trials"]) is int
+        json.dumps(given)
+        yaml.safe_dump(given)
+
+
+def read_unfinished(folder):
+    "What a run lacks; a damaged params.yml is named in a warning, which is raised here."
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            return unfinished(folder)
+        except UserWarning as e:
+            raise RecordError(str(e)) from None
+
+
+def are_unfinished(table):
+    assert list(table.columns) == ["run", "missing", "error"]
+    assert all(isinstance(n, int) and n > 0 for n in table["missing"])
+    assert all(text.isprintable() and 0 < len(text) <= 300 for text in table["error"])
+
+
 FORMATS = {
+    "params": Format(
+        "grid.yml", lambda f: read_runs(f / "grid.yml", out=f / "out"), are_runs, PARAMS
+    ),
+    "run params": Format("run/params.yml", read_unfinished, are_unfinished, RUN_PARAMS),
     "split": Format(
         "split.json", lambda f: read_split(f / "split.json", "images"), is_split, SPLIT
     ),
@@ -733,7 +799,9 @@ def test_changed_bytes(folders, name):
 def test_something_else_in_the_place_of_the_file(folders, name):
     form, folder = FORMATS[name], folders(name)
     counts = run(form, folder, [(kind, None, put) for kind, put in IN_PLACE.items()])
-    assert counts == {"read": 0, "refused": len(IN_PLACE)}
+    absent = ("nothing", "link to itself", "link to nothing")  # a run that has not started
+    read = len(absent) if name == "run params" else 0
+    assert counts == {"read": read, "refused": len(IN_PLACE) - read}
 
 
 @pytest.mark.parametrize("name", ["split", "descriptions", "jsonl", "planes", "bundle", "method"])
@@ -794,6 +862,50 @@ def test_damaged_caches_are_named_and_made_again(tmp_path, kind, monkeypatch):
                 left.rmdir()
             else:
                 left.unlink()
+
+
+def test_any_log_has_a_last_line(tmp_path):
+    "A log is text that programs print: any bytes give one printable line."
+    rng = random.Random("logs")
+    path = tmp_path / "log.txt"
+    whole = b"\n2026-01-01 run\nTaskRes, seed 1: accuracy 50.0\nValueError: no such thing\n"
+    contents = [content for _, content in fixed_bytes(whole)]
+    contents += [changed_bytes(whole, rng)[1] for _ in range(100)]
+    contents += [b"x" * LONG, b"\x1b[31m\n" * 10_000, b"a\r" * 10_000, bytes(range(256)) * 100]
+    for content in contents:
+        path.write_bytes(content)
+        with seconds():
+            line = log_end(path)
+        assert line.isprintable() and len(line) <= 300
+    path.unlink()
+    for put in IN_PLACE.values():
+        put(path)
+        with seconds():
+            assert log_end(path) == ""
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        path.unlink(missing_ok=True)
+
+
+def test_what_json_cannot_hold_in_a_params_file(tmp_path):
+    head = "experiment: few_shot\nparameters: {backbone: mini, seeds: [1], methods: [ZeroShot], "
+    bomb = "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+    for text, told in (
+        ("a0: &a0 [1, 1]\n" + bomb, "unfolds to more than"),
+        ("a: &a [*a]", "line 1: a value that holds itself"),
+        (head + "prompts: 2024-99-99}", "line 2: 2024-99-99"),
+        (head + "shots: 1" + "0" * 5000 + "}", "line 2: 1000"),
+        (head + "shots: !!python/object:os.system x}", "line 2 is not YAML"),
+        (head + "? [1]\n: 2}", "is not YAML"),
+        ("--- 1\n--- 2", "is not YAML"),
+        ("%TAG ! x", "is not YAML"),
+    ):
+        (tmp_path / "grid.yml").write_text(text)
+        with seconds(), pytest.raises(ValueError) as refused:
+            read_runs(tmp_path / "grid.yml")
+        text = str(refused.value)
+        assert text.startswith(f"{tmp_path}/grid.yml: ") and told in text
+        assert len(text.splitlines()) == 1 and len(text) < 1000
 
 
 # --- single rules

@@ -35,8 +35,7 @@ def _registered_name(cls, text):
     name = vars(cls).get("name")
     name = name if isinstance(name, str) else cls.__name__
     old = METHODS.get(name)
-    place = (cls.__module__, cls.__qualname__)
-    if old is not None and (old.__module__, old.__qualname__) != place:
+    if old not in (None, cls) and source_of_class(old) is None:
         raise ValueError(f"{text}: there is another method {name!r}; give the class another `name`")
     if old is not cls:
         METHODS.register(name, cls, replace=True)

@@ -18,6 +18,7 @@ from ..core.hashing import content_key, digest
 from ..data.benchmarks import BENCHMARKS
 from ..data.datasets import DATASETS, REBUILT, data_root, locate
 from ..data.tasks import TASKS
+from ..problems.named_data import TABLES, table_files
 
 # %% ../../nbs/07_grid/03_named_files.ipynb #eb75b1be
 _END_BYTES = 1 << 16  # bytes read at either end of a file
@@ -59,8 +60,16 @@ def _image_fingerprint(path):
     return [state.st_size, state.st_mtime_ns, _ENDS[key]]
 
 
+def _is_image(path):
+    return path.suffix.lower() in Image.registered_extensions() and path.is_file()
+
+
+def _hash_of(path):
+    return file_hash(path) if path.is_file() else "missing"
+
+
 def _content_of_file(path):
-    if path.suffix.lower() in Image.registered_extensions():
+    if _is_image(path):
         return _image_fingerprint(path)
     return file_hash(path)
 
@@ -83,7 +92,7 @@ def content_of(
     try:
         if path.is_dir():
             return content_key(files=_files_below(path))
-        return file_hash(path) if path.is_file() else "missing"
+        return content_key(file=_content_of_file(path)) if _is_image(path) else _hash_of(path)
     except OSError:
         return "missing"
 
@@ -122,6 +131,8 @@ def _dataset_files(value, settings):
             found.append(_split_file(name))
         elif name not in DATASETS and Path(name).expanduser().is_dir():
             found.append(Path(name).expanduser())
+        elif name not in DATASETS and Path(name).suffix.lower() in TABLES:
+            found += table_files(name)
     return [path for path in found if path is not None]
 
 

@@ -13,6 +13,7 @@ from ..data.prompts import PROMPTS
 from ..data.tasks import TASKS
 from .entries import MethodEntry, method_class, method_entry
 from .parameters import check_type, quotes_hint
+from .params_files import named_place
 from .templates import existing_file
 from ..methods.requirements import NEEDS
 from ..models.backbones import backbone_spec
@@ -68,7 +69,8 @@ def _check_methods(methods, parameters):
     names = set()
     for value in methods:
         entry = method_entry(value)
-        cls = method_class(entry, parameters)
+        with named_place("methods"):
+            cls = method_class(entry, parameters)
         _check_offered(cls, entry.label, parameters.get("dataset"))
         if entry.name in names:
             raise ValueError(f"methods repeats {entry.label!r}")

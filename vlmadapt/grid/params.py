@@ -22,7 +22,7 @@ from .entries import method_class, method_entry, register_plugins
 from .names import check_fixed, check_names
 from .parameters import check_type, check_value
 from vlmadapt.grid.params_files import (
-    DATA,
+    DATA_PARAMETERS,
     ParamsFile,
     Part,
     load_params,
@@ -68,7 +68,7 @@ def _check_fixed_by(fixed_by, template):
 
 def _fixed(parameters, fixed_by):
     "Return what is fixed in a run, with what `fixed_by` adds for it."
-    fixed = dict(parameters["fixed"])
+    fixed = {m: check_type(f"fixed: {m}", own, {}) for m, own in parameters["fixed"].items()}
     for axis, values in fixed_by.items():
         for method, own in values.get(parameters[axis], {}).items():
             fixed[method] = {**fixed.get(method, {}), **own}
@@ -78,7 +78,7 @@ def _fixed(parameters, fixed_by):
 def _point_name(point):
     if not point:
         return "run"
-    short = {k: source_name(value) if k in DATA else value for k, value in point.items()}
+    short = {k: source_name(value) if k in DATA_PARAMETERS else value for k, value in point.items()}
     parts = [value if isinstance(value, str) else f"{k}{value}" for k, value in short.items()]
     return "_".join(re.sub(r"[^\w.+-]", "-", part) for part in parts)
 
@@ -134,7 +134,9 @@ def _check_backbonenamed_place(runs, named):
     "Refuse images of somebody's own without a backbone: the default is for the benchmark mini."
     for run in runs:
         dataset = run.parameters.get("dataset")
-        if "backbone" in run.parameters and not named and source_kind(dataset) == "folder":
+        if not dataset or "backbone" not in run.parameters or named:
+            continue
+        if source_kind(dataset) in ("folder", "table"):
             raise ValueError(
                 f"dataset: {source_name(dataset)}: name the backbone for images of your own, "
                 "such as backbone: ViT-B-16"

@@ -15,6 +15,8 @@ from pathlib import Path
 import yaml
 
 from ..core.files import locked, write_atomic
+from ..core.records import RecordError, read_json
+from ..core.values import plain
 from .entries import register_plugins
 from .kernels import run_notebook
 from .logs import Log, last_line, make_folder, remove_temporaries
@@ -32,6 +34,17 @@ def _leave_valid(store, log):
         store.collect()
     else:
         store.result_file.unlink(missing_ok=True)
+
+
+def _differing_settings(store):
+    "Return the names of settings in which the store of a notebook differs from its parameters."
+    try:
+        made = read_json(store.result_file, finite=False)["settings"]
+    except (RecordError, FileNotFoundError, TypeError, KeyError):
+        return ""
+    names = sorted({*made, *store.settings} - {"file_contents"})
+    wanted = plain(store.settings)
+    return ", ".join(name for name in names if made.get(name) != wanted.get(name))
 
 
 def _write_params(run):
@@ -64,10 +77,11 @@ def _execute_logged(run, log):
         store.restore()
         store.collect()
     if not store.is_complete():
-        return run.write_error(
-            f"{run.notebook.name} ended without the requested results: its store lacks a "
-            "parameter, or the library or a file has changed meanwhile"
-        )
+        differing = _differing_settings(store)
+        reason = "the library or a file has changed meanwhile"
+        if differing:
+            reason = f"the settings of its store and its parameters differ in {differing}"
+        return run.write_error(f"{run.notebook.name} ended without the requested results: {reason}")
     return None
 
 
