@@ -29,7 +29,7 @@ $(READY): settings.ini constraints.txt setup.py pyproject.toml
 	@echo "Setting up $(VENV) (minutes the first time, seconds later)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt setuptools
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,docs]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[workbook,hf,graph,onnx,docs,dev]'
 	@$(BIN)/jupyter labextension disable --level=sys_prefix @jupyterlab/apputils-extension:announcements >/dev/null 2>&1 || true
 	@touch $@
 

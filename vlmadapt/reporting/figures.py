@@ -6,6 +6,11 @@
 __all__ = ['STYLE', 'LABEL', 'STRONG', 'LINES', 'figure_label', 'look', 'looks', 'page_style', 'draw_panel', 'legend_columns',
            'legend_lines', 'method_legend', 'shot_panels', 'save_figure', 'palette_png', 'small_pictures']
 
+# %% ../../nbs/08_reporting/03_figures.ipynb #47add3fe
+from ..core.extras import require
+
+require("matplotlib", "workbook", "figures")
+
 # %% ../../nbs/08_reporting/03_figures.ipynb #3ddbbd20
 import io
 from collections.abc import Iterator
