@@ -34,7 +34,7 @@ def _loopback_only():
     "Have a Ray that starts in the block listen on the loopback address only."
     before = os.environ.get(LOOPBACK_ONLY)
     os.environ[LOOPBACK_ONLY] = "0"
-    constants = require("ray._private.ray_constants", "workbook", "a grid in parallel")
+    constants: Any = require("ray._private.ray_constants", "workbook", "a grid in parallel")
 
     try:
         constants.ENABLE_RAY_CLUSTER = False  # for a Ray that has been imported before
