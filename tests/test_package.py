@@ -11,9 +11,11 @@ import tarfile
 import textwrap
 import zipfile
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from derived import settings
+from PIL import Image
 from requirements import without_extras
 from try_wheel import build, offline_blocks
 
@@ -243,6 +245,9 @@ def test_commands_are_installed_and_explain_themselves(command, tmp_path):
 
 
 BLOCKS = offline_blocks()
+ONE_COMMAND = pytest.mark.skipif(
+    "vlmadapt" not in COMMANDS, reason="the commands are separate scripts"
+)
 
 
 def test_readme_lines_run(tmp_path):
@@ -280,12 +285,56 @@ def test_readme_lines_run_without_extras(block, core_only, tmp_path):
     assert without(["-c", block], tmp_path, core_only)
 
 
-PARTS = ["--tiny", "--parts", "matmul,hegraph_epoch,extraction", "--repeats", "1"]
+def write_photos(folder):
+    "Write eight small images of each of three colours, in a folder for each."
+    draw = np.random.default_rng(0)
+    for channel, color in enumerate(("red", "green", "blue")):
+        (folder / color).mkdir(parents=True)
+        for number in range(8):
+            pixels = draw.integers(0, 60, (40, 40, 3), dtype=np.uint8)
+            pixels[..., channel] += 150
+            Image.fromarray(pixels).save(folder / color / f"{number}.png")
 
 
+@ONE_COMMAND
+def test_own_photos_without_extras(core_only, tmp_path):
+    "Adapt to a folder, predict and evaluate, each in a process of its own."
+
+    def command(*arguments):
+        return without(["-m", "vlmadapt", *arguments], tmp_path, core_only)
+
+    write_photos(tmp_path / "photos")
+    options = ["--backbone", "mini", "--method", "TaskRes", "--shots", "2", "--trials", "2"]
+    command("adapt", "photos", *options, "--out", "colors.safetensors")
+    assert "red" in command("predict", "colors.safetensors", "photos/red/7.png")
+    assert "accuracy" in command("evaluate", "colors.safetensors", "photos")
+
+
+@ONE_COMMAND
+@pytest.mark.parametrize("what", ["methods", "datasets", "backbones"])
+def test_lists_without_extras(what, core_only, tmp_path):
+    assert without(["-m", "vlmadapt", "list", what], tmp_path, core_only).strip()
+
+
+@ONE_COMMAND
 def test_the_benchmark_of_a_machine_runs_without_extras(core_only, tmp_path):
-    shown = without(["-m", "vlmadapt.reporting.bench", *PARTS], tmp_path, core_only)
+    parts = ["--parts", "matmul,hegraph_epoch,extraction", "--repeats", "1"]
+    shown = without(["-m", "vlmadapt", "bench", "--tiny", *parts], tmp_path, core_only)
     assert "report: bench.json" in shown and ": ok, " in shown and "failed" not in shown
+
+
+@ONE_COMMAND
+@pytest.mark.parametrize("arguments", [["grid", "mini.yml"], ["report", "mini"]])
+def test_commands_name_the_missing_extra_in_one_line(arguments, core_only, tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-m", "vlmadapt", *arguments],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        env=core_only,
+    )
+    assert run.returncode and len(run.stderr.splitlines()) == 1
+    assert "pip install 'vlmadapt[workbook]'" in run.stderr
 
 
 HIDDEN = """
