@@ -64,3 +64,10 @@ def test_the_changelog_names_no_module_that_is_gone():
                 path = ROOT.joinpath(*name.split("."))
                 parent = path.parent.with_suffix(".py")
                 assert path.is_dir() or path.with_suffix(".py").is_file() or parent.is_file(), name
+
+
+@pytest.mark.skipif(not hasattr(vlmadapt, "__all__"), reason="the root exports no names")
+def test_the_changelog_names_what_the_root_exports():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"\bva\.([a-z_]+)", text))
+    assert len(names) > 15 and not names - set(dir(vlmadapt))
