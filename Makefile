@@ -12,7 +12,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo lint test test-slow lab docs export clean distclean
+.PHONY: help setup demo lint test test-slow wheel lab docs export clean distclean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -29,7 +29,7 @@ $(READY): settings.ini constraints.txt setup.py pyproject.toml
 	@echo "Setting up $(VENV) (minutes the first time, seconds later)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt setuptools
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,docs]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[workbook,hf,graph,onnx,docs,dev]'
 	@$(BIN)/jupyter labextension disable --level=sys_prefix @jupyterlab/apputils-extension:announcements >/dev/null 2>&1 || true
 	@touch $@
 
@@ -47,6 +47,9 @@ test: $(READY) ## the tests that a change needs first (10 minutes, two cores)
 
 test-slow: $(READY) ## the other tests: whole grids, every experiment and report, the site in a browser
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
+
+wheel: $(READY) ## install the wheel without extras into an empty environment, and run README's lines there (minutes)
+	@$(BIN)/python tools/try_wheel.py --python $(PYTHON)
 
 lab: $(READY) ## open JupyterLab on the first tutorial
 	@$(BIN)/jupyter lab $(START) --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)

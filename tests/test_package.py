@@ -5,43 +5,26 @@ import email
 import inspect
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 import tarfile
 import textwrap
-import venv
 import zipfile
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from derived import settings
-
-IGNORED = shutil.ignore_patterns(
-    ".git",
-    ".venv*",
-    "build",
-    "dist",
-    "outputs",
-    "_docs",
-    "_proc",
-    "*.egg-info",
-    "__pycache__",
-    ".ipynb_checkpoints",
-)
+from PIL import Image
+from requirements import without_extras
+from try_wheel import build, offline_blocks
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     "A folder with the source archive of this checkout and the wheel built from that archive."
     folder = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(ROOT, folder / "source", ignore=IGNORED)
-    subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, folder / "source"],
-        check=True,
-        capture_output=True,
-    )
+    build(folder)
     return folder
 
 
@@ -164,6 +147,8 @@ def test_source_archive_holds_what_builds_it(built):
         "pyproject.toml",
         "Makefile",
         "README.md",
+        "CHANGELOG.md",
+        "CITATION.cff",
         "LICENSE",
         "constraints.txt",
         "tools/docs.py",
@@ -195,7 +180,7 @@ def test_metadata(wheel):
     assert (
         set(meta.get_all("Provides-Extra"))
         == {k.removesuffix("_requirements") for k in cfg if k.endswith("_requirements")}
-        >= {"dev", "docs"}
+        == {"workbook", "hf", "graph", "onnx", "dev", "docs"}
     )
     assert {u.partition(",")[0] for u in meta.get_all("Project-URL")} >= {
         "Documentation",
@@ -261,47 +246,112 @@ def test_commands_are_installed_and_explain_themselves(command, tmp_path):
     assert not run.returncode and command in run.stdout, run.stderr[-2000:]
 
 
-README = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-LINES = next(block for block in README if ".save(" in block)
+BLOCKS = offline_blocks()
+ONE_COMMAND = pytest.mark.skipif(
+    "vlmadapt" not in COMMANDS, reason="the commands are separate scripts"
+)
 
 
 def test_readme_lines_run(tmp_path):
-    began = LINES.splitlines()
-    assert 8 <= len([line for line in began if line.strip()]) <= 12
-    accuracy = float(away(LINES, tmp_path, ROOT).splitlines()[-1])
+    lines = next(block for block in BLOCKS if ".save(" in block)
+    assert 8 <= len([line for line in lines.splitlines() if line.strip()]) <= 12
+    accuracy = float(away(lines, tmp_path, ROOT).splitlines()[-1])
     assert 85 < accuracy <= 100 and (tmp_path / "digits.safetensors").stat().st_size < 1 << 20
 
 
-@pytest.mark.skipif(
-    not os.environ.get("VLMADAPT_CLEAN_INSTALL"),
-    reason="VLMADAPT_CLEAN_INSTALL=1 installs everything into an empty environment (minutes)",
-)
-def test_clean_install(wheel, tmp_path):
-    "The wheel in an empty environment: README's lines run, commands answer, the import is light."
-    venv.create(tmp_path / "env", with_pip=True)
-    bin = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin")
-    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+@pytest.fixture(scope="module")
+def core_only(wheel, tmp_path_factory):
+    "Variables with which a process sees the wheel and the core requirements alone."
+    site = tmp_path_factory.mktemp("core") / "site"
+    install = ["install", "-q", "--no-deps", "--no-index", "--target", site, wheel]
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True)
+    path = os.pathsep.join([str(site), str(ROOT / "tests/core_only")])
+    return os.environ | without_extras() | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
 
-    def run(*command):
-        return subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, env=clean)
 
-    installed = run(
-        bin / "python", "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel
+def without(code_or_module, folder, variables):
+    "What a line of code, or a module with its arguments, prints without the extras."
+    run = subprocess.run(
+        [sys.executable, *code_or_module],
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        env=variables,
     )
-    assert not installed.returncode, installed.stderr[-2000:]
-    assert not run(bin / "python", "-m", "pip", "check").returncode
-    lines = run(bin / "python", "-c", LINES)
-    assert not lines.returncode, lines.stderr[-2000:]
-    print(lines.stdout)
-    for command in COMMANDS:
-        assert command in run(bin / command, "--help").stdout
-    code = """
-import time
-began = time.perf_counter()
+    assert not run.returncode, run.stderr[-2000:]
+    return run.stdout
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_readme_lines_run_without_extras(block, core_only, tmp_path):
+    assert without(["-c", block], tmp_path, core_only)
+
+
+def write_photos(folder):
+    "Write eight small images of each of three colours, in a folder for each."
+    draw = np.random.default_rng(0)
+    for channel, color in enumerate(("red", "green", "blue")):
+        (folder / color).mkdir(parents=True)
+        for number in range(8):
+            pixels = draw.integers(0, 60, (40, 40, 3), dtype=np.uint8)
+            pixels[..., channel] += 150
+            Image.fromarray(pixels).save(folder / color / f"{number}.png")
+
+
+@ONE_COMMAND
+def test_own_photos_without_extras(core_only, tmp_path):
+    "Adapt to a folder, predict and evaluate, each in a process of its own."
+
+    def command(*arguments):
+        return without(["-m", "vlmadapt", *arguments], tmp_path, core_only)
+
+    write_photos(tmp_path / "photos")
+    options = ["--backbone", "mini", "--method", "TaskRes", "--shots", "2", "--trials", "2"]
+    command("adapt", "photos", *options, "--out", "colors.safetensors")
+    assert "red" in command("predict", "colors.safetensors", "photos/red/7.png")
+    assert "accuracy" in command("evaluate", "colors.safetensors", "photos")
+
+
+@ONE_COMMAND
+@pytest.mark.parametrize("what", ["methods", "datasets", "backbones"])
+def test_lists_without_extras(what, core_only, tmp_path):
+    assert without(["-m", "vlmadapt", "list", what], tmp_path, core_only).strip()
+
+
+@ONE_COMMAND
+def test_the_benchmark_of_a_machine_runs_without_extras(core_only, tmp_path):
+    parts = ["--parts", "matmul,hegraph_epoch,extraction", "--repeats", "1"]
+    shown = without(["-m", "vlmadapt", "bench", "--tiny", *parts], tmp_path, core_only)
+    assert "report: bench.json" in shown and ": ok, " in shown and "failed" not in shown
+
+
+@ONE_COMMAND
+@pytest.mark.parametrize("arguments", [["grid", "mini.yml"], ["report", "mini"]])
+def test_commands_name_the_missing_extra_in_one_line(arguments, core_only, tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-m", "vlmadapt", *arguments],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        env=core_only,
+    )
+    assert run.returncode and len(run.stderr.splitlines()) == 1
+    assert "pip install 'vlmadapt[workbook]'" in run.stderr
+
+
+HIDDEN = """
+from importlib import import_module
 import vlmadapt
-print(time.perf_counter() - began, vlmadapt.__file__)
+print(vlmadapt.__file__)
+for name in ("papermill", "matplotlib", "transformers", "torch_geometric", "IPython"):
+    try:
+        import_module(name)
+        print(name)
+    except ModuleNotFoundError:
+        pass
 """
-    light = run(bin / "python", "-c", code)
-    seconds, file = light.stdout.split()
-    print(f"import vlmadapt: {seconds} s")
-    assert float(seconds) < 0.5 and file.startswith(str(tmp_path))
+
+
+def test_without_extras_nothing_of_them_is_found(core_only, tmp_path):
+    (file,) = without(["-c", HIDDEN], tmp_path, core_only).splitlines()
+    assert file.startswith(core_only["PYTHONPATH"].partition(os.pathsep)[0])

@@ -1,6 +1,5 @@
 "Notebooks, library and derived files agree; notebooks are clean, small, and run by papermill."
 
-import ast
 import filecmp
 import re
 import shutil
@@ -166,39 +165,9 @@ def test_constraints_lie_within_the_ranges_of_settings():
     ]
     pins = {r.name.lower(): next(iter(r.specifier)).version for r in pins}
     cfg = derived.settings()
-    for key in ("requirements", "blip_requirements", "dev_requirements", "docs_requirements"):
+    for key in derived.requirement_keys(cfg):
         for r in map(Requirement, cfg[key].split()):
             assert r.name.lower() in pins, f"{r.name} has no tested version in constraints.txt"
             assert pins[r.name.lower()] in r.specifier, (
                 f"constraints.txt has {r.name} {pins[r.name.lower()]}, settings.ini {r}"
             )
-
-
-def imported(path):
-    "Names of the packages that the code in `path` imports anywhere."
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (a.name.partition(".")[0] for a in node.names)
-        if isinstance(node, ast.ImportFrom) and not node.level:
-            yield node.module.partition(".")[0]
-
-
-def test_library_imports_only_what_settings_asks_for():
-    alias = {
-        "scikit_learn": "sklearn",
-        "pillow": "PIL",
-        "pyyaml": "yaml",
-        "open_clip_torch": "open_clip",
-        "ipython": "IPython",
-    }
-    needs = {
-        Requirement(r).name.replace("-", "_")
-        for key, value in derived.settings().items()
-        if key.endswith("requirements") and key not in ("dev_requirements", "docs_requirements")
-        for r in value.split()
-    }
-    known = {alias.get(n, n) for n in needs} | {"vlmadapt"} | set(sys.stdlib_module_names)
-    unknown = {
-        i: p.name for p in (ROOT / "vlmadapt").rglob("*.py") for i in imported(p) if i not in known
-    }
-    assert not unknown

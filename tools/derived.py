@@ -25,6 +25,11 @@ def settings(root=ROOT):
     return config["DEFAULT"]
 
 
+def requirement_keys(cfg):
+    "Return the keys of the requirements: of the core, then of each extra."
+    return [key for key in cfg if key.endswith("requirements")]
+
+
 def shown(nb):
     "Return `nb` without directive lines, hidden cells and empty ones."
     cells = []
@@ -81,7 +86,7 @@ def environment(root=ROOT):
     "Return the conda environment: Python from conda, packages of settings.ini by pip."
     cfg = settings(root)
     needs = []
-    for key in ("requirements", "dev_requirements", "docs_requirements"):
+    for key in requirement_keys(cfg):
         needs += cfg[key].split()
     lines = [
         "# Made from settings.ini by `make export`; the tested versions are in constraints.txt.",

@@ -16,7 +16,7 @@ import importlib
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # %% ../nbs/10_api/00_api.ipynb #23fa69a1
 _MODULES = {

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import torch
 
+from ..core.extras import require
 from .kernels import short_folder
 from .logs import last_line
 from .signals import end_processes, family_of, kept_handlers
@@ -33,7 +34,7 @@ def _loopback_only():
     "Have a Ray that starts in the block listen on the loopback address only."
     before = os.environ.get(LOOPBACK_ONLY)
     os.environ[LOOPBACK_ONLY] = "0"
-    from ray._private import ray_constants as constants
+    constants: Any = require("ray._private.ray_constants", "workbook", "a grid in parallel")
 
     try:
         constants.ENABLE_RAY_CLUSTER = False  # for a Ray that has been imported before
@@ -86,16 +87,14 @@ def host_that_ray_joins(
     host: str,
 ) -> str:
     "Return the host at which Ray looks: for a loopback address the address of the machine."
-    from ray._private.services import resolve_ip_for_localhost
-
-    return resolve_ip_for_localhost(host)
+    services = require("ray._private.services", "workbook", "a grid in parallel")
+    return services.resolve_ip_for_localhost(host)
 
 
 def _address_of_this_machine():
-    from ray._private.services import get_ray_address_from_environment
-
+    services = require("ray._private.services", "workbook", "a grid in parallel")
     try:
-        return get_ray_address_from_environment("auto", None)
+        return services.get_ray_address_from_environment("auto", None)
     except ConnectionError:
         raise ValueError("--address auto: no Ray runs on this machine") from None
 
@@ -169,8 +168,7 @@ def _own_cluster(workers):
     "Yield Ray on this machine, or None where it cannot be started."
     before = psutil.Process().children()
     with _loopback_only():
-        import ray
-
+        ray = require("ray", "workbook", "a grid in parallel")
         reason = None
         try:
             for _ in range(STARTS):
@@ -189,8 +187,7 @@ def _own_cluster(workers):
 def _joined_cluster(address):
     "Yield the Ray cluster at an address."
     check_address(address)
-    import ray
-
+    ray = require("ray", "workbook", "a grid in parallel")
     try:
         with kept_handlers():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

@@ -5,6 +5,11 @@
 # %% auto #0
 __all__ = ['THREADS', 'SOCKET_PATH', 'PLUGIN_CELL', 'short_folder', 'WholeNotebooks', 'run_notebook']
 
+# %% ../../nbs/07_grid/11_kernels.ipynb #0fea4c5f
+from ..core.extras import require
+
+require("papermill", "workbook", "executing notebooks")
+
 # %% ../../nbs/07_grid/11_kernels.ipynb #0eb738e5
 import os
 import shutil

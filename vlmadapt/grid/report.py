@@ -5,6 +5,11 @@
 # %% auto #0
 __all__ = ['report_of', 'write_html', 'ReportFailed', 'make_report', 'print_report']
 
+# %% ../../nbs/07_grid/26_report.ipynb #6339a7a0
+from ..core.extras import require
+
+require("papermill", "workbook", "executing notebooks")
+
 # %% ../../nbs/07_grid/26_report.ipynb #38f2b1f6
 import base64
 import hashlib

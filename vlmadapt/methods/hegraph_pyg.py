@@ -5,6 +5,11 @@
 # %% auto #0
 __all__ = ['NODES', 'EDGES', 'hetero_data', 'RelationConv', 'HeteroAdapter']
 
+# %% ../../nbs/05_methods/19_hegraph_pyg.ipynb #34626411
+from ..core.extras import require
+
+require("torch_geometric", "graph", "the reference form of HeGraphAdapter")
+
 # %% ../../nbs/05_methods/19_hegraph_pyg.ipynb #7c436db1
 import warnings
 from collections.abc import Iterable

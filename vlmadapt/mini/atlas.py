@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ..core.extras import require
+
 # %% ../../nbs/03_mini/00_atlas.ipynb #55f5c478
 def disc(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
     "Return the distance to a circle of radius `r` around the origin."
@@ -176,6 +178,7 @@ def contact_sheet(
     zoom: float = 2,  # screen pixels for each pixel
 ) -> object:  # displayed by a notebook
     "Return all `images` on one page."
+    require("IPython", "workbook", "showing pictures")
     from IPython.display import Image as Display
     from PIL import Image
 

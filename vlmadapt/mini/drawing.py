@@ -11,6 +11,7 @@ import os
 
 import numpy as np
 
+from ..core.extras import require
 from .arrays import Scenes
 from .atlas import FONTS, GLYPHS, KINDS, PATTERNS, SHAPES, STYLES, TEXTURES
 
@@ -184,9 +185,9 @@ def _distance_map(font, symbol):
 @functools.lru_cache(1)
 def font_bank() -> np.ndarray:  # (fonts, 62, 40, 40) float32
     "Return distance maps of the digits, letters and capitals in every font; computed once."
-    import matplotlib
     from PIL import ImageFont
 
+    matplotlib = require("matplotlib", "workbook", "the fonts of mini-glyphs")
     folder = os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
     fonts = [ImageFont.truetype(os.path.join(folder, name + ".ttf"), 48) for name in FONTS]
     symbols = GLYPHS + GLYPHS[10:].upper()

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..core.extras import require
 from .answer_losses import decoder_states, token_losses
 from .decoding import all_logits, check_causal, stepper
 from .open_clip_import import import_open_clip
@@ -22,16 +23,9 @@ from .open_clip_import import import_open_clip
 def import_blip(
     package: str = "transformers",  # or "peft"
 ) -> ModuleType:
-    "Import a package of the extra `blip`, or say in one line how to get it."
+    "Import a package of the extra `hf`, or say in one line how to install it."
     import_open_clip()  # it copes with a torchvision that does not match torch
-    try:
-        if package == "peft":
-            import peft as module
-        else:
-            import transformers as module
-    except ImportError:
-        raise ImportError(f"BLIP needs {package}: pip install 'vlmadapt[blip]'") from None
-    return module
+    return require(package, "hf", "BLIP")
 
 # %% ../../nbs/02_models/20_blip_model.ipynb #d69c11f4
 class BlipTokenizer:

@@ -5,6 +5,11 @@
 # %% auto #0
 __all__ = ['known_words', 'nearest_words', 'last_attention', 'reweighted', 'attention_maps']
 
+# %% ../../nbs/08_reporting/11_attention.ipynb #900d6e0e
+from ..core.extras import require
+
+require("matplotlib", "workbook", "figures")
+
 # %% ../../nbs/08_reporting/11_attention.ipynb #5d4e4d61
 from typing import Any
 

@@ -5,6 +5,11 @@
 # %% auto #0
 __all__ = ['RELATION_COLORS', 'NODE_STYLES', 'class_nodes', 'centred', 'node_map', 'NodeStyle', 'class_edges', 'class_graph']
 
+# %% ../../nbs/08_reporting/10_class_nodes.ipynb #9ba68cad
+from ..core.extras import require
+
+require("matplotlib", "workbook", "figures")
+
 # %% ../../nbs/08_reporting/10_class_nodes.ipynb #c46462f4
 from typing import Any, NamedTuple
 

@@ -5,6 +5,11 @@
 # %% auto #0
 __all__ = ['PICTURES', 'PICTURE_CONTROLS', 'OPTIONAL_CONTROLS', 'Choice', 'picture', 'Explorer', 'explorer']
 
+# %% ../../nbs/08_reporting/12_explore.ipynb #6c96a822
+from ..core.extras import require
+
+require("matplotlib", "workbook", "figures")
+
 # %% ../../nbs/08_reporting/12_explore.ipynb #3eab78b0
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -121,7 +126,7 @@ def _mini_datasets():
 
 
 def _controls(dataset, backbone) -> dict[str, Any]:
-    import ipywidgets as W
+    W = require("ipywidgets", "workbook", "the explorer")
 
     datasets = sorted({*_mini_datasets(), dataset})
     backbones = sorted({"mini", "mini-rn", backbone})
@@ -159,7 +164,7 @@ class Explorer:
         dataset: str = "mini-digits",  # the first one shown
         backbone: str = "mini",  # the first one used
     ):
-        import ipywidgets as W
+        W = require("ipywidgets", "workbook", "the explorer")
 
         self.view = lru_cache(8)(View)
         self.controls = _controls(dataset, backbone)

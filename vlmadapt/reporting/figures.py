@@ -7,6 +7,11 @@ __all__ = ['STYLE', 'LABEL', 'OTHER_COLORS', 'OTHER_MARKERS', 'STRONG', 'LINES',
            'draw_panel', 'legend_columns', 'legend_lines', 'method_legend', 'shot_panels', 'save_figure', 'palette_png',
            'small_pictures']
 
+# %% ../../nbs/08_reporting/03_figures.ipynb #47add3fe
+from ..core.extras import require
+
+require("matplotlib", "workbook", "figures")
+
 # %% ../../nbs/08_reporting/03_figures.ipynb #3ddbbd20
 import io
 import zlib

@@ -5,6 +5,11 @@
 # %% auto #0
 __all__ = ['bar_legend', 'gain_bars', 'point_lines', 'cost_plot', 'node_maps', 'moved_bars']
 
+# %% ../../nbs/08_reporting/04_plots.ipynb #9758e32c
+from ..core.extras import require
+
+require("matplotlib", "workbook", "figures")
+
 # %% ../../nbs/08_reporting/04_plots.ipynb #6d8affa4
 from typing import Any
 

@@ -6,6 +6,11 @@
 __all__ = ['UNITS', 'EXACT_BELOW', 'paired', 'signed_rank', 'holm', 'compare_methods', 'difference_matrix', 'correct_images',
            'difference_interval', 'compare_images', 'compare_results', 'interval_plot']
 
+# %% ../../nbs/08_reporting/07_statistics.ipynb #07152e25
+from ..core.extras import require
+
+require("matplotlib", "workbook", "figures")
+
 # %% ../../nbs/08_reporting/07_statistics.ipynb #e22c4251
 from itertools import combinations
 from typing import Any
@@ -64,6 +69,7 @@ def holm(
     p: list[float] | np.ndarray,  # p-values of one family
 ) -> np.ndarray:  # corrected, in the same order
     "Return `p` with Holm's correction."
+    require("statsmodels", "workbook", "statistical tests")
     from statsmodels.stats.multitest import multipletests
 
     return np.asarray(multipletests(p, method="holm")[1]) if len(p) else np.array([])
@@ -215,6 +221,7 @@ def compare_images(
     seed: int = 0,  # of the bootstrap
 ) -> dict:  # n, only_a, only_b, difference with low and high (points), p, exact
     "Compare two methods on the same images by McNemar's test and a bootstrap interval."
+    require("statsmodels", "workbook", "statistical tests")
     from statsmodels.stats.contingency_tables import mcnemar
 
     a = np.asarray(a, bool)

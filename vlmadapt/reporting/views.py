@@ -6,6 +6,11 @@
 __all__ = ['quick_hyper_parameters', 'View', 'shot_curves', 'confusion', 'most_confused', 'confusion_map', 'confused_pairs',
            'mistakes', 'mistake_grid']
 
+# %% ../../nbs/08_reporting/09_views.ipynb #6853cb3a
+from ..core.extras import require
+
+require("matplotlib", "workbook", "figures")
+
 # %% ../../nbs/08_reporting/09_views.ipynb #b449db12
 from dataclasses import replace
 from functools import cached_property
