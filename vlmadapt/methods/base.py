@@ -112,7 +112,8 @@ class Method(HyperParameters, TrainingHooks, nn.Module):
     ) -> torch.Tensor:  # (N, K) scores
         "Return scores of the images of a `split` over the problem's class names."
         few_shot = cast(FewShotProblem, problem)
-        x, names = self.inputs(few_shot, split), few_shot.class_names
+        x: Any = self.inputs(few_shot, split)
+        names = few_shot.class_names
         new = [k for k, name in enumerate(names) if name not in self.class_names]
         if not new or type(self).new_class_scores is Method.new_class_scores:
             return self.scores(x, names)
@@ -152,7 +153,7 @@ class Method(HyperParameters, TrainingHooks, nn.Module):
             )
 
     def _check_needs(self, problem, hyper_parameters):
-        "All hyper-parameters; a problem that lacks what they need is refused."
+        "All hyper-parameters; refuse a problem that lacks what they need."
         name = type(self).__name__
         if not isinstance(problem, Problem):
             raise ValueError(

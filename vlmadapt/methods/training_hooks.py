@@ -12,7 +12,7 @@ import torch
 
 from ..models.pixels import CROP_SCALE
 from ..problems.base import Problem
-from ..problems.batches import Batches, ImageBatches
+from ..problems.batches import Batch, Batches, ImageBatches
 from ..problems.classification import FewShotProblem
 
 # %% ../../nbs/05_methods/06_training_hooks.ipynb #766ce74e
@@ -48,7 +48,7 @@ class TrainingHooks:
         self,
         problem: Problem,  # with a train split
         seed: int,  # draws their order
-    ) -> Batches:  # iterated once for each epoch
+    ) -> Batches | list[Batch]:  # iterated once for each epoch
         "Return the training batches of this method."
         recipe = self.hyper_parameters
         drop_last = recipe.get("drop_last", True)
