@@ -53,8 +53,9 @@ class BlockDescent(torch.optim.SGD):
     @torch.no_grad()
     def step(self, closure=None):
         found = super().step(closure)
-        kept = self.total if self.accumulate else torch.zeros_like(self.total)
-        self.total = kept + self.blending.grad
+        gradient = self.blending.grad
+        assert gradient is not None
+        self.total = self.total + gradient if self.accumulate else gradient.clone()
         self.count += 1
         if self.count % self.period == 0:
             self.blending -= self.rate * self.total
