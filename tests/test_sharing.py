@@ -29,6 +29,11 @@ FOLDS = {
     "TaskRes",
     "GraphAdapter",
     "AnchoredProbe",
+    "ZSLP",
+    "CLAP",
+    "LPPlusPlus",
+    "SSText",
+    "CrossModal",
     "CoOp",
     "HeGraphAdapter T",
 }

@@ -7,6 +7,7 @@ __all__ = ['SEARCH_ENDS', 'OTHER_ENDS', 'SEARCH_STEPS', 'PAPER_RULES', 'tip_adap
            'as_released']
 
 # %% ../../nbs/06_training/08_paper_protocol.ipynb #221717ab
+import itertools
 from collections.abc import Callable
 from typing import Literal
 
@@ -140,6 +141,43 @@ def _proto_clip(method, problem, seed):
     return _searched(method, problem, proto_clip_grid(), split), f"{split}_epoch"
 
 
+def _untuned(method, problem, **given):
+    "The method with the default of everything that the common rule searches."
+    searched = {*method.space, *method.posthoc}
+    own = {n: v for n, v in method.hyper_parameters.items() if n not in searched}
+    return type(method)(problem, **{**own, **given})
+
+
+def _validation_accuracy(problem):
+    "Return a function from a method to its accuracy on validation images."
+    x, y = problem.features.val, problem.labels["val"]
+    return lambda method: float((method.scores(x).argmax(1) == y).double().mean())
+
+
+def _without_validation(method, problem, seed):
+    own = fit(_untuned(method, problem), problem, seed=seed)
+    return evaluate(own, problem)["accuracy"], "defaults"
+
+
+def _lp_plus_plus(method, problem, seed):
+    own = _untuned(method, problem)
+    best_epoch(own, problem, seed, _validation_accuracy(problem), ties="last")
+    return evaluate(own, problem)["accuracy"], "val_epoch"
+
+
+def _cross_modal(method, problem, seed):
+    "The trained rows are selected as they are, also where WiSE-FT averages them afterwards."
+    measure, best, rows = _validation_accuracy(problem), -1.0, None
+    for values in itertools.product(*method.space.values()):
+        given = dict(zip(method.space, values, strict=True))
+        own = _untuned(method, problem, **given, variant="linear")
+        value = max(best_epoch(own, problem, seed, measure))
+        if value > best:
+            best, rows = value, own.W
+    method.W.data.copy_(rows)
+    return evaluate(method, problem)["accuracy"], "val_epoch"
+
+
 PAPER_RULES = dict(  # method -> the rule in words, and the function that follows it
     TipAdapter=("the first best of 200 x 20 weights on validation images", _tip_adapter),
     TipAdapterF=(
@@ -151,6 +189,14 @@ PAPER_RULES = dict(  # method -> the rule in words, and the function that follow
     ProtoCLIP=(
         "the last best epoch on validation images, then the first best of 11 x 29 weights there",
         _proto_clip,
+    ),
+    ZSLP=("no validation data: fixed hyper-parameters", _without_validation),
+    CLAP=("no validation data: fixed hyper-parameters", _without_validation),
+    SSText=("no validation data: fixed hyper-parameters", _without_validation),
+    LPPlusPlus=("the last best epoch on few-shot validation data", _lp_plus_plus),
+    CrossModal=(
+        "the first best of 12 settings and all epochs on few-shot validation data",
+        _cross_modal,
     ),
 )
 
