@@ -1,11 +1,9 @@
 "Reference outputs of official programs, and the tiny CLIP that they share, as a `Backbone`."
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from safetensors import safe_open
 
@@ -14,23 +12,14 @@ from vlmadapt.models.backbones import Backbone
 from vlmadapt.models.open_clip_import import import_open_clip
 from vlmadapt.problems.classification import Features, FewShotProblem
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def golden_folder() -> Path:
-    "Return the folder of golden numbers; skip the test where it is absent."
-    data = Path(os.environ.get("VLMADAPT_TEST_DATA", "../shared"))
-    folder = ROOT / data / "golden"
-    if not folder.is_dir():
-        pytest.skip(f"no golden numbers at {folder}; set VLMADAPT_TEST_DATA")
-    return folder
+GOLDEN = Path(__file__).resolve().parent / "golden"
 
 
 def load_golden(
     name: str,  # of the file, without its suffix
 ) -> tuple[dict, dict]:  # arrays in float64 (integers stay integers), and the metadata
     "Load a file of golden numbers; metadata that is JSON is decoded."
-    with safe_open(golden_folder() / f"{name}.safetensors", framework="pt") as file:
+    with safe_open(GOLDEN / f"{name}.safetensors", framework="pt") as file:
         arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
     for key, x in arrays.items():
