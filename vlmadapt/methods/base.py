@@ -10,7 +10,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import pandas as pd
 import torch
@@ -30,25 +30,22 @@ from vlmadapt.methods.inputs import (
     prediction_table,
 )
 from .linear_head import Head, folded
-from .requirements import NEEDS, check_kind, offers, problem_width
+from .requirements import NEEDS, TOWER_NEEDS, check_kind, offers, problem_width
 from .storage import restore, store
+from .training_hooks import TrainingHooks
 from ..models.backbones import Backbone
-from ..models.pixels import CROP_SCALE, Pixels
+from ..models.pixels import Pixels
 from ..problems.base import Problem
-from ..problems.batches import Batch, Batches, ImageBatches
+from ..problems.batches import Batch
 from ..problems.classification import FewShotProblem
 
 # %% ../../nbs/05_methods/07_base.ipynb #b5df8c95
-class Method(HyperParameters, nn.Module):
+class Method(HyperParameters, TrainingHooks, nn.Module):
     "A few trained tensors on a frozen backbone; subclasses give `constants`, `init` and `logits`."
 
     needs: ClassVar[set[str]] = {"features"}
     backbone: Any  # the frozen backbone, or None
     diverged: str | None  # why training failed, or None
-
-    if TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(
         self,
@@ -57,14 +54,13 @@ class Method(HyperParameters, nn.Module):
     ):
         super().__init__()
         self._check_definition()
-        self._check_needs(problem)
+        values = self._check_needs(problem, hyper_parameters)
         self.backbone = problem.backbone
         self.card = {
             **backbone_entries(problem.backbone),
             "problem": problem.provenance,
             "feature_width": problem_width(problem),
         }
-        values = self.completed(hyper_parameters)
         class_names = getattr(problem, "class_names", [])
         scale = getattr(problem, "logit_scale", 1.0)
         self._setup(class_names, scale, values, lambda: self._shared(problem))
@@ -93,27 +89,21 @@ class Method(HyperParameters, nn.Module):
         columns = self.columns(class_names)
         return lambda batch: self.logits(batch)[:, columns]
 
-    def training_free(self) -> bool:
-        "Is it meant that nothing is trained? Variants without trained parameters override it."
-        return not self.recipe
+    @classmethod
+    def required(
+        cls,
+        values: dict[str, Any],  # all hyper-parameters
+    ) -> set[str]:  # keys of `NEEDS`
+        "Return what a method with these hyper-parameters needs of a problem; at most `needs`."
+        return cls.needs
 
-    def decays(self) -> list:
-        "What is trained: pairs of a weight decay and the parameters that it applies to."
-        return [(self.hyper_parameters["weight_decay"], list(self.parameters()))]
-
-    def batches(
+    def new_class_scores(
         self,
-        problem: Problem,  # with a train split
-        seed: int,  # draws their order
-    ) -> Batches:  # iterated once for each epoch
-        "Return the training batches of this method."
-        recipe = self.hyper_parameters
-        drop_last = recipe.get("drop_last", True)
-        few_shot = cast(FewShotProblem, problem)
-        common = (few_shot, seed, recipe["batch_size"], self.device, drop_last)
-        if not self.reads_images():
-            return Batches(*common)
-        return ImageBatches(*common, recipe.get("crop", CROP_SCALE[0]))
+        batch: Batch,  # of features
+        text: torch.Tensor,  # (M, D) unit text rows of classes that were not fitted
+    ) -> torch.Tensor:  # (B, M)
+        "Score classes that were not fitted by their text; methods without it refuse such classes."
+        raise NotImplementedError
 
     def outputs(
         self,
@@ -122,7 +112,11 @@ class Method(HyperParameters, nn.Module):
     ) -> torch.Tensor:  # (N, K) scores
         "Return scores of the images of a `split` over the problem's class names."
         few_shot = cast(FewShotProblem, problem)
-        return self.scores(self.inputs(few_shot, split), few_shot.class_names)
+        x, names = self.inputs(few_shot, split), few_shot.class_names
+        new = [k for k, name in enumerate(names) if name not in self.class_names]
+        if not new or type(self).new_class_scores is Method.new_class_scores:
+            return self.scores(x, names)
+        return self._mixed_scores(x.to(self._dtype()), names, new, few_shot.features.text[new])
 
     # building
 
@@ -132,7 +126,7 @@ class Method(HyperParameters, nn.Module):
     @classmethod
     def runs_tower(cls) -> bool:
         "Does the method run parts of the backbone? It then lives on the backbone's device."
-        return bool(cls.needs - {"features"})
+        return bool(cls.needs & TOWER_NEEDS)
 
     @classmethod
     def reads_images(cls) -> bool:
@@ -157,7 +151,8 @@ class Method(HyperParameters, nn.Module):
                 "define logits(self, batch), which returns a tensor (B, K)"
             )
 
-    def _check_needs(self, problem):
+    def _check_needs(self, problem, hyper_parameters):
+        "All hyper-parameters; a problem that lacks what they need is refused."
         name = type(self).__name__
         if not isinstance(problem, Problem):
             raise ValueError(
@@ -165,9 +160,11 @@ class Method(HyperParameters, nn.Module):
                 f"not on {problem!r:.60}"
             )
         check_kind(self, problem)
-        for need in sorted(self.needs):
+        values = self.completed(hyper_parameters)
+        for need in sorted(self.required(values)):
             if not offers(problem, need):
                 raise ValueError(f"{name} needs {NEEDS[need]}, which {problem!r} lacks")
+        return values
 
     def _setup(self, class_names, logit_scale, values, constants):
         name = type(self).__name__
@@ -315,6 +312,18 @@ class Method(HyperParameters, nn.Module):
         score = self.scorer(class_names)
         batch_size = batch_size or (100 if self.reads_images() else 2048)
         return torch.cat([score(Batch(rows.to(self.device))).cpu() for rows in x.split(batch_size)])
+
+    @torch.no_grad()
+    def _mixed_scores(self, x, names, new, text):
+        "Scores over `names`; those at the positions `new` were not fitted and have `text` rows."
+        found = x.new_zeros(len(x), len(names))
+        fitted = [k for k in range(len(names)) if k not in set(new)]
+        if fitted:
+            found[:, fitted] = self.scores(x, [names[k] for k in fitted])
+        text = text.to(self.device, x.dtype)
+        rows = [self.new_class_scores(Batch(part.to(self.device)), text) for part in x.split(2048)]
+        found[:, new] = torch.cat(rows).cpu()
+        return found
 
     def _scores_of(self, items, on_corrupt="refuse", class_names=None, batch_size=None):
         "The positions of the pictures that could be opened, and their scores."

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ..core.registry import choose
-from .requirements import check_kind, generates
+from .requirements import TOWER_NEEDS, check_kind, generates
 
 # %% ../../nbs/05_methods/08_registry.ipynb #5c243413
 Kind = Literal["features", "prompts", "towers", "generation"]
@@ -41,7 +41,7 @@ def kind_of(
     "The kind of a method class, from what it needs."
     if generates(cls):
         return "generation"
-    if cls.needs == {"features"}:
+    if not cls.needs & TOWER_NEEDS:
         return "features"
     return "prompts" if hasattr(cls, "text_prompts") else "towers"
 

@@ -161,7 +161,7 @@ def _groups(runs) -> Iterator[list[int]]:
     for members in groups.values():
         method = runs[members[0]][0]
         size = 1
-        if not method.runs_tower():
+        if not method.runs_tower() and method.stackable():
             size = max(1, STACK_LIMIT // method.trainable_parameters())
         for start in range(0, len(members), size):
             yield members[start : start + size]

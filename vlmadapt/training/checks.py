@@ -133,6 +133,16 @@ def check_partners(
 NEEDED_RECIPE = ("optimizer", "lr", "weight_decay", "epochs", "batch_size", "schedule")
 
 
+def _needed_recipe(method):
+    "The entries that training reads; a method with its own optimiser or batches needs fewer."
+    needed = list(NEEDED_RECIPE)
+    if method.optimizer() is not None:
+        needed = [name for name in needed if name not in ("optimizer", "weight_decay")]
+    if type(method).batches is not Method.batches:
+        needed.remove("batch_size")
+    return needed
+
+
 def is_trained(
     method: Method,  # a method
 ) -> bool:
@@ -161,7 +171,8 @@ def check_trainable(
     if hasattr(method, "solve"):
         return
     if is_trained(method):
-        missing = [entry for entry in NEEDED_RECIPE if entry not in method.hyper_parameters]
+        needed = _needed_recipe(method)
+        missing = [entry for entry in needed if entry not in method.hyper_parameters]
         if missing:
             raise ValueError(f"{name} cannot be trained: its recipe lacks {', '.join(missing)}")
     elif method.recipe and not method.training_free():
