@@ -97,7 +97,7 @@ class APE(Method):
         affinity = torch.exp(self.beta * (cut @ self.keys.T - 1))
         votes = affinity * torch.exp(self.gamma * self.divergence)
         scores = x.new_zeros(len(x), len(self.text)).index_add(1, self.labels, votes)
-        return self.cosine_logits(x, self.text) + self.alpha * scores
+        return self.cosine_logits(batch.x, self.text) + self.alpha * scores
 
 # %% ../../nbs/05_methods/25_ape.ipynb #aab77386
 class APET(Method):
