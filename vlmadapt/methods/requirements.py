@@ -15,6 +15,7 @@ NEEDS = {
     "features": "features",
     "raw_text": "text features before normalisation",
     "prompts": "a text feature for each prompt of a class",
+    "projection": "image features before CLIP's projection",
     "text_tower": "a backbone's text tower",
     "image_tower": "a backbone's vision transformer and support images",
     "generator": "a backbone's text decoder",
@@ -36,6 +37,8 @@ def offers(
         return known and ("text_raw" in problem.features or "sentences" in problem.features)
     if need == "prompts":
         return problem.kind == "classification" and "sentences" in problem.features
+    if need == "projection":
+        return problem.kind == "classification" and "projection" in problem.features
     if backbone is None:
         return False
     if need == "generator":
