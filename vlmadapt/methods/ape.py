@@ -91,6 +91,9 @@ class APE(Method):
             "divergence": label_divergence(cut_keys, cut_text, y),
         }
 
+    def new_class_scores(self, batch, text):
+        return self.cosine_logits(batch.x, text)
+
     def logits(self, batch):
         x = F.normalize(batch.x, dim=-1)
         cut = F.normalize(x[:, self.kept], dim=-1)
@@ -161,6 +164,9 @@ class APET(Method):
         votes = torch.exp(beta * (x @ keys.T - 1)) * self.weight
         cache = x.new_zeros(len(x), len(text)).index_add(1, self.labels, votes)
         return self.logit_scale * x @ text.T + alpha * cache
+
+    def new_class_scores(self, batch, text):
+        return self.cosine_logits(batch.x, text)
 
     def logits(self, batch):
         return self.scores_with(batch.x, self.alpha, self.beta)

@@ -228,6 +228,11 @@ class Method(HyperParameters, TrainingHooks, nn.Module):
         text = self._buffers.get("text")
         return text.shape[-1] if width is None and text is not None else width
 
+    @property
+    def input_width(self) -> int | None:
+        "The width of the features that `scores` and `predict` take."
+        return self.feature_width
+
     def _dtype(self):
         return next((b.dtype for b in self.buffers() if b.is_floating_point()), torch.float32)
 
@@ -304,7 +309,7 @@ class Method(HyperParameters, TrainingHooks, nn.Module):
         is_pixels = isinstance(x, torch.Tensor) and x.is_floating_point() and x.shape[1:2] == (3,)
         prepared = is_pixels and x.ndim == 4 and self.reads_images()
         if not isinstance(x, Pixels) and not prepared:
-            x = as_inputs(x, self.feature_width)
+            x = as_inputs(x, self.input_width)
             if not isinstance(x, torch.Tensor):
                 return self._scores_of(x, class_names=class_names, batch_size=batch_size)[1]
             self._check_reads_features()
@@ -341,7 +346,7 @@ class Method(HyperParameters, TrainingHooks, nn.Module):
         inputs: Any,  # features (N, D), or paths, PIL images or arrays of pixels: one or a list
     ) -> torch.Tensor:  # (N, K) scores
         "Scores over the method's class names."
-        x = as_inputs(inputs, self.feature_width)
+        x = as_inputs(inputs, self.input_width)
         if not isinstance(x, torch.Tensor):
             return self._scores_of(x)[1]
         self._check_reads_features()
@@ -359,7 +364,7 @@ class Method(HyperParameters, TrainingHooks, nn.Module):
         Files that are skipped are named in a warning.
         """
         convert(on_corrupt, Literal["refuse", "skip"], "on_corrupt")
-        x = as_inputs(inputs, self.feature_width)
+        x = as_inputs(inputs, self.input_width)
         if isinstance(x, torch.Tensor):
             opened, scores = range(len(x)), self.predict(x)
         else:

@@ -36,7 +36,7 @@ def residual_coefficients(
     "Solve (G/lam + I) A = R by a Cholesky factor; one (N, N) matrix is in memory beside it."
     kernel = support_kernel(keys, keys, beta).div_(lam)
     kernel.diagonal().add_(1)
-    return torch.cholesky_solve(residual, torch.linalg.cholesky(kernel))
+    return torch.cholesky_solve(residual, torch.linalg.cholesky(kernel)).contiguous()
 
 # %% ../../nbs/05_methods/27_proker.ipynb #9a95610d
 class ProKeR(Method):

@@ -68,7 +68,7 @@ class ProLIP(Method):
         self.projection = nn.Parameter(self.initial.clone())
 
     @property
-    def feature_width(self) -> int:
+    def input_width(self) -> int:
         "The width E of the features before the projection."
         return len(self.initial)
 
