@@ -230,6 +230,11 @@ class Method(HyperParameters, TrainingHooks, nn.Module):
         text = self._buffers.get("text")
         return text.shape[-1] if width is None and text is not None else width
 
+    @property
+    def input_width(self) -> int | None:
+        "The width of the features that `scores` and `predict` take."
+        return self.feature_width
+
     def _dtype(self):
         return next((b.dtype for b in self.buffers() if b.is_floating_point()), torch.float32)
 
@@ -310,7 +315,7 @@ class Method(HyperParameters, TrainingHooks, nn.Module):
         if isinstance(x, Batch):
             x = x.x
         elif not isinstance(x, Pixels):
-            x = as_inputs(x, self.feature_width)
+            x = as_inputs(x, self.input_width)
             if not isinstance(x, torch.Tensor):
                 return self._scores_of(x, class_names=class_names, batch_size=batch_size)[1]
             self._check_reads_features()
@@ -371,7 +376,7 @@ class Method(HyperParameters, TrainingHooks, nn.Module):
         Files that are skipped are named in a warning.
         """
         convert(on_corrupt, Literal["refuse", "skip"], "on_corrupt")
-        x = as_inputs(inputs, self.feature_width)
+        x = as_inputs(inputs, self.input_width)
         if isinstance(x, torch.Tensor):
             opened, scores = range(len(x)), self.scores(x)
         else:

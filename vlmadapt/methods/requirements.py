@@ -14,6 +14,8 @@ from ..core.registry import choose
 NEEDS = {
     "features": "features",
     "raw_text": "text features before normalisation",
+    "prompts": "a text feature for each prompt of a class",
+    "projection": "image features before CLIP's projection",
     "text_tower": "a backbone's text tower",
     "image_tower": "a backbone's vision transformer and support images",
     "generator": "a backbone's text decoder",
@@ -33,6 +35,10 @@ def offers(
     if need == "raw_text":
         known = problem.kind == "classification"
         return known and ("text_raw" in problem.features or "sentences" in problem.features)
+    if need == "prompts":
+        return problem.kind == "classification" and "sentences" in problem.features
+    if need == "projection":
+        return problem.kind == "classification" and "projection" in problem.features
     if backbone is None:
         return False
     if need == "generator":

@@ -46,6 +46,10 @@ class Features:
     def __contains__(self, name: str) -> bool:
         return self._sources.get(name) is not None
 
+    def names(self) -> list[str]:
+        "Return the names of the arrays."
+        return [name for name in self._sources if name in self]
+
     def __getattr__(self, name: str) -> torch.Tensor:
         if name.startswith("_"):
             raise AttributeError(name)
@@ -56,7 +60,7 @@ class Features:
     def _made(self, name):
         source = self._sources.get(name)
         if source is None:
-            known = sorted(k for k in self._sources if k in self)
+            known = sorted(self.names())
             raise ValueError(f"this problem has no {name!r} features; it has {known}")
         x = source if isinstance(source, torch.Tensor) else source()
         return check_rows(x, f"features.{name}") if x.is_floating_point() else x

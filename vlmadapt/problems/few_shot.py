@@ -29,6 +29,7 @@ from ..data.images import Images
 from ..data.prompts import NEGATIVE, check_prompts, class_prompts, fill, rename_classes
 from ..data.sampling import check_shots, few_shot_indices
 from ..models.backbones import Backbone, load_backbone
+from ..models.projection import has_projection, image_projection, unprojected
 from .base import require_backbone
 from .cache import cache_root, cached, cached_rows
 from .classification import Features, FewShotProblem
@@ -131,6 +132,20 @@ def _image_features(dataset, backbone, images, views, seed):
             backbone, images["train"], views, dataset.flip, seed
         )
     return sources
+
+
+def _unprojected_features(dataset, backbone, images, views, seed):
+    "Return sources of the image projection and of the features before it, where there is one."
+    if not has_projection(backbone.model):
+        return {}
+    view = unprojected(backbone)
+    projection = image_projection(backbone)
+    found = _image_features(dataset, view, images, views, seed)
+    return {
+        **{f"unprojected_{name}": source for name, source in found.items()},
+        "projection": projection.weight,
+        "projection_bias": projection.bias,
+    }
 
 # %% ../../nbs/04_problems/07_few_shot.ipynb #f38f24b5
 def _not_empty(splits):
@@ -327,7 +342,9 @@ def few_shot(
         images["test"] = replace(images["test"], labels=SealedLabels(images["test"].labels))
     own_prompts = class_prompts(dataset, prompts, source.class_names, template, descriptions)
     text = _text_features(dataset, backbone, own_prompts, text_pool, truncate)
-    features = Features(**text, **_image_features(dataset, backbone, images, views, seed))
+    arguments = (dataset, backbone, images, views, seed)
+    unprojected = _unprojected_features(*arguments)
+    features = Features(**text, **_image_features(*arguments), **unprojected)
     provenance = dict(
         dataset=dataset.name,
         shots=shots,

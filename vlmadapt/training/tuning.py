@@ -47,6 +47,16 @@ def _held_out(y, K):
     return rest, aside
 
 
+def _divided(features, kind, rest, aside):
+    "Sources of the support features that stay and of those that are held out."
+    views, train = f"{kind}views", f"{kind}train"
+    return {
+        views: lambda: getattr(features, views)[:, rest],
+        train: lambda: getattr(features, train)[rest],
+        f"{kind}val": lambda: getattr(features, train)[aside],
+    }
+
+
 def hold_out(
     problem: FewShotProblem,  # without validation images
 ) -> FewShotProblem:  # the other support images, and those held out as val
@@ -55,12 +65,11 @@ def hold_out(
     rest, aside = _held_out(y, problem.K)
     features = problem.features
     sources = {}
-    for name in ("text", "text_neg", "text_raw", "sentences", "owner", "test"):
-        if name in features:
-            sources[name] = lambda name=name: getattr(features, name)
-    sources["views"] = lambda: features.views[:, rest]
-    sources["train"] = lambda: features.train[rest]
-    sources["val"] = lambda: features.train[aside]
+    for name in features.names():
+        sources[name] = lambda name=name: getattr(features, name)
+    for kind in ("", "unprojected_"):
+        if f"{kind}views" in features:
+            sources.update(_divided(features, kind, rest, aside))
     images = {}
     if problem.has_images("train"):
         support = problem.images("train")
