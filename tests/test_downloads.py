@@ -18,7 +18,7 @@ import pytest
 from hostile import IMAGES, fork, join, toy_benchmark
 
 from vlmadapt.core.files import write_json
-from vlmadapt.core.hashing import digest
+from vlmadapt.core.hashing import hash_file
 from vlmadapt.data import transfers
 from vlmadapt.data.archives import unpack
 from vlmadapt.data.benchmarks import BENCHMARKS, Source
@@ -186,7 +186,7 @@ def test_part_that_is_whole_or_longer(host, source, tmp_path, copies, requests):
 
 def test_file_that_is_there_is_checked_and_not_requested(host, source, tmp_path):
     (tmp_path / "a.bin").write_bytes(DATA)
-    known = replace(source, hash=digest(tmp_path / "a.bin", "md5"))
+    known = replace(source, hash=hash_file(tmp_path / "a.bin", "md5"))
     fetch(known, tmp_path / "a.bin", **FAST)
     assert host.requests == []
     (tmp_path / "a.bin").write_bytes(b"damaged")
@@ -203,7 +203,7 @@ def test_wrong_hash_is_refused(source, tmp_path, known):
 
 def test_file_that_is_not_what_it_was_the_first_time(host, source, tmp_path):
     pins = {source.url: fetch(source, tmp_path / "a.bin", **FAST)}
-    assert pins[source.url] == digest(tmp_path / "a.bin", "sha256")
+    assert pins[source.url] == hash_file(tmp_path / "a.bin", "sha256")
     host.files["/a.bin"] = DATA[::-1]
     with pytest.raises(Refused, match=r"remove it from downloads\.json"):
         fetch(source, tmp_path / "b.bin", pins, **FAST)
@@ -234,7 +234,7 @@ def hub(host, monkeypatch):
 
 def test_file_of_the_hub(hub, tmp_path):
     got = fetch(Source(hub.url + HUB_PATH), tmp_path / "a.zip")
-    assert got == digest(tmp_path / "a.zip", "sha256")
+    assert got == hash_file(tmp_path / "a.zip", "sha256")
     assert (tmp_path / "a.zip").read_bytes() == DATA
     assert os.listdir(tmp_path) == ["a.zip"]
 

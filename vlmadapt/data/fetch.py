@@ -12,7 +12,7 @@ from typing import Any
 
 import pooch
 
-from ..core.hashing import digest
+from ..core.hashing import hash_file
 from ..core.records import RecordError, read_json, validate
 from .benchmarks import Source
 from .hub import HASH, HubDownloader, hub_file, hub_hash
@@ -68,7 +68,7 @@ def _retrieve(url, target, expected, downloader):
     )
     if is_checked:
         return expected
-    got = digest(target, "git" if expected else "sha256")
+    got = hash_file(target, "git" if expected else "sha256")
     if expected and got != expected:
         remove(target)
         raise ValueError(f"its hash is {got}, the known hash {expected}")

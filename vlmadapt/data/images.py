@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..core.files import regular_file
-from ..core.hashing import content_key, digest
+from ..core.hashing import content_key, hash_file
 from ..core.texts import shown_path
 
 # %% ../../nbs/01_data/00_images.ipynb #98a2f2f4
@@ -345,7 +345,7 @@ def _blocks(path):
 
 
 def _content(path):
-    return digest(path, "sha256")
+    return hash_file(path, "sha256")
 
 
 def _pair(places: list[Place]) -> str:

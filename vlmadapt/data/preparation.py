@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 
 from ..core.files import CannotWrite, write_atomic, write_json
-from ..core.hashing import content_key, digest
+from ..core.hashing import content_key, hash_file
 from ..core.records import check_file
 from ..core.registry import choose
 from .archives import archive_stem, unpack
@@ -113,7 +113,7 @@ class _Preparation:
         problem = lacks(self.benchmark, self.folder, part, path)
         expected = self.benchmark.split_hash
         if not problem and part == self.benchmark.split and HASH.fullmatch(expected):
-            got = digest(path, expected.partition(":")[0])
+            got = hash_file(path, expected.partition(":")[0])
             if got != expected:
                 return f"is another split file ({got})"
         return problem
@@ -258,7 +258,7 @@ class _Preparation:
 
     def _use_split(self, file):
         expected = self.benchmark.split_hash
-        got = digest(file, expected.partition(":")[0])
+        got = hash_file(file, expected.partition(":")[0])
         if got != expected:
             split = self.benchmark.split
             raise Refused(f"{file}: its hash is {got}, not {expected} as of {split}")
