@@ -23,10 +23,10 @@ from vlmadapt.data import transfers
 from vlmadapt.data.archives import unpack
 from vlmadapt.data.benchmarks import BENCHMARKS, Source
 from vlmadapt.data.downloads import state, vlmadapt_data
+from vlmadapt.data.errors import InvalidFileError, NotEnoughSpaceError, NotFoundError
 from vlmadapt.data.fetch import fetch
 from vlmadapt.data.hub import resolve
 from vlmadapt.data.preparation import prepare
-from vlmadapt.data.storage import Gone, NoRoom, Refused
 from vlmadapt.data.transfers import Limits
 
 DATA = random.Random(0).randbytes(100_000)
@@ -157,7 +157,7 @@ def test_a_later_process_resumes(host, source, tmp_path):
 
 def test_changed_file_is_fetched_from_the_start(host, source, tmp_path):
     host.cuts["/a.bin"] = [30_000]
-    with pytest.raises(Gone, match="cut after 30,000 of 100,000 bytes"):
+    with pytest.raises(NotFoundError, match="cut after 30,000 of 100,000 bytes"):
         fetch(source, tmp_path / "a.bin", tries=1)
     host.files["/a.bin"] = DATA[::-1]
     host.etags["/a.bin"] = '"2"'
@@ -196,7 +196,7 @@ def test_file_that_is_there_is_checked_and_not_requested(host, source, tmp_path)
 
 @pytest.mark.parametrize("known", ["sha256:" + "0" * 64, "md5:" + "0" * 32, "git:" + "0" * 40])
 def test_wrong_hash_is_refused(source, tmp_path, known):
-    with pytest.raises(Refused, match=f"{source.url}: .*hash.* {known}"):
+    with pytest.raises(InvalidFileError, match=f"{source.url}: .*hash.* {known}"):
         fetch(replace(source, hash=known), tmp_path / "a.bin", **FAST)
     assert os.listdir(tmp_path) == []
 
@@ -205,7 +205,7 @@ def test_file_that_is_not_what_it_was_the_first_time(host, source, tmp_path):
     pins = {source.url: fetch(source, tmp_path / "a.bin", **FAST)}
     assert pins[source.url] == hash_file(tmp_path / "a.bin", "sha256")
     host.files["/a.bin"] = DATA[::-1]
-    with pytest.raises(Refused, match=r"remove it from downloads\.json"):
+    with pytest.raises(InvalidFileError, match=r"remove it from downloads\.json"):
         fetch(source, tmp_path / "b.bin", pins, **FAST)
 
 
@@ -241,20 +241,20 @@ def test_file_of_the_hub(hub, tmp_path):
 
 def test_hub_names_another_hash(hub, tmp_path):
     hub.headers[HUB_PATH]["X-Linked-Etag"] = '"' + "0" * 64 + '"'
-    with pytest.raises(Refused, match="expected sha256:000"):
+    with pytest.raises(InvalidFileError, match="expected sha256:000"):
         fetch(Source(hub.url + HUB_PATH), tmp_path / "a.zip")
     assert os.listdir(tmp_path) == []
 
 
 def test_file_that_the_hub_does_not_have(hub, tmp_path):
     url = f"{hub.url}/some/where/resolve/main/none.zip"
-    with pytest.raises(Gone, match=rf"{url}: .*404"):
+    with pytest.raises(NotFoundError, match=rf"{url}: .*404"):
         fetch(Source(url), tmp_path / "a.zip")
 
 
 def test_hub_file_that_does_not_fit(hub, tmp_path, small_disk):
     small_disk(150_000)
-    with pytest.raises(NoRoom, match="a.zip needs 0.00 GB"):
+    with pytest.raises(NotEnoughSpaceError, match="a.zip needs 0.00 GiB"):
         fetch(Source(hub.url + HUB_PATH), tmp_path / "a.zip", reserve=1)
 
 
@@ -264,7 +264,7 @@ def test_the_one_archive_of_a_repository(hub):
     hub.files["/api/datasets/some/dtd/tree/main"] = json.dumps(listing).encode()
     url = f"{hub.url}/datasets/some/dtd"
     assert resolve(Source(url)).url == f"{url}/resolve/main/Textures.tar.gz"
-    with pytest.raises(Gone):
+    with pytest.raises(NotFoundError):
         resolve(Source(f"{hub.url}/datasets/some/nothing"))
 
 
@@ -316,7 +316,7 @@ def test_dead_sources_are_named_and_the_next_is_used(host, data, benchmark, caps
 
 def test_no_source_left(host, data, benchmark):
     dead = with_images(benchmark, Source(f"{host.url}/none.zip"))
-    with pytest.raises(Gone) as caught:
+    with pytest.raises(NotFoundError) as caught:
         prepare("dtd", data, dead, **FAST)
     parts = ("images is missing", "none.zip: 404", "vlmadapt_data dtd --use FILE", f"{data}/dtd")
     assert all(part in str(caught.value) for part in parts)
@@ -327,7 +327,7 @@ def test_own_archive_and_own_split_file(host, tmp_path, data, benchmark):
     (tmp_path / "own.tgz").write_bytes(pack(tmp_path, "gztar", "downloaded/Textures"))
     (tmp_path / "own.json").write_bytes(host.files["/split.json"])
     host.files.clear()
-    with pytest.raises(Gone, match=r"split\.json is missing"):
+    with pytest.raises(NotFoundError, match=r"split\.json is missing"):
         prepare("dtd", data, benchmark, use=tmp_path / "own.tgz", **FAST)
     dataset = prepare("dtd", data, benchmark, use=tmp_path / "own.json", **FAST)
     assert dataset.note == "CoOp's split"
@@ -362,7 +362,9 @@ def test_disk_that_is_too_small_for_a_download(host, data, benchmark, small_disk
     "A file of 10 MB needs that much twice, once unpacked; not a byte is written."
     host.files["/dtd.zip"] += bytes(10_000_000)
     small_disk(15_000_000)
-    with pytest.raises(NoRoom, match=r"dtd\.zip needs 0\.02 GB in .*, and 0\.0[12] GB are free"):
+    with pytest.raises(
+        NotEnoughSpaceError, match=r"dtd\.zip needs 0\.02 GiB, but .* only 0\.01 GiB free"
+    ):
         prepare("dtd", data, benchmark, **FAST)
     assert not (data / "dtd").exists()
     assert not list(data.rglob("*.part"))
@@ -374,7 +376,7 @@ def test_disk_that_is_too_small_for_what_comes_out(tmp_path, small_disk, kind):
     (tmp_path / "zeros/a").write_bytes(bytes(50_000_000))
     archive = shutil.make_archive(str(tmp_path / "bomb"), kind, tmp_path / "zeros")
     small_disk(20_000_000)
-    with pytest.raises(NoRoom, match=r"0\.05 GB"):
+    with pytest.raises(NotEnoughSpaceError, match=r"0\.05 GiB"):
         unpack(archive, tmp_path / "out")
     assert not any(path.is_file() for path in (tmp_path / "out").rglob("*"))
 
@@ -462,3 +464,10 @@ def test_rebuilt_where_the_split_file_cannot_be_had(host, command, data, benchma
     assert (code, "not CoOp's file" in printed) == (0, True)
     with pytest.warns(UserWarning):
         assert state("dtd", benchmark, data)[0] == "other split"
+
+
+def test_the_cause_of_an_unreachable_host_is_found_in_the_errors_of_requests(tmp_path):
+    with pytest.raises(NotFoundError, match="refused") as caught:
+        fetch(Source("http://127.0.0.1:1/a.zip"), tmp_path / "a.zip", tries=1)
+    assert "HTTPConnectionPool" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, OSError)

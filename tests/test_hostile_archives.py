@@ -32,16 +32,16 @@ from hostile import (
 )
 from tqdm import tqdm
 
-from vlmadapt.core.files import CannotWrite
+from vlmadapt.core.files import CannotWrite, remove
 from vlmadapt.core.hashing import content_key
 from vlmadapt.data import archives, preparation, transfers
 from vlmadapt.data.archives import unpack
 from vlmadapt.data.benchmarks import BENCHMARKS, Source
 from vlmadapt.data.downloads import vlmadapt_data
+from vlmadapt.data.errors import InvalidFileError, NotEnoughSpaceError, NotFoundError
 from vlmadapt.data.fetch import read_pins
 from vlmadapt.data.layout import lacks, missing_parts
 from vlmadapt.data.preparation import prepare
-from vlmadapt.data.storage import Gone, NoRoom, Refused, remove
 from vlmadapt.data.transfers import Limits, resume_point
 
 LIMITS = {
@@ -227,7 +227,7 @@ def test_changed_bytes(tmp_path, kind):
         (tmp_path / "a.zip").write_bytes(changed(sound, rng))
         try:
             unpack(tmp_path / "a.zip", tmp_path / "out/deep/er")
-        except (Refused, NoRoom) as e:
+        except (InvalidFileError, NotEnoughSpaceError) as e:
             refused += 1
             assert str(e).isprintable(), str(e)
             assert str(e).startswith("a.zip"), str(e)
@@ -273,7 +273,7 @@ def test_separators_of_windows(tmp_path):
 def test_hash_is_stored_only_after_counting(host, data, hostile_only):
     "A page comes first from the only address; the archive that comes later is accepted."
     host.answers["/hostile.zip"] = serve(b"<html>busy</html>")
-    with pytest.raises(Gone, match=r"hostile\.zip: neither a zip nor a tar archive"):
+    with pytest.raises(NotFoundError, match=r"hostile\.zip: neither a zip nor a tar archive"):
         prepare("dtd", data, hostile_only)
     assert not (data / "downloads.json").exists()
     host.answers["/hostile.zip"] = serve(GOOD)
@@ -292,7 +292,7 @@ def test_enough_images_of_other_names(host, check_second_source):
 
 def test_enough_images_of_other_names_alone(host, data, hostile_only):
     host.answers["/hostile.zip"] = serve(OTHER_NAMES)
-    with pytest.raises(Gone, match="its 'images' lacks 6 of 6 images"):
+    with pytest.raises(NotFoundError, match="its 'images' lacks 6 of 6 images"):
         prepare("dtd", data, hostile_only)
     assert os.listdir(data / "dtd") == ["split.json"]
     assert not (data / "downloads.json").exists()
@@ -363,7 +363,7 @@ def test_link_in_place_of_the_lock(benchmark, data, tmp_path):
     (data / ".downloads").mkdir(parents=True)
     (tmp_path / "thesis.txt").write_text("years of work")
     (data / ".downloads/dtd.lock").symlink_to(tmp_path / "thesis.txt")
-    with pytest.raises(Refused, match=r"dtd\.lock"):
+    with pytest.raises(InvalidFileError, match=r"dtd\.lock"):
         prepare("dtd", data, benchmark)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
@@ -553,7 +553,7 @@ def test_disk_that_is_full_while_unpacking(good_only, data, monkeypatch):
         raise CannotWrite(28, "images cannot be written: No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(archives, "write_block", full)
+        patch.setattr(archives, "write_all", full)
         with pytest.raises(CannotWrite, match="No space left"):
             prepare("dtd", data, good_only)
     completes(data, good_only)
@@ -575,7 +575,7 @@ def test_part_is_kept_through_failures(host, benchmark, data):
     both = with_images(benchmark, *sources)
     host.answers["/a/x.zip"] = cut_once
     for _ in range(2):
-        with pytest.raises(Gone, match=r"x\.zip"):
+        with pytest.raises(NotFoundError, match=r"x\.zip"):
             prepare("dtd", data, both, tries=1)
         (part,) = data.rglob("*.part")
         assert part.stat().st_size == 500
@@ -587,5 +587,5 @@ def test_part_is_kept_through_failures(host, benchmark, data):
 def test_https_without_a_certificate(host, benchmark, data):
     host.answers["/hostile.zip"] = serve(GOOD)
     secure = Source(f"{host.url}/hostile.zip".replace("http:", "https:"))
-    with pytest.raises(Gone, match=r"https://127\.0\.0\.1"):
+    with pytest.raises(NotFoundError, match=r"https://127\.0\.0\.1"):
         prepare("dtd", data, with_images(benchmark, secure), timeout=0.3)

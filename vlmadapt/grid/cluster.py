@@ -21,7 +21,7 @@ import psutil
 import torch
 
 from .kernels import short_folder
-from .logs import last_line
+from .logs import error_summary
 from .signals import end_processes, family_of, kept_handlers
 
 # %% ../../nbs/07_grid/22_cluster.ipynb #8ff7c888
@@ -160,7 +160,7 @@ def _start(ray, workers):
         with kept_handlers():
             ray.init(address="local", **options)
     except Exception as e:
-        return last_line(e)
+        return error_summary(e)
     return None
 
 
@@ -196,7 +196,7 @@ def _joined_cluster(address):
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as e:
         ray.shutdown()
-        raise ValueError(f"--address {address}: {last_line(e)}") from None
+        raise ValueError(f"--address {address}: {error_summary(e)}") from None
     try:
         yield ray
     finally:
@@ -218,7 +218,7 @@ def cluster(
         except Exception as e:
             if ray is None or not isinstance(e, import_module("ray.exceptions").RayError):
                 raise
-            raise ConnectionError(f"Ray was lost: {last_line(e)}") from None
+            raise ConnectionError(f"Ray was lost: {error_summary(e)}") from None
 
 # %% ../../nbs/07_grid/22_cluster.ipynb #a10e09f0
 def _gpu_share(needed, total):

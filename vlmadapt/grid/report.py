@@ -23,7 +23,7 @@ from ..core.records import RecordError, read_text, validate
 from ..core.registry import choose
 from .command import guarded
 from .kernels import run_notebook
-from .logs import Log, last_line, make_folder, remove_temporaries
+from .logs import Log, error_summary, make_folder, remove_temporaries
 from .params import parse_yaml
 from .templates import notebooks
 
@@ -111,9 +111,9 @@ def _make_report(folder, target):
         except (OSError, ValueError):
             raise
         except PapermillExecutionError as e:
-            return f"{last_line(e)}\n  see {page}"
+            return f"{error_summary(e)}\n  see {page}"
         except Exception as e:
-            return last_line(e)
+            return error_summary(e)
         write_html(page, target / "report.html")
     return None
 

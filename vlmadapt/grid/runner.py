@@ -13,7 +13,7 @@ from typing import Any
 from .cluster import cluster, gpus_for_each, has_loopback, memory_for_each
 from .costs import measured_costs, needed_memory
 from .entries import method_class, method_entry
-from .logs import last_line, make_folder
+from .logs import error_summary, make_folder
 from .progress import Progress, status_file, write_status
 from .run import Run
 from .runs import execute
@@ -47,7 +47,7 @@ def encode(
         for name in ("test", "text", "text_neg"):
             getattr(features, name)
     except Exception as e:
-        return last_line(e)
+        return error_summary(e)
     return None
 
 # %% ../../nbs/07_grid/24_runner.ipynb #c9c7b52e
@@ -69,7 +69,7 @@ def _outcome(ray, job, run):
         return ray.get(job)
     except Exception as e:
         cause = getattr(e, "cause", None)
-        line = last_line(cause if isinstance(cause, Exception) else e)
+        line = error_summary(cause if isinstance(cause, Exception) else e)
         return run.write_error(f"worker failed: {line}", str(e))
 
 
