@@ -15,8 +15,8 @@ import shutil
 import stat
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from io import FileIO
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock
 
@@ -120,7 +120,7 @@ BLOCK_BYTES = 1 << 16  # that are read and written at once
 
 
 def write_all(
-    file: FileIO,  # opened without a buffer
+    file: IO[bytes],  # opened without a buffer
     data: bytes,  # what is appended
     path: str | Path,  # of the file, for the message
 ) -> None:

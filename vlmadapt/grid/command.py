@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from ..core.files import locked, write_json
 from ..core.records import RecordError, read_json, read_text, validate
+from ..core.texts import gibibytes
 from ..core.values import NonNegative, PositiveInteger, convert
 from .costs import estimate_seconds, measured_costs, needed_memory
 from .params import grid_name, read_runs
@@ -81,7 +82,7 @@ def _forecast(runs, workers):
     parts = [f"{times} for {workers} at a time, from {known} measurements that exist"]
     needed = needed_memory(measured)
     if needed:
-        parts.append(f"{needed / 2**30:.1f} GB of memory each")
+        parts.append(f"{gibibytes(needed, 1)} of memory each")
     if unknown:
         parts.append(f"nothing is known of {', '.join(unknown)}")
     return "; ".join(parts)
@@ -243,7 +244,7 @@ def vlmadapt_grid(
     workers: int | None = None,  # runs at a time on this machine; default: one for each core
     address: str | None = None,  # of a Ray cluster, such as auto
     gpus_per_run: float | None = None,  # share of a GPU; default: what results needed, or one
-    memory_per_run: float | None = None,  # GB of memory for each run; default: what results needed
+    memory_per_run: float | None = None,  # GiB of memory for each run; default: what results needed
     out: str = "outputs",  # folder of all results
 ) -> int | None:
     "Execute an experiment for every combination in a params file; go on where a call stopped."

@@ -7,6 +7,7 @@ __all__ = ['Encoding', 'RETRIES', 'shared_encoding', 'encode', 'execute_all']
 
 # %% ../../nbs/07_grid/24_runner.ipynb #e2af7526
 import os
+import warnings
 from collections import Counter
 from typing import Any
 
@@ -141,17 +142,17 @@ def execute_all(
     address: str | None = None,  # of a Ray cluster; None starts one on this machine
     workers: int | None = None,  # runs at a time on this machine; None is one for each core
     gpus_per_run: float | None = None,  # share of a GPU; None takes what results needed, or one
-    memory_per_run: float | None = None,  # GB; None takes what results needed
+    memory_per_run: float | None = None,  # GiB; None takes what results needed
 ) -> dict[str, str]:  # name of run -> error in one line
     "Execute what is missing of `runs`, side by side, and return the failures."
     if workers is not None and workers < 1:
-        raise ValueError(f"--workers takes 1 or more, not {workers}")
+        raise ValueError(f"workers must be 1 or more, not {workers}")
     pending = _pending(runs)
     if not pending:
         return {}
     _prepare(pending)
     if not address and not has_loopback():
-        print("no loopback network, which Ray needs")
+        warnings.warn("there is no loopback network, which Ray needs", stacklevel=2)
         return _one_by_one(pending)
     with cluster(address, workers) as ray:
         if ray is None:
