@@ -36,7 +36,7 @@ from vlmadapt.problems.examples import (
     warn_leaks,
     warn_unmatched,
 )
-from .features import SealedLabels
+from .features import sealed
 
 # %% ../../nbs/04_problems/05_generation.ipynb #becc6b74
 class TaskImages(Sequence):
@@ -74,15 +74,13 @@ class GenerationProblem(Problem):
         candidates: Sequence[str] = (),  # answers to rank; without them answers are generated
         provenance: dict[str, Any] | None = None,  # where the data come from, as plain values
     ):
-        self.metric = metric_name(metric)
-        self.backbone = load_backbone(backbone)
-        if not hasattr(self.backbone.model, "text_decoder"):
-            raise ValueError(f"{self.backbone.name} has no text decoder: it cannot generate text")
+        loaded = load_backbone(backbone)
+        if not hasattr(loaded.model, "text_decoder"):
+            raise ValueError(f"{loaded.name} has no text decoder: it cannot generate text")
+        super().__init__({}, metric_name(metric), loaded, dict(provenance or {}))
         self.candidates = check_candidates(candidates, self.metric)
-        self.provenance = dict(provenance or {})
         if self.metric == "vqa_accuracy":
             self.provenance["vqa_version"] = VQA_VERSION
-        self._constants = {}
         self._tokens = {}
         self._read(splits)
 
@@ -99,11 +97,11 @@ class GenerationProblem(Problem):
         warn_leaks(self._images, self.prompts)
         warn_crops([image for found in self._images.values() for image in found], self.backbone)
         if "test" in self.labels:
-            self.labels["test"] = SealedLabels(self.labels["test"])
-            self.sorts["test"] = SealedLabels(self.sorts["test"])
+            self.labels["test"] = sealed(self.labels["test"])
+            self.sorts["test"] = sealed(self.sorts["test"])
 
     def __repr__(self) -> str:
-        return f"GenerationProblem({self.provenance.get('task', self.metric)}; {self.sizes()})"
+        return f"GenerationProblem({self.provenance.get('task', self.metric)}; {self._sizes()})"
 
     def images(self, split: str) -> list:
         "Return the images of a `split`, one for each example."
