@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from ..core.registry import choose
 from ..models.backbones import Backbone
-from .features import SealedLabels, SealedSplitError, same_count, sealed
+from .features import SealedLabels, SealedSplitError, same_count, seal_labels
 
 # %% ../../nbs/04_problems/02_base.ipynb #00c30bbc
 class Problem(ABC):
@@ -36,7 +36,7 @@ class Problem(ABC):
         self._constants: dict[Any, Any] = {}  # frozen tensors that methods share
         self._images: dict[str, Any] = {}
         if "test" in self.labels:
-            self.labels["test"] = sealed(self.labels["test"])
+            self.labels["test"] = seal_labels(self.labels["test"])
 
     @abstractmethod
     def images(self, split: str) -> Any:

@@ -32,7 +32,7 @@ from vlmadapt.problems.features import (
     check_rows,
     read_bundle,
     same_count,
-    sealed,
+    seal_labels,
     unit_rows,
 )
 
@@ -189,7 +189,7 @@ class FewShotProblem(Problem):
 
     def _checked(self, y, split):
         "Return labels of a `split` as a tensor, those of the test split sealed and unread."
-        y = sealed(y) if split == "test" else as_labels(y, self.class_names, split)
+        y = seal_labels(y) if split == "test" else as_labels(y, self.class_names, split)
         rows = self.features.rows(split)
         if rows is not None:
             same_count(rows, y, split)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHORTEST', 'CHUNK', 'check_rows', 'as_features', 'unit_rows', 'as_labels', 'same_count', 'SealedSplitError',
-           'SealedLabels', 'sealed', 'read_bundle']
+           'SealedLabels', 'seal_labels', 'read_bundle']
 
 # %% ../../nbs/04_problems/00_features.ipynb #041d12ed
 import warnings
@@ -331,7 +331,7 @@ class SealedLabels:
     tolist = numpy = cpu = to = long = item = _refuse
 
 
-def sealed(
+def seal_labels(
     labels: Any,  # of the test split, sealed or not; they are not read
 ) -> SealedLabels:
     "Return sealed labels."

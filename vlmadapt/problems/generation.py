@@ -36,7 +36,7 @@ from vlmadapt.problems.examples import (
     warn_leaks,
     warn_unmatched,
 )
-from .features import sealed
+from .features import seal_labels
 
 # %% ../../nbs/04_problems/05_generation.ipynb #becc6b74
 class TaskImages(Sequence):
@@ -97,8 +97,8 @@ class GenerationProblem(Problem):
         warn_leaks(self._images, self.prompts)
         warn_crops([image for found in self._images.values() for image in found], self.backbone)
         if "test" in self.labels:
-            self.labels["test"] = sealed(self.labels["test"])
-            self.sorts["test"] = sealed(self.sorts["test"])
+            self.labels["test"] = seal_labels(self.labels["test"])
+            self.sorts["test"] = seal_labels(self.sorts["test"])
 
     def __repr__(self) -> str:
         return f"GenerationProblem({self.provenance.get('task', self.metric)}; {self._sizes()})"
