@@ -195,7 +195,7 @@ def _open_file(path: str | os.PathLike, plain: bool) -> Image.Image:
     except Exception as error:
         raise CorruptImage(
             f"{shown_path(path)}: cannot be decoded as an image ({_reason(error)})"
-        ) from None
+        ) from error
 
 # %% ../../nbs/01_data/00_images.ipynb #ad73d387
 # a path, a PIL image, or an array or tensor of one picture
