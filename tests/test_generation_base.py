@@ -47,12 +47,11 @@ def test_every_path_reads_the_image_tokens_of_the_backbones_precision(problem, c
     assert len(seen) >= 4 and all(seen)
 
 
-def test_notes_may_be_numbers_of_numpy_and_the_card_names_the_version(problem, tmp_path):
+def test_notes_may_be_numbers_of_numpy(problem, tmp_path):
     method = LoRA(problem)
     method.save(tmp_path / "lora.safetensors", accuracy=np.float32(93.25))
     _, card = load_arrays(tmp_path / "lora.safetensors")
-    assert card["notes"] == {"accuracy": 93.25} and card["version"]
-    assert card["trainable_parameters"] == method.trainable_parameters()
+    assert card["notes"] == {"accuracy": 93.25}
 
 
 @pytest.mark.parametrize("name", [["LoRA"], {"a": 1}, 5, None])

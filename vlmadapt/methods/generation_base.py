@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..core.tensors import load_arrays
+from ..core.tensors import load_arrays, save_arrays
 from ..core.texts import check_texts, shown_path
-from ..core.values import PositiveInteger, convert
+from ..core.values import PositiveInteger, convert, plain
 from .base import Method
 from .cards import Card, check_card
 from .inputs import OpenedPixels, as_inputs
-from .storage import empty_method, store, stored_backbone, stored_values
+from .storage import empty_method, stored_backbone, stored_values
 from ..models.adapted_models import adapter_parameters, parameter_groups
 from ..models.answer_losses import answer_losses
 from ..models.backbones import Backbone
@@ -196,7 +196,13 @@ class GenerationMethod(Method):
     ) -> None:
         "Store the trained parameters, with the key of the backbone that they belong to."
         tensors: dict[str, torch.Tensor] = {**adapter_parameters(self.model)}
-        store(self, path, notes, tensors, method=self.name, classnames=self.candidates)
+        entries = dict(
+            method=self.name,
+            hyper_parameters=self.hyper_parameters,
+            classnames=self.candidates,
+            notes=plain({**self.card.get("notes", {}), **notes}),
+        )
+        save_arrays(path, tensors, {**self.card, **entries})
 
     @classmethod
     def load(

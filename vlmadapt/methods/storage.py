@@ -25,15 +25,11 @@ def store(
     method: Any,  # a fitted method
     path: str | Path,  # the file to write
     notes: dict[str, Any],  # plain values for the card
-    tensors: dict[str, torch.Tensor] | None = None,  # default: all of the method's
-    /,
-    **special: Any,  # entries of the card that differ from a classifier's
 ) -> None:
     "Store a method as one safetensors file."
-    trained = [name for name, _ in method.named_parameters()] if tensors is None else [*tensors]
     entries = {
         "method": type(method).__name__,
-        "trained": trained,
+        "trained": [name for name, _ in method.named_parameters()],
         "hyper_parameters": method.hyper_parameters,
         "classnames": method.class_names,
         "logit_scale": method.logit_scale,
@@ -41,8 +37,7 @@ def store(
         "version": __version__,
     }
     notes = plain({**method.card.get("notes", {}), **notes})
-    arrays = method.state_dict() if tensors is None else tensors
-    save_arrays(path, arrays, {**method.card, **entries, **special, "notes": notes})
+    save_arrays(path, method.state_dict(), {**method.card, **entries, "notes": notes})
 
 # %% ../../nbs/05_methods/05_storage.ipynb #872e0e49
 def empty_method(
