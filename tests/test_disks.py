@@ -289,13 +289,13 @@ def test_a_process_killed_while_it_writes(cache):
 
 def test_the_digest_of_a_memory_map_is_compared_once_and_when_the_file_changes(cache, monkeypatch):
     encoder, compared = Encoder(), []
-    digest = feature_store.digest
+    hash_file = feature_store.hash_file
 
     def counted(path, kind):
         compared.append(path)
-        return digest(path, kind)
+        return hash_file(path, kind)
 
-    monkeypatch.setattr(feature_store, "digest", counted)
+    monkeypatch.setattr(feature_store, "hash_file", counted)
 
     def rows():
         return cached_rows(encoder, 4000, lambda: 8, shard=SHARD, what="disks")

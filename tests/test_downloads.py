@@ -19,15 +19,15 @@ from conftest import run_command
 from hostile import IMAGES, fork, join, toy_benchmark
 
 from vlmadapt.core.files import write_json
-from vlmadapt.core.hashing import digest
+from vlmadapt.core.hashing import hash_file
 from vlmadapt.data import transfers
 from vlmadapt.data.archives import unpack
 from vlmadapt.data.benchmarks import BENCHMARKS, Source
 from vlmadapt.data.downloads import state
+from vlmadapt.data.errors import InvalidFileError, NotEnoughSpaceError, NotFoundError
 from vlmadapt.data.fetch import fetch
 from vlmadapt.data.hub import resolve
 from vlmadapt.data.preparation import prepare
-from vlmadapt.data.storage import NotFoundError, NotEnoughSpaceError, InvalidFileError
 from vlmadapt.data.transfers import Limits
 
 DATA = random.Random(0).randbytes(100_000)
@@ -187,7 +187,7 @@ def test_part_that_is_whole_or_longer(host, source, tmp_path, copies, requests):
 
 def test_file_that_is_there_is_checked_and_not_requested(host, source, tmp_path):
     (tmp_path / "a.bin").write_bytes(DATA)
-    known = replace(source, hash=digest(tmp_path / "a.bin", "md5"))
+    known = replace(source, hash=hash_file(tmp_path / "a.bin", "md5"))
     fetch(known, tmp_path / "a.bin", **FAST)
     assert host.requests == []
     (tmp_path / "a.bin").write_bytes(b"damaged")
@@ -204,7 +204,7 @@ def test_wrong_hash_is_refused(source, tmp_path, known):
 
 def test_file_that_is_not_what_it_was_the_first_time(host, source, tmp_path):
     pins = {source.url: fetch(source, tmp_path / "a.bin", **FAST)}
-    assert pins[source.url] == digest(tmp_path / "a.bin", "sha256")
+    assert pins[source.url] == hash_file(tmp_path / "a.bin", "sha256")
     host.files["/a.bin"] = DATA[::-1]
     with pytest.raises(InvalidFileError, match=r"remove it from downloads\.json"):
         fetch(source, tmp_path / "b.bin", pins, **FAST)
@@ -235,7 +235,7 @@ def hub(host, monkeypatch):
 
 def test_file_of_the_hub(hub, tmp_path):
     got = fetch(Source(hub.url + HUB_PATH), tmp_path / "a.zip")
-    assert got == digest(tmp_path / "a.zip", "sha256")
+    assert got == hash_file(tmp_path / "a.zip", "sha256")
     assert (tmp_path / "a.zip").read_bytes() == DATA
     assert os.listdir(tmp_path) == ["a.zip"]
 
@@ -255,7 +255,7 @@ def test_file_that_the_hub_does_not_have(hub, tmp_path):
 
 def test_hub_file_that_does_not_fit(hub, tmp_path, small_disk):
     small_disk(150_000)
-    with pytest.raises(NotEnoughSpaceError, match="a.zip needs 0.00 GB"):
+    with pytest.raises(NotEnoughSpaceError, match="a.zip needs 0.00 GiB"):
         fetch(Source(hub.url + HUB_PATH), tmp_path / "a.zip", reserve=1)
 
 
@@ -363,7 +363,9 @@ def test_disk_that_is_too_small_for_a_download(host, data, benchmark, small_disk
     "A file of 10 MB needs that much twice, once unpacked; not a byte is written."
     host.files["/dtd.zip"] += bytes(10_000_000)
     small_disk(15_000_000)
-    with pytest.raises(NotEnoughSpaceError, match=r"dtd\.zip needs 0\.02 GB in .*, and 0\.0[12] GB are free"):
+    with pytest.raises(
+        NotEnoughSpaceError, match=r"dtd\.zip needs 0\.02 GiB, but .* only 0\.01 GiB free"
+    ):
         prepare("dtd", data, benchmark, **FAST)
     assert not (data / "dtd").exists()
     assert not list(data.rglob("*.part"))
@@ -375,7 +377,7 @@ def test_disk_that_is_too_small_for_what_comes_out(tmp_path, small_disk, kind):
     (tmp_path / "zeros/a").write_bytes(bytes(50_000_000))
     archive = shutil.make_archive(str(tmp_path / "bomb"), kind, tmp_path / "zeros")
     small_disk(20_000_000)
-    with pytest.raises(NotEnoughSpaceError, match=r"0\.05 GB"):
+    with pytest.raises(NotEnoughSpaceError, match=r"0\.05 GiB"):
         unpack(archive, tmp_path / "out")
     assert not any(path.is_file() for path in (tmp_path / "out").rglob("*"))
 
@@ -463,3 +465,10 @@ def test_rebuilt_where_the_split_file_cannot_be_had(host, command, data, benchma
     assert (code, "not CoOp's file" in printed) == (0, True)
     with pytest.warns(UserWarning):
         assert state("dtd", benchmark, data)[0] == "other split"
+
+
+def test_the_cause_of_an_unreachable_host_is_found_in_the_errors_of_requests(tmp_path):
+    with pytest.raises(NotFoundError, match="refused") as caught:
+        fetch(Source("http://127.0.0.1:1/a.zip"), tmp_path / "a.zip", tries=1)
+    assert "HTTPConnectionPool" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, OSError)

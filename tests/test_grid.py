@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import crash_hook
 import nbformat
@@ -194,8 +196,62 @@ def test_local_grid_listens_on_loopback_only():
                     listening.append(connection.laddr.ip.removeprefix("::ffff:"))
         assert len(family) > 4 and listening
         assert [ip for ip in listening if ip != "::1" and not ip.startswith("127.")] == []
-    assert ray_cluster.LOOPBACK_ONLY not in os.environ
+    assert ray_cluster._LOOPBACK_VARIABLE not in os.environ
     wait_for(lambda: not [p for p in family[1:] if p.is_running()])
+
+
+def test_a_cluster_leaves_what_belongs_to_the_caller_alone():
+    def fail():
+        return 1 / 0
+
+    with cluster(workers=1) as ray:
+        own = subprocess.Popen(["sleep", "600"])
+        with pytest.raises(ValueError, match="already in use"), cluster(workers=1):
+            pass
+        with pytest.raises(ValueError, match="already in use"), cluster("127.0.0.1:1"):
+            pass
+        assert ray.is_initialized()
+        with pytest.raises(ZeroDivisionError):  # a failed task is no lost Ray
+            ray.get(ray.remote(fail).options(max_retries=0).remote())
+    try:
+        assert own.poll() is None
+    finally:
+        own.kill()
+        own.wait()
+
+
+@pytest.mark.parametrize("before", [None, "0", "1", "yes", "2"])
+def test_the_loopback_variable_and_constant_get_their_former_values(monkeypatch, before):
+    from ray._private import ray_constants as constants
+
+    name = ray_cluster._LOOPBACK_VARIABLE
+    if before is None:
+        monkeypatch.delenv(name, raising=False)
+    else:
+        monkeypatch.setenv(name, before)
+    monkeypatch.setattr(constants, "ENABLE_RAY_CLUSTER", before == "yes")
+    with pytest.raises(KeyboardInterrupt), ray_cluster._loopback_only():
+        assert os.environ[name] == "0" and constants.ENABLE_RAY_CLUSTER is False
+        raise KeyboardInterrupt
+    assert os.environ.get(name) == before
+    assert (before == "yes") == constants.ENABLE_RAY_CLUSTER
+
+
+def test_only_the_loss_of_ray_or_of_a_machine_is_reported_as_one(monkeypatch):
+    from ray import exceptions
+
+    @contextmanager
+    def joined(address):
+        yield SimpleNamespace()
+
+    monkeypatch.setattr(ray_cluster, "_joined_cluster", joined)
+    lost = exceptions.RaySystemError("the server is gone")
+    with pytest.raises(ConnectionError, match="the server is gone") as caught, cluster("a:1"):
+        raise lost
+    assert caught.value.__cause__ is lost
+    for error in (exceptions.RayTaskError("f", "traceback", ValueError("x")), ValueError("own")):
+        with pytest.raises(type(error)), cluster("a:1"):
+            raise error
 
 
 def test_wrong_address_is_one_line(params, tmp_path, capsys, monkeypatch):
@@ -210,18 +266,18 @@ def test_wrong_address_is_one_line(params, tmp_path, capsys, monkeypatch):
     for address, told in (
         (f"127.0.0.1:{port}", "Connection refused"),
         ("auto", "no Ray runs on this machine"),
-        ("127.0.0.1", "give HOST:PORT or auto"),
+        ("127.0.0.1", "give HOST:PORT, "),
         ("no.such.host.invalid:6379", ""),
         ("x" * 300 + ":1", ""),
     ):
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
         assert run_command("grid", file, out=tmp_path / "outputs", address=address) == 2
         line = capsys.readouterr().err
-        assert line.count("\n") == 1 and line.startswith("--address ") and told in line
+        assert line.count("\n") == 1 and line.startswith("address ") and told in line
 
 
 def test_server_on_loopback_that_ray_would_look_for_elsewhere_is_one_line(params, tmp_path, capsys):
-    if ray_cluster.host_that_ray_joins("127.0.0.1") == "127.0.0.1":
+    if ray_cluster._resolve_loopback("127.0.0.1") == "127.0.0.1":
         pytest.skip("this machine has no address but the loopback one")
     settings = b"\0\0\0\4\0\0\0\0\0"  # an empty HTTP/2 frame, as a server of Ray begins
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -235,14 +291,14 @@ def test_server_on_loopback_that_ray_would_look_for_elsewhere_is_one_line(params
         address = f"127.0.0.1:{port}"
         assert run_command("grid", params(), out=tmp_path / "outputs", address=address) == 2
     line = capsys.readouterr().err
-    assert line.startswith(f"--address {address}: ") and line.count("\n") == 1
+    assert line.startswith(f"address {address}: ") and line.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     "answer", [b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 400 Bad\r\n\r\n", None]
 )
 def test_server_that_is_no_ray_is_one_line(params, tmp_path, capsys, monkeypatch, answer):
-    monkeypatch.setattr(ray_cluster, "ANSWER_S", 0.2)
+    monkeypatch.setattr(ray_cluster, "_ANSWER_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve():
@@ -259,7 +315,7 @@ def test_server_that_is_no_ray_is_one_line(params, tmp_path, capsys, monkeypatch
         code = run_command("grid", params(), out=tmp_path / "outputs", address=address)
         thread.join()
     line = capsys.readouterr().err
-    assert code == 2 and line.count("\n") == 1 and line.startswith(f"--address {address}: ")
+    assert code == 2 and line.count("\n") == 1 and line.startswith(f"address {address}: ")
 
 
 def refused(capsys, file, code=2, **options):

@@ -32,16 +32,16 @@ from hostile import (
     toy_split,
 )
 
-from vlmadapt.core.files import CannotWrite
+from vlmadapt.core.files import CannotWrite, remove
 from vlmadapt.core.hashing import content_key
 from vlmadapt.core.verbosity import progress_bar
 from vlmadapt.data import archives, preparation, transfers
 from vlmadapt.data.archives import unpack
 from vlmadapt.data.benchmarks import BENCHMARKS, Source
+from vlmadapt.data.errors import InvalidFileError, NotEnoughSpaceError, NotFoundError
 from vlmadapt.data.fetch import read_pins
 from vlmadapt.data.layout import lacks, missing_parts
 from vlmadapt.data.preparation import prepare
-from vlmadapt.data.storage import NotFoundError, NotEnoughSpaceError, InvalidFileError, remove
 from vlmadapt.data.transfers import Limits, resume_point
 
 LIMITS = {

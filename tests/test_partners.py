@@ -21,7 +21,7 @@ from vlmadapt.methods.generation import GENERATION_METHODS
 from vlmadapt.methods.inputs import as_inputs
 from vlmadapt.models.backbones import load_backbone
 from vlmadapt.problems.classification import FewShotProblem
-from vlmadapt.problems.features import as_features, as_labels
+from vlmadapt.problems.features import SealedSplitError, as_features, as_labels
 from vlmadapt.problems.few_shot import few_shot
 from vlmadapt.problems.generation import load_task
 from vlmadapt.training.batched import fit_many
@@ -363,10 +363,10 @@ def test_sealed_labels_are_counted_and_nothing_else(peek):
         *copies,
     ):
         assert repr(sealed) == f"SealedLabels({len(sealed)})"
-        with pytest.raises(PermissionError, match="sealed"):
+        with pytest.raises(SealedSplitError, match="sealed"):
             peek(sealed)
     part = images.subset(range(n))
-    with pytest.raises(PermissionError, match="sealed"):
+    with pytest.raises(SealedSplitError, match="sealed"):
         peek(part.labels)
     assert len(part.labels) == n and "tensor" not in repr(images)
 

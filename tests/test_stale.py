@@ -245,13 +245,13 @@ def test_own_task_counts_with_its_pictures(tmp_path, monkeypatch, changed):
 
 def test_a_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
     read = []
-    digest = named_files.digest
+    hash_file = named_files.hash_file
 
     def counted(path, kind):
         read.append(path)
-        return digest(path, kind)
+        return hash_file(path, kind)
 
-    monkeypatch.setattr(named_files, "digest", counted)
+    monkeypatch.setattr(named_files, "hash_file", counted)
     file = tmp_path / "large.bin"
     file.write_bytes(bytes(400_000))
     first = file_hash(file)

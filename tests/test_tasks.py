@@ -18,6 +18,7 @@ from vlmadapt.methods.generation import GENERATION_METHODS
 from vlmadapt.models.backbones import load_backbone
 from vlmadapt.models.decoding import END, generate, greedy_search, prompt_tokens, stepper
 from vlmadapt.problems.examples import METRICS
+from vlmadapt.problems.features import SealedSplitError
 from vlmadapt.problems.generation import GenerationProblem, load_task
 from vlmadapt.training.evaluation import evaluate
 
@@ -454,7 +455,7 @@ def test_test_answers_and_sorts_are_sealed():
     for sealed in (task.labels["test"], task.sorts["test"]):
         assert len(sealed) == 384
         for read in (lambda s=sealed: s[0], lambda s=sealed: list(s)):
-            with pytest.raises(PermissionError, match="sealed"):
+            with pytest.raises(SealedSplitError, match="sealed"):
                 read()
     assert task.sorts["val"][0] in ("sketch", "painted")
     assert "secret" not in repr(a_task(test=[["secret"]]))

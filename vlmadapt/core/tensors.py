@@ -53,7 +53,7 @@ def read_tensors(
             header = f.metadata() or {}
             return {name: f.get_tensor(name) for name in f.keys()}, header  # noqa: SIM118
     except Exception as e:
-        raise _damaged(path, one_line(e, 200)) from None
+        raise _damaged(path, one_line(e, 200)) from e
 
 
 def load_arrays(
@@ -67,7 +67,7 @@ def load_arrays(
         meta = json.loads(header["meta"])
         found = _content_digest(arrays, meta)
     except (ValueError, RecursionError, TypeError) as e:
-        raise _damaged(path, one_line(e, 200)) from None
+        raise _damaged(path, one_line(e, 200)) from e
     if not isinstance(meta, dict):
         raise _damaged(path, "its meta is not a dict")
     if found != header["digest"]:

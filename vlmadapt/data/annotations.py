@@ -245,7 +245,7 @@ def read_matlab(
         found = loadmat(path, squeeze_me=True, variable_names=[name])
     except Exception as e:  # a damaged file can end in any exception of scipy, zlib and struct
         reason = one_line(e, 200)
-        raise RecordError(f"{shown_path(path)}: not a Matlab file, or damaged ({reason})") from None
+        raise RecordError(f"{shown_path(path)}: not a Matlab file, or damaged ({reason})") from e
     if name not in found:
         raise RecordError(f"{shown_path(path)}: no array {name!r}")
     return found[name]

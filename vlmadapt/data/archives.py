@@ -21,16 +21,20 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from ..core.files import DISK_ERRORS, LONGEST_NAME, CannotWrite
-from ..core.verbosity import progress_bar
-from vlmadapt.data.storage import (
-    BLOCK,
-    NoRoom,
-    Refused,
+from vlmadapt.core.files import (
+    BLOCK_BYTES,
+    DISK_ERRORS,
+    LONGEST_NAME,
+    CannotWrite,
     cannot_write,
-    check_room,
+    write_all,
+)
+from ..core.verbosity import progress_bar
+from vlmadapt.data.errors import (
+    DownloadError,
+    InvalidFileError,
+    check_free_space,
     error_cause,
-    write_block,
 )
 
 # %% ../../nbs/01_data/11_archives.ipynb #4384bcdb
@@ -56,13 +60,13 @@ def member_path(
     shown = repr(name if len(name) <= 80 else name[:77] + "...")
     drive = path.parts and ":" in path.parts[0]
     if path.is_absolute() or ".." in path.parts or drive:
-        raise Refused(f"{archive}: {shown} would be written outside of the folder")
+        raise InvalidFileError(f"{archive}: {shown} would be written outside of the folder")
     if "\0" in name:
-        raise Refused(f"{archive}: {shown} has a NUL in its name")
+        raise InvalidFileError(f"{archive}: {shown} has a NUL in its name")
     longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
     too_long = longest > LONGEST_NAME or len(os.fsencode(str(path))) > LONGEST_PATH
     if too_long or len(path.parts) > DEEPEST:
-        raise Refused(f"{archive}: {shown} is too long a name")
+        raise InvalidFileError(f"{archive}: {shown} is too long a name")
     return path
 
 # %% ../../nbs/01_data/11_archives.ipynb #543dde0f
@@ -88,13 +92,15 @@ class _Destination:
     def reserve(self, count: int) -> None:
         "Account for `count` bytes that are about to be written."
         if count < 0:
-            raise Refused(f"{self.name}: damaged (a member of {count:,} bytes)")
+            raise InvalidFileError(f"{self.name}: damaged (a member of {count:,} bytes)")
         self.total += count
         if self.total > self.free:
-            check_room(self.folder, self.total, f"{self.name}, unpacked,")
+            check_free_space(self.folder, self.total, f"{self.name}, unpacked,")
         if self.total > self.largest:
             ratio = f"{UNPACKED_RATIO} times its size"
-            raise Refused(f"{self.name}: unpacks to more than {ratio}; it may be a zip bomb")
+            raise InvalidFileError(
+                f"{self.name}: unpacks to more than {ratio}; it may be a zip bomb"
+            )
 
     def make_folder(self, path: PurePosixPath) -> None:
         (self.folder / path).mkdir(parents=True, exist_ok=True)
@@ -104,13 +110,13 @@ class _Destination:
         name = unicodedata.normalize("NFC", str(path)).casefold()
         if name in self.names or not path.parts:
             problem = "is in it twice, or differs from another only in upper and lower case"
-            raise Refused(f"{self.name}: {str(path)!r} {problem}")
+            raise InvalidFileError(f"{self.name}: {str(path)!r} {problem}")
         self.names.add(name)
         target = self.folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(target, "xb", buffering=0) as file:
-            while block := source.read(BLOCK):
-                write_block(file, block, target)
+            while block := source.read(BLOCK_BYTES):
+                write_all(file, block, target)
         return target
 
 # %% ../../nbs/01_data/11_archives.ipynb #6a1339d9
@@ -123,14 +129,14 @@ def _check_zip_member(member, destination):
     shown = f"{destination.name}: {member.filename!r}"
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind == stat.S_IFLNK:
-        raise Refused(f"{shown} is a link")
+        raise InvalidFileError(f"{shown} is a link")
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise Refused(f"{shown} is neither a file nor a folder")
+        raise InvalidFileError(f"{shown} is neither a file nor a folder")
     if member.flag_bits & ENCRYPTED:
-        raise Refused(f"{shown} is encrypted")
+        raise InvalidFileError(f"{shown} is encrypted")
     if member.compress_type not in ZIP_METHODS:
         method = f"compression method {member.compress_type}"
-        raise Refused(f"{shown} has {method}, which is not supported")
+        raise InvalidFileError(f"{shown} has {method}, which is not supported")
 
 
 def _unpack_zip(archive, destination):
@@ -163,7 +169,7 @@ class _Stream(io.RawIOBase):
     def read(self, size: int = -1, /) -> bytes:
         if not 0 <= size <= LONGEST_HEADER:
             name = self.destination.name
-            raise Refused(f"{name}: damaged (a header of {size:,} bytes)")
+            raise InvalidFileError(f"{name}: damaged (a header of {size:,} bytes)")
         data = self.raw.read(size)
         self.left -= len(data)
         if self.left < 0:
@@ -193,7 +199,9 @@ def _copy_links(links, destination):
             name = links[target]
         source = destination.folder / target
         if target in links or not source.is_file():
-            raise Refused(f"{destination.name}: the link {str(path)!r} leads to no file in it")
+            raise InvalidFileError(
+                f"{destination.name}: the link {str(path)!r} leads to no file in it"
+            )
         destination.reserve(source.stat().st_size)
         with open(source, "rb") as opened:
             destination.save(opened, path)
@@ -214,7 +222,9 @@ def _unpack_tar(opened, destination):
             with suppress(OSError, OverflowError, ValueError):  # a time may be absurd
                 os.utime(target, (member.mtime, member.mtime))
         else:
-            raise Refused(f"{destination.name}: {member.name!r} is neither a file nor a folder")
+            raise InvalidFileError(
+                f"{destination.name}: {member.name!r} is neither a file nor a folder"
+            )
     _copy_links(links, destination)
 
 # %% ../../nbs/01_data/11_archives.ipynb #5e225d12
@@ -230,10 +240,10 @@ def _unpack_stream(raw, destination, compressed):
     stream = _Stream(raw, destination)
     try:
         opened = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115, closed below
-    except tarfile.ReadError:
+    except tarfile.ReadError as e:
         if compressed:
             raise
-        raise Refused(f"{destination.name}: neither a zip nor a tar archive") from None
+        raise InvalidFileError(f"{destination.name}: neither a zip nor a tar archive") from e
     with opened:
         _unpack_tar(opened, destination)
     while stream.read(LONGEST_HEADER):
@@ -265,17 +275,17 @@ def unpack(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         _unpack(archive, _Destination(archive, name, folder))
-    except (Refused, NoRoom, CannotWrite):
+    except (DownloadError, CannotWrite):
         raise
     except tarfile.FilterError as e:
-        raise Refused(f"{name}: {error_cause(e)}") from None
+        raise InvalidFileError(f"{name}: {error_cause(e)}") from e
     except OSError as e:
         if e.errno in DISK_ERRORS:
-            raise cannot_write(e, e.filename or folder) from None
+            raise cannot_write(e, e.filename or folder) from e
         if isinstance(e, (FileExistsError, NotADirectoryError)):
-            raise Refused(f"{name}: a file in it has the name of a folder") from None
+            raise InvalidFileError(f"{name}: a file in it has the name of a folder") from e
         if e.strerror:
-            raise Refused(f"{name}: cannot be unpacked ({e.strerror})") from None
-        raise Refused(f"{name}: damaged ({error_cause(e)})") from None
+            raise InvalidFileError(f"{name}: cannot be unpacked ({e.strerror})") from e
+        raise InvalidFileError(f"{name}: damaged ({error_cause(e)})") from e
     except Exception as e:  # parsers of hostile bytes raise anything
-        raise Refused(f"{name}: damaged ({error_cause(e)})") from None
+        raise InvalidFileError(f"{name}: damaged ({error_cause(e)})") from e

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from ..core.files import write_json
-from ..core.hashing import digest
+from ..core.hashing import hash_file
 from ..core.registry import Registry, choose
 from . import annotations as official
 from .annotations import is_image
@@ -126,9 +126,9 @@ def _check_files(name, row, folder, split):
 def _split_note(row, split):
     "Say which split a file is."
     kind = row.split_hash.partition(":")[0]
-    if kind and split.name != REBUILT and digest(split, kind) == row.split_hash:
+    if kind and split.name != REBUILT and hash_file(split, kind) == row.split_hash:
         return "CoOp's split"
-    return f"{split.name}, {digest(split, 'sha256')}, not CoOp's file"
+    return f"{split.name}, {hash_file(split, 'sha256')}, not CoOp's file"
 
 # %% ../../nbs/01_data/04_datasets.ipynb #edf21f38
 def _items(name: str, row: Benchmark, folder: Path) -> tuple[Mapping[str, Items], str]:

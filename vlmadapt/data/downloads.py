@@ -13,9 +13,9 @@ from pathlib import Path
 from ..core.registry import choose
 from .benchmarks import BENCHMARKS, Benchmark
 from .datasets import DATASETS, data_root, locate, read_benchmark, rebuild_split
+from .errors import NotFoundError
 from .layout import UNREADABLE, missing_parts
 from .preparation import prepare
-from .storage import Gone
 
 # %% ../../nbs/01_data/17_downloads.ipynb #d255b87e
 def _counts(dataset):
@@ -61,7 +61,7 @@ def check_datasets(
 
 
 def print_benchmarks() -> None:
-    "Print names, sizes and addresses of all datasets."
+    "Print names, sizes and URLs of all datasets."
     for name, benchmark in BENCHMARKS.items():
         urls = dict.fromkeys(s.url for part in benchmark.sources.values() for s in part)
         sizes = " / ".join(f"{size:,}" for size in benchmark.sizes)
@@ -75,7 +75,7 @@ def _fetch_dataset(name, root, use, keep, rebuild):
     benchmark = BENCHMARKS[name]
     try:
         dataset = prepare(name, root, use=use, keep=keep)
-    except Gone:
+    except NotFoundError:
         if not rebuild or missing_parts(benchmark, root) != [benchmark.split]:
             raise
         print(f"{rebuild_split(name, root)}: cut from the authors' own files")

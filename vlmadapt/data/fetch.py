@@ -12,11 +12,12 @@ from typing import Any
 
 import pooch
 
-from ..core.hashing import digest
+from ..core.files import remove
+from ..core.hashing import hash_file
 from ..core.records import RecordError, read_json, validate
 from .benchmarks import Source
+from .errors import InvalidFileError
 from .hub import HASH, HubDownloader, hub_file, hub_hash
-from .storage import Refused, remove
 from .transfers import ResumingDownloader
 
 # %% ../../nbs/01_data/14_fetch.ipynb #89ff9701
@@ -68,7 +69,7 @@ def _retrieve(url, target, expected, downloader):
     )
     if is_checked:
         return expected
-    got = digest(target, "git" if expected else "sha256")
+    got = hash_file(target, "git" if expected else "sha256")
     if expected and got != expected:
         remove(target)
         raise ValueError(f"its hash is {got}, the known hash {expected}")
@@ -88,10 +89,10 @@ def fetch(
     downloader = _downloader(source.url, target, reserve, limits)
     try:
         return _retrieve(source.url, target, known_hash(source, pins), downloader)
-    except Refused:
+    except InvalidFileError:
         raise
     except ValueError as e:
         reason = str(e).partition(". Deleted download")[0]  # pooch goes on with general advice
         if not source.hash and source.url in pins:
             reason += "; if the file was replaced, remove it from downloads.json"
-        raise Refused(f"{source.url}: {reason}") from None
+        raise InvalidFileError(f"{source.url}: {reason}") from e

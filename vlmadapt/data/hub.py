@@ -12,10 +12,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.files import DISK_ERRORS
+from ..core.files import DISK_ERRORS, cannot_write, remove
 from .archives import archive_stem
 from .benchmarks import Source
-from .storage import Gone, NoRoom, cannot_write, check_room, error_cause, remove
+from vlmadapt.data.errors import (
+    DownloadError,
+    NotFoundError,
+    check_free_space,
+    error_cause,
+)
 
 # %% ../../nbs/01_data/13_hub.ipynb #e57f1907
 @dataclass(frozen=True)
@@ -29,14 +34,14 @@ class HubFile:
 
 
 def hub_endpoint() -> str:
-    "Return the address of the Hugging Face hub, which HF_ENDPOINT may change."
+    "Return the URL of the Hugging Face hub, which HF_ENDPOINT may change."
     from huggingface_hub import constants
 
     return constants.ENDPOINT
 
 
 def hub_file(url: str) -> HubFile | None:
-    "Return what `url` names on the hub, or None for an address elsewhere."
+    "Return what `url` names on the hub, or None for a URL elsewhere."
     pattern = r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)"
     match = re.fullmatch(re.escape(hub_endpoint()) + pattern, url)
     if not match:
@@ -54,14 +59,14 @@ class HubDownloader:
     def __call__(self, url, output_file, pooch=None):
         try:
             os.replace(self._download(url), output_file)
-        except (Gone, NoRoom):
+        except DownloadError:
             raise
         except OSError as e:
             if e.errno in DISK_ERRORS:
-                raise cannot_write(e, e.filename or self.folder) from None
-            raise Gone(f"{url}: {error_cause(e)}") from None
+                raise cannot_write(e, e.filename or self.folder) from e
+            raise NotFoundError(f"{url}: {error_cause(e)}") from e
         except Exception as e:  # whatever the hub's client raises
-            raise Gone(f"{url}: {error_cause(e)}") from None
+            raise NotFoundError(f"{url}: {error_cause(e)}") from e
         remove(self.folder)
 
     def _download(self, url):
@@ -69,9 +74,9 @@ class HubDownloader:
 
         file = hub_file(url)
         if file is None:
-            raise Gone(f"{url}: no file of {hub_endpoint()}")
+            raise NotFoundError(f"{url}: no file of {hub_endpoint()}")
         size = get_hf_file_metadata(url).size or 0
-        check_room(self.folder, size * (1 + self.reserve), url)
+        check_free_space(self.folder, size * (1 + self.reserve), url)
         return hf_hub_download(
             file.repository,
             file.name,
@@ -107,8 +112,8 @@ def resolve(source: Source) -> Source:
     try:
         names = HfApi().list_repo_files(match[1], repo_type="dataset")
     except Exception as e:  # whatever the hub's client raises
-        raise Gone(f"{source.url}: {error_cause(e)}") from None
+        raise NotFoundError(f"{source.url}: {error_cause(e)}") from e
     archives = [name for name in names if archive_stem(name)]
     if len(archives) != 1:
-        raise Gone(f"{source.url}: {len(archives)} archives there, one expected")
+        raise NotFoundError(f"{source.url}: {len(archives)} archives there, one expected")
     return Source(f"{source.url}/resolve/main/{archives[0]}", inside=source.inside)

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..core.files import regular_file
-from ..core.hashing import content_key, digest
+from ..core.hashing import content_key, hash_file
 from ..core.texts import shown_path
 
 # %% ../../nbs/01_data/00_images.ipynb #98a2f2f4
@@ -195,7 +195,7 @@ def _open_file(path: str | os.PathLike, plain: bool) -> Image.Image:
     except Exception as error:
         raise CorruptImage(
             f"{shown_path(path)}: cannot be decoded as an image ({_reason(error)})"
-        ) from None
+        ) from error
 
 # %% ../../nbs/01_data/00_images.ipynb #ad73d387
 # a path, a PIL image, or an array or tensor of one picture
@@ -345,7 +345,7 @@ def _blocks(path):
 
 
 def _content(path):
-    return digest(path, "sha256")
+    return hash_file(path, "sha256")
 
 
 def _pair(places: list[Place]) -> str:

@@ -15,12 +15,13 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
 
+from ..core.files import cannot_write
 from ..core.records import RecordError, check_file, read_json, validate
 from .archives import archive_stem, unpack
 from .benchmarks import Benchmark
 from .datasets import REBUILT, locate, match_files
+from .errors import InvalidFileError, error_cause
 from .images import image_suffixes
-from .storage import Refused, cannot_write, error_cause
 
 # %% ../../nbs/01_data/15_layout.ipynb #9ec86757
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)  # raised by readers
@@ -183,7 +184,7 @@ def find_parts(
         if not path:
             try:
                 inner = _unpack_inner(unpacked, name)
-            except Refused as e:
+            except InvalidFileError as e:
                 problem = f"its {e}"
         if inner:
             path, problem = find_part(inner, name, partial(reason, part))
@@ -218,4 +219,4 @@ def put_part(
             print(f"{old} was incomplete; what it held is now {aside}", file=sys.stderr)
         os.replace(found, target)
     except OSError as e:
-        raise cannot_write(e, target) from None
+        raise cannot_write(e, target) from e

@@ -19,13 +19,20 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
-from ..core.files import CannotWrite, write_atomic, write_json
-from ..core.hashing import content_key, digest
+from ..core.files import CannotWrite, remove, write_atomic, write_json
+from ..core.hashing import content_key, hash_file
 from ..core.records import check_file
 from ..core.registry import choose
 from .archives import archive_stem, unpack
 from .benchmarks import BENCHMARKS, Benchmark, Source
 from .datasets import Dataset, data_root, locate, read_benchmark
+from vlmadapt.data.errors import (
+    DownloadError,
+    InvalidFileError,
+    NotEnoughSpaceError,
+    NotFoundError,
+    check_free_space,
+)
 from .fetch import fetch, read_pins
 from .hub import HASH, resolve
 from vlmadapt.data.layout import (
@@ -36,7 +43,6 @@ from vlmadapt.data.layout import (
     missing_parts,
     put_part,
 )
-from .storage import Gone, NoRoom, Refused, check_room, remove
 
 # %% ../../nbs/01_data/16_preparation.ipynb #515bedb8
 def _clear(folder):
@@ -59,13 +65,13 @@ def work_folder(
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
     except Timeout:
-        raise Refused(f"another process is fetching {name} into {root}") from None
+        raise InvalidFileError(f"another process is fetching {name} into {root}") from None
     except (OSError, ValueError) as e:
         reason = (getattr(e, "strerror", None) or str(e)).lower()
         place = getattr(e, "filename", None) or root
         fix = "--root or VLMADAPT_DATA names another"
         message = f"nothing can be written into the root {root}: {reason} ({place}); {fix}"
-        raise Refused(message) from None
+        raise InvalidFileError(message) from e
     try:
         _clear(folder)
         yield folder
@@ -113,13 +119,13 @@ class _Preparation:
         problem = lacks(self.benchmark, self.folder, part, path)
         expected = self.benchmark.split_hash
         if not problem and part == self.benchmark.split and HASH.fullmatch(expected):
-            got = digest(path, expected.partition(":")[0])
+            got = hash_file(path, expected.partition(":")[0])
             if got != expected:
                 return f"is another split file ({got})"
         return problem
 
     def unpack(self, archive: Path, name: str) -> Path:
-        check_room(self.work_folder, archive.stat().st_size, f"{name}, unpacked,")
+        check_free_space(self.work_folder, archive.stat().st_size, f"{name}, unpacked,")
         unpacked = Path(mkdtemp(prefix="unpacked-", dir=self.work_folder))
         unpack(archive, unpacked, name)
         return unpacked
@@ -146,23 +152,23 @@ class _Preparation:
             self.used[part, source] = None
             try:
                 self._install(source, parts[:1] if source.inside else parts)
-            except (Gone, Refused, NoRoom) as e:
+            except DownloadError as e:
                 self.used[part, source] = e
                 continue
             for error in self.failures(part):
                 print(f"{error}; another source had it", file=sys.stderr)
             return
         failures = self.failures(part)
-        if failures and all(isinstance(e, NoRoom) for e in failures):
+        if failures and all(isinstance(e, NotEnoughSpaceError) for e in failures):
             raise failures[0]
-        raise Gone(self._instructions(part, failures))
+        raise NotFoundError(self._instructions(part, failures))
 
     def _take_back(self, part):
         "Remove a part that this call has put in place, and that the lists show to be incomplete."
         problem = lacks(self.benchmark, self.folder, part, self.folder / part)
         for (used_part, source), error in self.used.items():
             if used_part == part and error is None:
-                failure = Refused(f"{source.url}: its {part!r} {problem}")
+                failure = InvalidFileError(f"{source.url}: its {part!r} {problem}")
                 self.used[used_part, source] = failure
         remove(self.folder / part)
         del self.origins[part]
@@ -182,7 +188,7 @@ class _Preparation:
                 self._install_archive(folder / name, source, parts, origin)
             else:
                 self._install_file(folder / name, source, parts[0], origin)
-        except (Refused, NoRoom):
+        except (InvalidFileError, NotEnoughSpaceError):
             remove(folder)
             raise
         if self.keep and is_archive:
@@ -192,7 +198,7 @@ class _Preparation:
     def _install_file(self, file, source, part, origin):
         problem = self.reason(part, file)
         if problem:
-            raise Refused(f"{source.url}: {problem}")
+            raise InvalidFileError(f"{source.url}: {problem}")
         self._put(file, part, origin)
 
     def _install_archive(self, archive, source, parts, origin):
@@ -203,7 +209,7 @@ class _Preparation:
         if parts[0] not in found:
             there = ", ".join(map(repr, sorted(os.listdir(unpacked))[:5])) or "nothing"
             reason = reasons.get(parts[0]) or f"holds no {parts[0]!r}, but {there}"
-            raise Refused(f"{source.url}: {reason}")
+            raise InvalidFileError(f"{source.url}: {reason}")
         for part, path in found.items():
             self._put(path, part, origin)
 
@@ -249,7 +255,7 @@ class _Preparation:
     def use(self, file: Path) -> None:
         "Take what is missing from a user's own archive or split file."
         if not file.exists():
-            raise Gone(f"{file}: no such file")
+            raise NotFoundError(f"{file}: no such file")
         check_file(file)
         if file.suffix == ".json" and self.benchmark.split:
             self._use_split(file)
@@ -258,10 +264,10 @@ class _Preparation:
 
     def _use_split(self, file):
         expected = self.benchmark.split_hash
-        got = digest(file, expected.partition(":")[0])
+        got = hash_file(file, expected.partition(":")[0])
         if got != expected:
             split = self.benchmark.split
-            raise Refused(f"{file}: its hash is {got}, not {expected} as of {split}")
+            raise InvalidFileError(f"{file}: its hash is {got}, not {expected} as of {split}")
         with write_atomic(self.folder / self.benchmark.split) as temporary:
             shutil.copyfile(file, temporary)
 
@@ -277,7 +283,7 @@ class _Preparation:
                 found, _ = find_parts(unpacked, {missing[0]: name}, self.reason)
         if not found:
             reason = "; ".join(reasons.values()) or f"holds none of {', '.join(missing)}"
-            raise Refused(f"{file}: {reason}")
+            raise InvalidFileError(f"{file}: {reason}")
         for part, path in found.items():
             self._put(path, part)
 
@@ -303,7 +309,7 @@ def prepare(
     try:
         return read_benchmark(name, chosen, root)
     except UNREADABLE as e:
-        raise Refused(_reading_failed(chosen, root, e)) from None
+        raise InvalidFileError(_reading_failed(chosen, root, e)) from e
 
 
 def _reading_failed(benchmark, root, error):

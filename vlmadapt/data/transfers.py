@@ -23,19 +23,22 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 import vlmadapt
-from ..core.files import CannotWrite, write_json
+from vlmadapt.core.files import (
+    BLOCK_BYTES,
+    CannotWrite,
+    name_write_errors,
+    remove,
+    write_all,
+    write_json,
+)
 from ..core.records import RecordError, read_json, validate
 from ..core.verbosity import progress_bar
-from vlmadapt.data.storage import (
-    BLOCK,
-    Gone,
-    NoRoom,
-    Refused,
-    cannot_write,
-    check_room,
+from vlmadapt.data.errors import (
+    DownloadError,
+    InvalidFileError,
+    NotFoundError,
+    check_free_space,
     error_cause,
-    remove,
-    write_block,
 )
 
 # %% ../../nbs/01_data/12_transfers.ipynb #cd758a1f
@@ -61,7 +64,7 @@ class _TooSlow(Exception):
 
 
 class _Meter(io.RawIOBase):
-    "The bytes of one connection; raises `Refused` for too many, `_TooSlow` for too few."
+    "The bytes of one connection; raises `InvalidFileError` for too many, `_TooSlow` for too few."
 
     def __init__(self, raw: Any, limits: Limits):
         super().__init__()
@@ -81,7 +84,7 @@ class _Meter(io.RawIOBase):
         self.received += count
         self.left -= count
         if self.left < 0:
-            raise Refused("sends more bytes than it says, or than can be stored")
+            raise InvalidFileError("sends more bytes than it says, or than can be stored")
         if self.waited >= self.limits.window:
             self._check_rate()
         return count
@@ -191,12 +194,10 @@ def _extent(response, start):
 
 
 def _open_part(part, start):
-    try:
+    with name_write_errors(part):
         if not start:
             remove(part)
         return open(part, "ab" if start else "xb", buffering=0)
-    except OSError as e:
-        raise cannot_write(e, part) from None
 
 
 @dataclass
@@ -220,12 +221,12 @@ class _Transfer:
                 ) as response,
             ):
                 return self._receive(response, start)
-        except (Gone, Refused, NoRoom, CannotWrite):
+        except (DownloadError, CannotWrite):
             raise
-        except (requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema):
-            raise Gone("not an http or https address") from None
+        except (requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema) as e:
+            raise NotFoundError("not an http or https URL") from e
         except (requests.exceptions.InvalidURL, requests.TooManyRedirects) as e:
-            raise Gone(error_cause(e)) from None
+            raise NotFoundError(error_cause(e)) from e
         except _WrongRange as e:
             discard(self.part)
             return e
@@ -244,7 +245,7 @@ class _Transfer:
         if response.status_code in (408, 416, 429) or response.status_code >= 500:
             return ConnectionError(status)
         if response.status_code not in (200, 206):
-            raise Gone(error_cause(ConnectionError(status)))
+            raise NotFoundError(error_cause(ConnectionError(status)))
         start, total = _extent(response, start)
         self._write(response, start, total, self._largest(response, start, total))
         received = self.part.stat().st_size
@@ -259,16 +260,18 @@ class _Transfer:
         coding = response.headers.get("Content-Encoding", "identity").strip().lower()
         compressed = urlsplit(response.url).path.lower().endswith(("gz", ".tgz"))
         if coding not in ("", "identity") and not compressed:
-            raise Refused(
+            raise InvalidFileError(
                 f"sent with the content encoding {coding[:20]!r}, which was not requested"
             )
         if total is None:
             free = shutil.disk_usage(self.part.parent).free
             return min(self.limits.largest, free / (1 + self.reserve))
         if total > self.limits.largest:
-            raise Refused(f"larger than the {self.limits.largest:,.0f} bytes that are expected")
+            raise InvalidFileError(
+                f"larger than the {self.limits.largest:,.0f} bytes that are expected"
+            )
         need = total * (1 + self.reserve) - start
-        check_room(self.part.parent, need, self.part.name.removesuffix(".part"))
+        check_free_space(self.part.parent, need, self.part.name.removesuffix(".part"))
         return self.limits.largest
 
     def _write(self, response, start, total, largest):
@@ -285,11 +288,11 @@ class _Transfer:
             remove(_state_file(self.part))
             state = {"url": self.url, "validator": _validator(response.headers)}
             write_json(_state_file(self.part), state)
-            while block := response.raw.read(BLOCK, decode_content=False):
+            while block := response.raw.read(BLOCK_BYTES, decode_content=False):
                 start += len(block)
                 if start > largest:
-                    raise Refused("sends more bytes than it says, or than can be stored")
-                write_block(file, block, self.part)
+                    raise InvalidFileError("sends more bytes than it says, or than can be stored")
+                write_all(file, block, self.part)
                 progress.update(len(block))
 
 # %% ../../nbs/01_data/12_transfers.ipynb #01177a34
@@ -307,10 +310,10 @@ def receive(
         before = resume_point(part, url)[0]
         try:
             error = transfer.attempt()
-        except (Gone, Refused) as e:
-            if isinstance(e, Refused) or not before:
+        except (NotFoundError, InvalidFileError) as e:
+            if isinstance(e, InvalidFileError) or not before:
                 discard(part)
-            raise type(e)(f"{url}: {e}") from None
+            raise type(e)(f"{url}: {e}") from e
         if error is None:
             return
         after = resume_point(part, url)[0]
@@ -321,7 +324,7 @@ def receive(
             break
         time.sleep(transfer.limits.wait * 2 ** (failed - 1))
     reason = error_cause(error) if error else "no connection was allowed"
-    raise Gone(f"{url}: {reason}")
+    raise NotFoundError(f"{url}: {reason}") from error
 
 # %% ../../nbs/01_data/12_transfers.ipynb #942bd1db
 @dataclass
@@ -333,8 +336,6 @@ class ResumingDownloader:
 
     def __call__(self, url, output_file, pooch=None):
         receive(url, self.part, **self.options)
-        try:
+        with name_write_errors(output_file):
             os.replace(self.part, output_file)
-        except OSError as e:
-            raise cannot_write(e, output_file) from None
         discard(self.part)

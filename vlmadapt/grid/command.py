@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from ..core.files import locked, write_json
 from ..core.records import RecordError, read_json, read_text, validate
+from ..core.texts import gibibytes
 from ..core.values import NonNegative, PositiveInteger, convert
 from .costs import estimate_seconds, measured_costs, needed_memory
 from .params import grid_name, read_runs
@@ -76,7 +77,7 @@ def _forecast(runs, workers):
     parts = [f"{times} for {workers} at a time, from {known} measurements that exist"]
     needed = needed_memory(measured)
     if needed:
-        parts.append(f"{needed / 2**30:.1f} GB of memory each")
+        parts.append(f"{gibibytes(needed, 1)} of memory each")
     if unknown:
         parts.append(f"nothing is known of {', '.join(unknown)}")
     return "; ".join(parts)
@@ -205,7 +206,7 @@ def run_grid(
     workers: int | None = None,  # runs at a time on this machine; default: one for each core
     address: str | None = None,  # of a Ray cluster, such as "auto"
     gpus_per_run: float | None = None,  # share of a GPU; default: what results needed, or one
-    memory_per_run: float | None = None,  # GB of memory for each run; default: what results needed
+    memory_per_run: float | None = None,  # GiB of memory for each run; default: what results needed
     out: str | Path = "outputs",  # folder of all results
     changes: Sequence[str] = (),  # of the file for this call, such as ["trials=0"]
     only_methods: Sequence[str] = (),  # methods or variants to measure; default: all

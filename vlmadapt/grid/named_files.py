@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..core.hashing import content_key, digest
+from ..core.hashing import content_key, hash_file
 from ..data.benchmarks import BENCHMARKS
 from ..data.datasets import DATASETS, REBUILT, data_root, locate
 from ..data.tasks import TASKS
@@ -41,12 +41,12 @@ def file_fingerprint(
 
 def file_hash(
     path: str | Path,  # a file
-    kind: str = "sha256",  # as in `digest`
+    kind: str = "sha256",  # as in `hash_file`
 ) -> str:  # kind:digits
     "Return the hash of a whole file; a file with the same fingerprint is read once per process."
     key = (os.path.abspath(path), kind, *file_fingerprint(path))
     if key not in _HASHES:
-        _HASHES[key] = digest(path, kind)
+        _HASHES[key] = hash_file(path, kind)
     return _HASHES[key]
 
 # %% ../../nbs/07_grid/03_named_files.ipynb #11ae25cb

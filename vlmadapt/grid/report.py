@@ -25,7 +25,7 @@ from ..core.files import locked, write_atomic
 from ..core.records import read_text, validate
 from ..core.yaml_files import read_yaml
 from .kernels import run_notebook
-from .logs import Log, last_line, make_folder, remove_temporaries
+from .logs import Log, error_summary, make_folder, remove_temporaries
 from .templates import report_notebook
 
 # %% ../../nbs/07_grid/26_report.ipynb #42c18ffa
@@ -105,9 +105,9 @@ def _execute_report(notebook, page, folder, log):
     except (OSError, ValueError):
         raise
     except PapermillExecutionError as e:
-        raise ReportFailed(f"{last_line(e)}; see {page}") from None
+        raise ReportFailed(f"{error_summary(e)}; see {page}") from None
     except Exception as e:
-        raise ReportFailed(last_line(e)) from None
+        raise ReportFailed(error_summary(e)) from None
 
 
 def make_report(

@@ -7,6 +7,7 @@ __all__ = ['Encoding', 'RETRIES', 'shared_encoding', 'encode', 'execute_all']
 
 # %% ../../nbs/07_grid/24_runner.ipynb #e2af7526
 import os
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from .cluster import cluster, gpus_for_each, has_loopback, memory_for_each
 from .costs import measured_costs, needed_memory
 from .entries import method_class, method_entry, register_plugins
-from .logs import last_line, make_folder
+from .logs import error_summary, make_folder
 from .progress import Progress, status_file, write_status
 from .run import Run
 from .runs import execute
@@ -52,7 +53,7 @@ def encode(
         for name in ("test", "text", "text_neg"):
             getattr(features, name)
     except Exception as e:
-        return last_line(e)
+        return error_summary(e)
     return None
 
 # %% ../../nbs/07_grid/24_runner.ipynb #c9c7b52e
@@ -74,7 +75,7 @@ def _outcome(ray, job, run):
         return ray.get(job)
     except Exception as e:
         cause = getattr(e, "cause", None)
-        line = last_line(cause if isinstance(cause, Exception) else e)
+        line = error_summary(cause if isinstance(cause, Exception) else e)
         return run.write_error(f"worker failed: {line}", str(e))
 
 
@@ -147,17 +148,17 @@ def execute_all(
     address: str | None = None,  # of a Ray cluster; None starts one on this machine
     workers: int | None = None,  # runs at a time on this machine; None is one for each core
     gpus_per_run: float | None = None,  # share of a GPU; None takes what results needed, or one
-    memory_per_run: float | None = None,  # GB; None takes what results needed
+    memory_per_run: float | None = None,  # GiB; None takes what results needed
 ) -> dict[str, str]:  # name of run -> error in one line
     "Execute what is missing of `runs`, side by side, and return the failures."
     if workers is not None and workers < 1:
-        raise ValueError(f"--workers takes 1 or more, not {workers}")
+        raise ValueError(f"workers must be 1 or more, not {workers}")
     pending = _pending(runs)
     if not pending:
         return {}
     _prepare(pending)
     if not address and not has_loopback():
-        print("no loopback network, which Ray needs")
+        warnings.warn("there is no loopback network, which Ray needs", stacklevel=2)
         return _one_by_one(pending)
     with cluster(address, workers) as ray:
         if ray is None:

@@ -19,7 +19,7 @@ from ..core.records import RecordError, read_json
 from ..core.values import plain
 from .entries import register_plugins
 from .kernels import run_notebook
-from .logs import Log, last_line, make_folder, remove_temporaries
+from .logs import Log, error_summary, make_folder, remove_temporaries
 from .params import read_runs
 from .run import Run
 
@@ -71,7 +71,7 @@ def _execute_logged(run, log):
         details = traceback.format_exc()
         with suppress(OSError):
             log.write(details)
-        return run.write_error(last_line(e), details)
+        return run.write_error(error_summary(e), details)
     store = run.results()
     if run.others and store.restorable:  # variants that the notebook was not asked for
         store.restore()
@@ -98,7 +98,7 @@ def execute(
             with Log(run.folder / "log.txt") as log:
                 return _execute_logged(run, log)
     except Exception as e:
-        return run.write_error(last_line(e), traceback.format_exc())
+        return run.write_error(error_summary(e), traceback.format_exc())
 
 # %% ../../nbs/07_grid/17_runs.ipynb #3d46b670
 def execute_now(

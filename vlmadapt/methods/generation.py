@@ -26,7 +26,6 @@ from ..models.lora_prefix import add_lora, add_prefix
 class Frozen(GenerationMethod):
     "The backbone as it is, with which every method is compared."
 
-    name = "Frozen"
     space = {}
 
     def adapt(self, model, seed):
@@ -39,7 +38,6 @@ class Frozen(GenerationMethod):
 class FullFineTuning(GenerationMethod):
     "All parameters of the model."
 
-    name = "FullFineTuning"
     frozen_vision = False
     recipe = {**GenerationMethod.recipe, "lr": 2e-4}
     space = dict(lr=(2e-5,))
@@ -50,8 +48,6 @@ class FullFineTuning(GenerationMethod):
 # %% ../../nbs/05_methods/50_generation.ipynb #8ccfc6cb
 class BitFit(GenerationMethod):
     "The biases of the decoder."
-
-    name = "BitFit"
 
     def adapt(self, model, seed):
         adapted: Any = thin_copy(model)
@@ -64,8 +60,6 @@ class BitFit(GenerationMethod):
 # %% ../../nbs/05_methods/50_generation.ipynb #83fcb681
 class LoRA(GenerationMethod):
     "Low-rank changes to some of the queries, keys and values of the decoder's attentions."
-
-    name = "LoRA"
 
     rank: PositiveInteger = hyper_parameter(8, "r")
     alpha: NonNegative = hyper_parameter(32.0, "the change is scaled by alpha/r")
@@ -80,8 +74,6 @@ class LoRA(GenerationMethod):
 class Prefix(GenerationMethod):
     "Trained keys and values before those of the decoder's self-attentions."
 
-    name = "Prefix"
-
     length: PositiveInteger = hyper_parameter(
         16,
         "prefix tokens of each attention (the paper does not say; its parameter count suggests 32)",
@@ -94,7 +86,6 @@ class Prefix(GenerationMethod):
 class Adapter(GenerationMethod):
     "Adapters in the decoder."
 
-    name = "Adapter"
     adapter = "adapter"  # which of `ADAPTERS`
 
     def adapt(self, model, seed):
@@ -115,21 +106,18 @@ class Adapter(GenerationMethod):
 class GCNAdapter(Adapter):
     "Adapters on a graph convolution over the attention graph."
 
-    name = "GCNAdapter"
     adapter = "gcn"
 
 
 class APPNPAdapter(Adapter):
     "Adapters on APPNP's aggregation."
 
-    name = "APPNPAdapter"
     adapter = "appnp"
 
 # %% ../../nbs/05_methods/50_generation.ipynb #6da96af5
 class GCNIIAdapter(Adapter):
     "Adapters on GCNII's aggregation."
 
-    name = "GCNIIAdapter"
     adapter = "gcnii"
 
 

@@ -7,41 +7,88 @@ __all__ = ['NAMES_0_1', 'GenerationMethod']
 
 # %% ../../nbs/05_methods/49_generation_base.ipynb #623f09d4
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from ..core.records import RecordError
 from ..core.tensors import load_arrays, save_arrays
-from ..core.texts import one_line, shown_path
+from ..core.texts import check_texts, shown_path
+from ..core.values import PositiveInteger, convert, plain
 from .base import Method
-from vlmadapt.methods.cards import (
-    KEPT_ENTRIES,
-    Card,
-    card_backbone,
-    check_backbone,
-    check_card,
-    class_entries,
-)
+from .cards import Card, check_card, class_entries
 from .inputs import OpenedPixels, as_inputs
+from .storage import empty_method, stored_backbone, stored_values
 from ..models.adapted_models import adapter_parameters, parameter_groups
 from ..models.answer_losses import answer_losses
-from ..models.backbones import Backbone, load_backbone
-from ..models.decoding import generate
+from ..models.backbones import Backbone
+from ..models.decoding import generate, image_tokens
 from ..problems.batches import TaskBatch, TaskBatches
-from ..problems.generation import GenerationProblem, answers_of, rank_candidates
+from vlmadapt.problems.generation import (
+    GenerationProblem,
+    answers_of,
+    check_search,
+    rank_candidates,
+)
 
 # %% ../../nbs/05_methods/49_generation_base.ipynb #ebabecab
+def _prompts(texts: Any, n: int) -> list[str]:
+    "Return one prompt for each of `n` images."
+    if texts is None:
+        raise ValueError(
+            "texts must be the question or prompt: one for all images, or one for each"
+        )
+    if isinstance(texts, str):
+        return [texts] * n
+    texts = check_texts(texts, "text")
+    if len(texts) != n:
+        raise ValueError(f"{n} images but {len(texts)} texts")
+    return texts
+
+# %% ../../nbs/05_methods/49_generation_base.ipynb #43164b50
+NAMES_0_1 = {  # method in cards of version 0.1 -> name
+    "frozen": "Frozen",
+    "full": "FullFineTuning",
+    "bitfit": "BitFit",
+    "prefix": "Prefix",
+    "lora": "LoRA",
+    "adapter": "Adapter",
+    "gcn": "GCNAdapter",
+    "appnp": "APPNPAdapter",
+    "gcnii": "GCNIIAdapter",
+    "p-adapter": "PAdapter",
+}
+
+
+def _renamed(card: Any) -> Any:
+    "Return a card with the present name of its method; what is no card is refused later."
+    name = card.get("method") if isinstance(card, dict) else None
+    return {**card, "method": NAMES_0_1.get(name, name)} if isinstance(name, str) else card
+
+
+def _copy_tensors(tensors: dict, trained: dict, refusal: str) -> None:
+    "Copy stored tensors into parameters; raise ValueError where names or shapes differ."
+    unmatched = sorted(trained.keys() ^ tensors.keys())
+    if unmatched:
+        state = "missing" if unmatched[0] in trained else "unknown"
+        raise ValueError(f"{refusal} {shown_path(unmatched[0])!r} is {state}")
+    for name, parameter in trained.items():
+        x = tensors[name]
+        if parameter.shape != x.shape:
+            shapes = f"{tuple(x.shape)}, not {tuple(parameter.shape)}"
+            raise ValueError(f"{refusal} {name!r} is {shapes}")
+        parameter.data.copy_(x)
+
+# %% ../../nbs/05_methods/49_generation_base.ipynb #6d4cb0e6
 class GenerationMethod(Method):
     "A copy of the backbone's model, some of whose parameters are trained on a generative task."
 
     backbone: Backbone
     model: Any  # the module that is trained
-    name = ""  # in the registry and in cards
-    needs = {"generator"}
-    frozen_vision = True  # does the image tower stay as it is?
-    recipe = dict(
+    name: ClassVar[str] = ""  # in the registry and in cards; default: the name of the class
+    needs: ClassVar[set[str]] = {"generator"}
+    frozen_vision: ClassVar[bool] = True  # whether the image tower is frozen
+    recipe: ClassVar[dict[str, Any]] = dict(
         lr=1e-3,
         epochs=5,
         batch_size=32,
@@ -51,7 +98,12 @@ class GenerationMethod(Method):
         smoothing=0.0,
         drop_last=True,  # p-adapter's released train loader
     )
-    space = dict(lr=(1e-4, 2e-4, 5e-4, 1e-3))  # the paper's
+    space: ClassVar[dict[str, Any]] = dict(lr=(1e-4, 2e-4, 5e-4, 1e-3))  # p-adapter's
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        if "name" not in vars(cls):
+            cls.name = cls.__name__
 
     def __init__(
         self,
@@ -69,8 +121,11 @@ class GenerationMethod(Method):
         model: Any,  # the backbone's module; it is not changed
         seed: int,  # of the initialisation
     ) -> nn.Module:
-        "Return the copy of `model` that is trained."
-        raise NotImplementedError
+        "Return a copy of `model`, in which `requires_grad` marks the trained parameters."
+        raise NotImplementedError(
+            f"{type(self).__name__} adapts nothing: define adapt(self, model, seed), "
+            "which returns the copy of the model that is trained"
+        )
 
     def settings(self) -> dict[str, Any]:
         "Return the hyper-parameters that do not belong to the recipe."
@@ -83,7 +138,9 @@ class GenerationMethod(Method):
 
     def loss(self, batch: TaskBatch) -> torch.Tensor:
         "Return the mean over the batch of the cross-entropy of the answers' tokens."
-        patches = batch.x if self.frozen_vision else self.model._encode_image(batch.x)[1]
+        patches = batch.x
+        if not self.frozen_vision:
+            patches = image_tokens(self.model, batch.x, self.backbone)
         smoothing = self.hyper_parameters["smoothing"]
         return answer_losses(self.model, patches, batch.texts, smoothing).mean()
 
@@ -95,15 +152,15 @@ class GenerationMethod(Method):
     def batches(self, problem: GenerationProblem, seed: int) -> TaskBatches:
         "Return texts with image tokens, or with pixels where the image tower is trained."
         recipe = self.hyper_parameters
-        drop_last = recipe.get("drop_last", True)
         size = recipe["batch_size"]
-        return TaskBatches(problem, seed, size, self.device, self.frozen_vision, drop_last)
+        frozen = self.frozen_vision
+        return TaskBatches(problem, seed, size, self.device, frozen, recipe["drop_last"])
 
     def outputs(
         self,
         problem: GenerationProblem,  # with the split
         split: str,  # which examples
-        **search,  # arguments of `generate`
+        **search: Any,  # arguments of `generate`, where no candidates are ranked
     ) -> list[str]:  # a text for each example
         "Answer the examples of a `split`."
         return answers_of(self.model, problem, split, **search)
@@ -120,12 +177,14 @@ class GenerationMethod(Method):
         inputs: Any,  # paths, PIL images or arrays of pixels: one or a list
         texts: str | list[str] | None = None,  # questions or prompts: one for all, or one for each
         batch_size: int = 64,  # images at once
-        **search,  # arguments of `generate`
+        **search: Any,  # arguments of `generate`, where no candidates are ranked
     ) -> list[str]:  # one answer for each image
         "Answer with one of the candidates where there are any, else with generated text."
         items = as_inputs(inputs)
         if isinstance(items, torch.Tensor):
             raise ValueError(f"{type(self).__name__} reads images, not features")
+        check_search(self.candidates, search)
+        batch_size = convert(batch_size, PositiveInteger, "batch_size")
         prompts = _prompts(texts, len(items))
         answers: list[str] = []
         for x in OpenedPixels(items, self.backbone.preprocess).split(batch_size, self.device):
@@ -139,18 +198,18 @@ class GenerationMethod(Method):
     def save(
         self,
         path: str | Path,  # the file to write
-        **notes,  # plain values for the card
+        **notes: Any,  # plain values for the card
     ) -> None:
         "Store the trained parameters, with the key of the backbone that they belong to."
-        made = dict(
+        tensors: dict[str, torch.Tensor] = {**adapter_parameters(self.model)}
+        entries = dict(
             method=self.name,
             **class_entries(type(self)),
             hyper_parameters=self.hyper_parameters,
             classnames=self.candidates,
-            notes={**self.card.get("notes", {}), **notes},
+            notes=plain({**self.card.get("notes", {}), **notes}),
         )
-        arrays: dict[str, torch.Tensor] = {**adapter_parameters(self.model)}
-        save_arrays(path, arrays, {**self.card, **made})
+        save_arrays(path, tensors, {**self.card, **entries})
 
     @classmethod
     def load(
@@ -160,70 +219,10 @@ class GenerationMethod(Method):
     ) -> "GenerationMethod":
         "Load a stored method; raise ValueError where card, tensors, class and backbone differ."
         tensors, card = load_arrays(path)
-        if isinstance(card, dict) and card.get("method") in NAMES_0_1:
-            card["method"] = NAMES_0_1[card["method"]]
-        check_card(path, card, Card, cls, cls.name)
-        if backbone is None:
-            backbone = card_backbone(card, path)
-        elif isinstance(backbone, str):
-            backbone = load_backbone(backbone, precision=card.get("precision"))
-        check_backbone(card, backbone, path)
-        self = cls.__new__(cls)
-        nn.Module.__init__(self)
-        self.backbone = backbone
-        self.log = []
-        self.diverged = None
-        self.card = {name: card[name] for name in KEPT_ENTRIES if name in card}
-        self.candidates = list(card["classnames"])
-        try:
-            self._setup([], 1.0, self.completed(card["hyper_parameters"]), dict)
-        except Exception as error:
-            raise RecordError(f"{shown_path(path)}: {one_line(error)}") from None
-        self._copy_trained(tensors, path)
-        return self.eval()
-
-    def _copy_trained(self, tensors, path):
-        "Copy the stored tensors into the model; raise ValueError where names or shapes differ."
-        trained = adapter_parameters(self.model)
-        refusal = f"{path}: the tensors do not fit {self.name!r} as the card describes it:"
-        odd = sorted(trained.keys() ^ tensors.keys())
-        if odd:
-            state = "missing" if odd[0] in trained else "unknown"
-            raise ValueError(f"{refusal} {shown_path(odd[0])!r} is {state}")
-        for name, parameter in trained.items():
-            x = tensors[name]
-            if parameter.shape != x.shape:
-                shapes = f"{tuple(x.shape)}, not {tuple(parameter.shape)}"
-                raise ValueError(f"{refusal} {name!r} is {shapes}")
-            parameter.data.copy_(x)
-
-
-NAMES_0_1 = {  # method in cards of version 0.1 -> name
-    "frozen": "Frozen",
-    "full": "FullFineTuning",
-    "bitfit": "BitFit",
-    "prefix": "Prefix",
-    "lora": "LoRA",
-    "adapter": "Adapter",
-    "gcn": "GCNAdapter",
-    "appnp": "APPNPAdapter",
-    "gcnii": "GCNIIAdapter",
-    "p-adapter": "PAdapter",
-}
-
-
-def _prompts(texts, n):
-    "Return one prompt for each of `n` images."
-    if texts is None:
-        raise ValueError(
-            "texts must be the question or prompt: one for all images, or one for each"
-        )
-    if isinstance(texts, str):
-        return [texts] * n
-    texts = list(texts)
-    if len(texts) != n:
-        raise ValueError(f"{n} images but {len(texts)} texts")
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"texts must be text, but item {i} is {text!r}")
-    return texts
+        card = check_card(path, _renamed(card), Card, cls, cls.name)
+        method = empty_method(cls, card, stored_backbone(card, backbone, path))
+        method.candidates = list(card["classnames"])
+        method._setup([], 1.0, stored_values(cls, card, path), dict)
+        refusal = f"{path}: the tensors do not fit {cls.name!r} as the card describes it:"
+        _copy_tensors(tensors, adapter_parameters(method.model), refusal)
+        return method.eval()

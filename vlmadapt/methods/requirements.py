@@ -77,4 +77,5 @@ def problem_width(
     "Return the width of a problem's features, None where it has none."
     if problem.backbone is not None:
         return getattr(getattr(problem.backbone.model, "visual", None), "output_dim", None)
-    return problem.features.text.shape[-1] if "text" in problem.features else None
+    features = problem.features
+    return None if features is None or "text" not in features else features.text.shape[-1]

@@ -16,7 +16,8 @@ from torch import nn
 
 from ..core.extras import require
 from .answer_losses import decoder_states, token_losses
-from .decoding import all_logits, check_causal, stepper
+from .backbones import Backbone
+from .decoding import all_logits, check_causal, image_tokens, stepper
 from .open_clip_import import import_open_clip
 
 # %% ../../nbs/02_models/20_blip_model.ipynb #b2c8d277
@@ -158,11 +159,12 @@ class BlipStepper:
         model: Blip,
         images: torch.Tensor,  # (B, 3, s, s) preprocessed
         cache: bool,  # cache keys and values
+        backbone: Backbone | None = None,  # as in `image_tokens`
     ):
         if cache:
             check_causal(model)
         self.model = model
-        self.patches = model._encode_image(images)[1]
+        self.patches = image_tokens(model, images, backbone)
         self.tokens = torch.zeros(len(images), 0, dtype=torch.long, device=images.device)
         self.cache = model.past(len(images)) if cache else None
         self.length = 0
@@ -184,5 +186,5 @@ class BlipStepper:
 
 
 @stepper.register
-def _(model: Blip, images, cache=True):
-    return BlipStepper(model, images, cache)
+def _(model: Blip, images, cache=True, backbone=None):
+    return BlipStepper(model, images, cache, backbone)

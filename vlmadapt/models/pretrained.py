@@ -161,7 +161,7 @@ def from_hub(
     except Exception as e:
         error = e
     if not _is_absent(error):
-        raise ValueError(f"{what}: {one_line(error)}") from None
+        raise ValueError(f"{what}: {one_line(error)}") from error
     absent = f"{what}: its files are not in the local cache"
     if offline:
         raise ValueError(f"{absent} and HF_HUB_OFFLINE is set; unset it, or {fix}")
@@ -172,7 +172,7 @@ def from_hub(
         with quiet(logging.ERROR):
             return build()
     except Exception as e:
-        raise ValueError(f"{what}: {one_line(e)}") from None
+        raise ValueError(f"{what}: {one_line(e)}") from e
 
 # %% ../../nbs/02_models/04_pretrained.ipynb #640d5d8d
 @contextmanager

@@ -27,7 +27,7 @@ from vlmadapt.core.files import (
     write_atomic,
     write_json,
 )
-from ..core.hashing import content_key, digest
+from ..core.hashing import content_key, hash_file
 from ..core.records import read_json, validate
 from ..core.tensors import load_arrays, save_arrays
 from ..core.texts import shown_path
@@ -167,7 +167,7 @@ def _check_digest(path, record):
         raise DamagedFile(f"{shown_path(path)}: {identity[2]} bytes, {record.bytes} expected")
     if _verified.get(str(path)) == (identity, record.digest):
         return
-    if digest(path, "sha256") != record.digest:
+    if hash_file(path, "sha256") != record.digest:
         raise DamagedFile(f"{shown_path(path)}: content and digest differ")
     _verified[str(path)] = identity, record.digest
 

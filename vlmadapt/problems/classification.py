@@ -32,6 +32,7 @@ from vlmadapt.problems.features import (
     as_labels,
     check_rows,
     same_count,
+    seal_labels,
     unit_rows,
 )
 
@@ -214,7 +215,6 @@ class FewShotProblem(Problem):
     "Class names, labelled splits and features: everything that a classifier is fitted to."
 
     kind = "classification"
-    metric = "accuracy"
 
     def __init__(
         self,
@@ -232,20 +232,15 @@ class FewShotProblem(Problem):
         self.features = features
         self.logit_scale = convert(logit_scale, Positive, "logit_scale")
         self.logit_bias = convert(logit_bias, Real, "logit_bias")
-        self.backbone = backbone
-        self.provenance = provenance or {}
         self.flip = flip
-        self.labels = {s: self._checked(y, s) for s, y in labels.items() if y is not None}
+        checked = {s: self._checked(y, s) for s, y in labels.items() if y is not None}
+        super().__init__(checked, "accuracy", backbone, provenance)
         self._images = {s: self._labelled(x, s) for s, x in (images or {}).items()}
-        self._constants = {}
         self._opened: list | None = None
 
     def _checked(self, y, split):
         "Return labels of a `split` as a tensor, those of the test split sealed and unread."
-        if split == "test":
-            y = y if issubclass(type(y), SealedLabels) else SealedLabels(y)
-        else:
-            y = as_labels(y, self.class_names, split)
+        y = seal_labels(y) if split == "test" else as_labels(y, self.class_names, split)
         rows = self.features.rows(split)
         if rows is not None:
             same_count(rows, y, split)
@@ -307,7 +302,7 @@ class FewShotProblem(Problem):
         return f"{p['dataset']}{part}, {p['shots']} shots, seed {p['seed']}"
 
     def __repr__(self) -> str:
-        return f"FewShotProblem({self}; K={self.K}, {self.sizes()})"
+        return f"FewShotProblem({self}; K={self.K}, {self._sizes()})"
 
     @classmethod
     def from_features(

@@ -148,6 +148,8 @@ def _support_scores(method, problem, seed):
         if not is_trained(method):
             return None
         return method.loss(next(iter(method.batches(problem, seed)))).view(1, 1)
+    if problem.features is None:
+        return None
     if method.reads_images():
         x = method.inputs(problem, "train")
     elif problem.features.is_loaded("train"):
