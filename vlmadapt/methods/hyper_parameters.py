@@ -128,7 +128,7 @@ def hyper_parameter(
 # %% ../../nbs/05_methods/00_hyper_parameters.ipynb #8bb1f630
 RECIPE: dict[str, Any] = {
     "optimizer": Literal["adamw", "adam", "sgd"],
-    "schedule": Literal["warmup_cosine", "step_warmup_cosine", "cosine", "linear", "constant"],
+    "schedule": Literal["warmup_cosine", "cosine", "linear", "constant", "step_warmup_cosine"],
     "lr": Positive,  # learning rate
     "weight_decay": NonNegative,
     "eps": Positive,  # of the optimiser

@@ -60,7 +60,7 @@ class StepWarmupCosine(LRScheduler):
         return [lr * factor for lr in self.base_lrs]
 
 
-SCHEDULES = ("warmup_cosine", "step_warmup_cosine", "cosine", "linear", "constant")
+SCHEDULES = ("warmup_cosine", "cosine", "linear", "constant", "step_warmup_cosine")
 
 
 def make_schedule(
