@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 
 from .. import __version__
-from .classifiers import ADAPT, EVALUATE, PREDICT
+from .classifiers import ADAPT_COMMAND, EVALUATE_COMMAND, PREDICT_COMMAND
 from .commands import Command, CommandParser, add_verbosity
-from .grids import CLAIM, GRID, REPORT
-from .resources import BENCH, DATA, LIST
+from .grids import CLAIM_COMMAND, GRID_COMMAND, REPORT_COMMAND
+from .resources import BENCH_COMMAND, DATA_COMMAND, LIST_COMMAND
 from ..core.files import error_line
 from ..core.registry import choose
 from ..grid.signals import STOPPED, Stopped, stoppable
@@ -26,7 +26,17 @@ from ..grid.signals import STOPPED, Stopped, stoppable
 # %% ../../nbs/09_cli/90_main.ipynb #846ccd24
 COMMANDS: dict[str, Command] = {
     command.name: command
-    for command in (ADAPT, PREDICT, EVALUATE, GRID, REPORT, DATA, CLAIM, LIST, BENCH)
+    for command in (
+        ADAPT_COMMAND,
+        PREDICT_COMMAND,
+        EVALUATE_COMMAND,
+        GRID_COMMAND,
+        REPORT_COMMAND,
+        DATA_COMMAND,
+        CLAIM_COMMAND,
+        LIST_COMMAND,
+        BENCH_COMMAND,
+    )
 }
 
 

@@ -27,6 +27,7 @@ from vlmadapt.methods.inputs import (
     OpenedPixels,
     aligned,
     as_inputs,
+    class_positions,
     item_names,
     prediction_table,
 )
@@ -261,21 +262,7 @@ class Method(HyperParameters, TrainingHooks, nn.Module):
         "Positions of `class_names` among the method's own classes; unknown names are refused."
         if list(class_names) == self.class_names:
             return slice(None)
-        positions = {}
-        for k, name in enumerate(self.class_names):
-            positions.setdefault(name, []).append(k)
-        unknown = [name for name in class_names if name not in positions]
-        if unknown:
-            more = f" and {len(unknown) - 1} more" if unknown[1:] else ""
-            raise ValueError(
-                f"{type(self).__name__} was fitted for other classes: "
-                f"it does not know {unknown[0]!r}{more}"
-            )
-        found = []
-        for name in class_names:
-            own = positions[name]
-            found.append(own.pop(0) if len(own) > 1 else own[0])
-        return found
+        return class_positions(self.class_names, class_names, type(self).__name__)
 
     def inputs(self, problem: FewShotProblem, split: str) -> torch.Tensor | Pixels:
         "What the method reads of a `split`: raw features (N, D), or `Pixels`."
@@ -283,10 +270,6 @@ class Method(HyperParameters, TrainingHooks, nn.Module):
             images: Any = problem.images(split)
             return Pixels(images, self._image_backbone().preprocess)
         return getattr(problem.features, split)
-
-    def _check_reads_features(self):
-        if self.reads_images():
-            raise ValueError(f"{type(self).__name__} reads images, not features")
 
     def _image_backbone(self) -> Any:
         "The backbone that encodes images; by default the one that the card names."
@@ -318,7 +301,8 @@ class Method(HyperParameters, TrainingHooks, nn.Module):
             x = as_inputs(x, self.input_width)
             if not isinstance(x, torch.Tensor):
                 return self._scores_of(x, class_names=class_names, batch_size=batch_size)[1]
-            self._check_reads_features()
+            if self.reads_images():
+                raise ValueError(f"{type(self).__name__} reads images, not features")
             x = aligned(x.to(self._dtype()))
         score = self.scorer(class_names or self.class_names)
         batch_size = batch_size or (100 if self.reads_images() else 2048)
