@@ -7,6 +7,7 @@ __all__ = ['WholeBatches', 'ProLIP']
 
 # %% ../../nbs/05_methods/28_prolip.ipynb #a7094aca
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from .base import Method
 from .hyper_parameters import hyper_parameter
 from ..models.projection import unprojected
 from ..problems.batches import Batch, Batches
+from ..problems.classification import FewShotProblem
 
 # %% ../../nbs/05_methods/28_prolip.ipynb #8ffd93a9
 class WholeBatches(Batches):
@@ -78,7 +80,7 @@ class ProLIP(Method):
 
     def batches(self, problem, seed):
         "Return one batch per epoch with all support images."
-        return WholeBatches(problem, seed, 1, self.device)
+        return WholeBatches(cast(FewShotProblem, problem), seed, 1, self.device)
 
     def _image_backbone(self):
         return unprojected(super()._image_backbone())
