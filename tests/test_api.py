@@ -325,8 +325,11 @@ def test_register_method_refuses(own_module):
     ("name", "told"),
     [
         ("TaskRess", "did you mean 'TaskRes'?"),
-        ("no_such_module:Class", "cannot import 'no_such_module'"),
-        ("vlmadapt.methods.gda:GDB", "has no 'GDB'; did you mean 'GDA'?"),
+        ("no_such_module:Class", "plug-in no_such_module: ModuleNotFoundError"),
+        (
+            "vlmadapt.methods.gda:GDB",
+            "unknown name in vlmadapt.methods.gda 'GDB'; did you mean 'GDA'?",
+        ),
         ("pathlib:Path", "is no subclass of Method"),
         ("LoRA", "LoRA generates text"),
     ],

@@ -55,7 +55,7 @@ def folder_task(root, lines=None, **settings):
     good = {part: [row(prompt=f"what is it in {part} ?")] for part in ("train", "val", "test")}
     for part, rows in {**good, **(lines or {})}.items():
         (root / f"{part}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return load_task("jsonl", root=root, **settings)
+    return load_task("jsonl", root=root, **{"backbone": "mini", **settings})
 
 
 def row(**changes):
@@ -395,7 +395,7 @@ def test_task_images_are_turned_and_put_on_white(tmp_path):
     Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     paths = [str(tmp_path / name) for name in ("turned.jpg", "clear.png")]
     examples = [Example(n, "what is it?", "red") for n in range(2)]
-    task = GenerationProblem(dict(val=(paths, examples)), "accuracy")
+    task = GenerationProblem(dict(val=(paths, examples)), "accuracy", "mini")
     upright, clear = task.pixels("val").images
     assert upright.size == (32, 40)
     top, bottom = upright.getpixel((16, 5)), upright.getpixel((16, 35))
@@ -407,7 +407,7 @@ def test_images_that_lose_more_than_half_to_the_crop_are_counted_once():
     images = [picture(size) for size in ((400, 100), (100, 400), (200, 100), (32, 32))]
     examples = [Example(n, "what is it?", "red") for n in range(4)]
     splits = dict(train=(images, examples), val=(images[2:], examples[:2]))
-    _, messages = warned(lambda: GenerationProblem(splits, "accuracy"))
+    _, messages = warned(lambda: GenerationProblem(splits, "accuracy", "mini"))
     assert len(messages) == 1
     assert messages[0].startswith("2 of 4 images lose more than half to the central crop of mini")
     assert "400 x 100" in messages[0]
@@ -445,9 +445,12 @@ def test_leaks_are_found_among_arrays_and_whatever_the_case_of_the_prompt():
         train=([x], [Example(0, "What is it?", "red")]),
         test=([x.copy()], [Example(0, "what  is it", "red")]),
     )
-    assert "1 of 1 test examples" in warned(lambda: GenerationProblem(splits, "accuracy"))[1][0]
+    assert (
+        "1 of 1 test examples"
+        in warned(lambda: GenerationProblem(splits, "accuracy", "mini"))[1][0]
+    )
     splits["test"] = [x + 1], splits["test"][1]
-    assert warned(lambda: GenerationProblem(splits, "accuracy"))[1] == []
+    assert warned(lambda: GenerationProblem(splits, "accuracy", "mini"))[1] == []
 
 
 def test_test_answers_and_sorts_are_sealed():
@@ -482,7 +485,7 @@ def test_test_answers_and_sorts_are_sealed():
 )
 def test_wrong_examples_are_refused(example, message):
     with pytest.raises(ValueError, match=message):
-        GenerationProblem(dict(val=([picture()], [example])), "accuracy")
+        GenerationProblem(dict(val=([picture()], [example])), "accuracy", "mini")
 
 
 def test_one_answer_as_text_is_one_answer_and_empty_ones_are_counted():
@@ -493,9 +496,9 @@ def test_one_answer_as_text_is_one_answer_and_empty_ones_are_counted():
 
 def test_splits_without_examples_or_of_another_name_are_refused():
     with pytest.raises(ValueError, match="val: there are no examples"):
-        GenerationProblem(dict(val=([picture()], [])), "accuracy")
+        GenerationProblem(dict(val=([picture()], [])), "accuracy", "mini")
     with pytest.raises(ValueError, match="unknown split 'valid'; did you mean 'val'"):
-        GenerationProblem(dict(valid=([picture()], [Example(0, "a", "b")])), "accuracy")
+        GenerationProblem(dict(valid=([picture()], [Example(0, "a", "b")])), "accuracy", "mini")
 
 
 @pytest.mark.parametrize(
@@ -528,21 +531,21 @@ def test_files_of_other_encodings_and_with_line_separators_in_texts(tmp_path):
     folder_task(tmp_path)
     text = json.dumps(row(answers=["red\u2028blue"]), ensure_ascii=False)
     (tmp_path / "val.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    assert load_task("jsonl", root=tmp_path).labels["val"] == [("red\u2028blue",)]
+    assert load_task("jsonl", "mini", root=tmp_path).labels["val"] == [("red\u2028blue",)]
     (tmp_path / "val.jsonl").write_bytes(
         json.dumps(row(prompt="é"), ensure_ascii=False).encode("latin-1")
     )
     with pytest.raises(ValueError, match=r"val.jsonl, line 1: not UTF-8 \(byte"):
-        load_task("jsonl", root=tmp_path)
+        load_task("jsonl", "mini", root=tmp_path)
     (tmp_path / "val.jsonl").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="val.jsonl, line 1: nested too deeply"):
-        load_task("jsonl", root=tmp_path)
+        load_task("jsonl", "mini", root=tmp_path)
     (tmp_path / "val.jsonl").write_text("\n\n")
     with pytest.raises(ValueError, match="val.jsonl: no examples"):
-        load_task("jsonl", root=tmp_path)
+        load_task("jsonl", "mini", root=tmp_path)
     (tmp_path / "val.jsonl").unlink()
     with pytest.raises(ValueError, match="has no examples for val"):
-        load_task("jsonl", root=tmp_path)
+        load_task("jsonl", "mini", root=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -588,6 +591,13 @@ def test_labels_and_splits_of_other_readers_are_checked(tmp_path):
         ValueError, match="entry 1 of images: split 'trian' is none of train, restval"
     ):
         read_karpathy(path, tmp_path)
+
+
+def test_tasks_of_real_images_need_a_named_backbone(tmp_path):
+    for name in ("vqav2", "jsonl"):
+        with pytest.raises(ValueError, match=f"task {name}: name the backbone .*'CoCa-B-32'"):
+            load_task(name, root=tmp_path)
+    assert load_task("mini-vqa", train=4).backbone.name == "mini"
 
 
 def test_mini_tasks_refuse_arguments_that_they_cannot_use(tmp_path):

@@ -51,8 +51,9 @@ def _kind_of(source):
 
 def _is_real(source):
     from vlmadapt.data.benchmarks import BENCHMARKS
+    from vlmadapt.data.tasks import TASKS
 
-    return source in BENCHMARKS
+    return source in BENCHMARKS or (source in TASKS and not TASKS[source].default_backbone)
 
 
 def load_problem(
@@ -70,7 +71,8 @@ def load_problem(
             raise UsageError(f"--{name.replace('_', '-')} does not go with {source}, a {kind}")
     chosen = {k: v for k, v in {**(defaults or {}), **options}.items() if k in allowed}
     if "backbone" not in chosen and (kind in ("folder of images", "table") or _is_real(source)):
-        named = "name the backbone that encodes its images, such as --backbone ViT-B-16"
+        example = "CoCa-B-32" if kind == "task" else "ViT-B-16"
+        named = f"name the backbone that encodes its images, such as --backbone {example}"
         raise UsageError(f"{source}: {named}; `vlmadapt list backbones` shows more")
     path = Path(source).expanduser()
     if kind == "folder of features":

@@ -235,6 +235,7 @@ class TaskSpec:
     read: Callable[..., dict]  # function of the folder, or of nothing, to the splits
     metric: str
     candidates: tuple[str, ...] = ()  # where answers are ranked
+    default_backbone: str | None = None  # where none is named; real images have no default
 
 
 def _read_snli_ve_splits(root):

@@ -50,7 +50,8 @@ def _draw_splits(name):
 
 
 for _name, _task in MINI_TASKS.items():
-    _spec = TaskSpec(None, partial(_draw_splits, _name), _task.metric, _task.candidates)
+    _read = partial(_draw_splits, _name)
+    _spec = TaskSpec(None, _read, _task.metric, _task.candidates, default_backbone="mini")
     register_task(_name, _spec, replace=True)
 
 # %% ../../nbs/03_mini/17_plugin.ipynb #a314e19e

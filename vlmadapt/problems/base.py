@@ -70,12 +70,13 @@ class Problem(ABC):
 def require_backbone(
     backbone: str | Backbone | None,  # as it was given
     what: str,  # whose images it encodes, for the message
+    example: str = "ViT-B-16",  # a backbone that fits, for the message
 ) -> str | Backbone:
     "Return `backbone`; raise ValueError that lists what to pass where it is None."
     if backbone is None:
         names = [name for name in BACKBONES if not name.startswith("mini")]
         raise ValueError(
-            f"{what}: name the backbone that encodes its images, such as backbone='ViT-B-16'; "
+            f"{what}: name the backbone that encodes its images, such as backbone='{example}'; "
             f"there are {', '.join(names)}, 'model:tag' for any other of open_clip, "
             "and 'mini' for a trial without downloads"
         )

@@ -23,7 +23,7 @@ from ..models.answer_losses import answer_losses, tokenize_answers
 from ..models.backbones import Backbone, load_backbone
 from ..models.decoding import generate, image_tokens
 from ..models.pixels import Pixels
-from .base import Problem
+from .base import Problem, require_backbone
 from vlmadapt.problems.examples import (
     METRICS,
     VQA_VERSION,
@@ -52,6 +52,7 @@ class TaskImages(Sequence):
         return open_image(self.items[i])
 
 # %% ../../nbs/04_problems/05_generation.ipynb #47151751
+_EXAMPLE_BACKBONE = "CoCa-B-32"
 TOKENS_LIMIT = 2 << 30  # bytes; the image tokens of a larger split are computed batch by batch
 
 
@@ -70,7 +71,7 @@ class GenerationProblem(Problem):
         self,
         splits: dict[str, tuple],  # split -> (images that `open_image` takes, `Example`s)
         metric: str,  # "vqa_accuracy", "accuracy" or "cider"
-        backbone: str | Backbone = "mini",  # with a text decoder
+        backbone: str | Backbone,  # with a text decoder
         candidates: Sequence[str] = (),  # answers to rank; without them answers are generated
         provenance: dict[str, Any] | None = None,  # where the data come from, as plain values
     ):
@@ -141,7 +142,7 @@ class GenerationProblem(Problem):
 # %% ../../nbs/04_problems/05_generation.ipynb #2c69f8b0
 def load_task(
     name: str,  # a key of `TASKS`
-    backbone: str | Backbone = "mini",  # with a text decoder
+    backbone: str | Backbone | None = None,  # with a text decoder; required for real images
     train: int | None = None,  # number of training examples; default: all
     root: str | Path | None = None,  # the folder of a task on disk; default: below VLMADAPT_DATA
     metric: str | None = None,  # a key of `METRICS`; default: the task's own
@@ -149,6 +150,8 @@ def load_task(
 ) -> GenerationProblem:
     "Load a built-in task or one on disk."
     task = choose(name, TASKS, "task")
+    if backbone is None:
+        backbone = require_backbone(task.default_backbone, f"task {name}", _EXAMPLE_BACKBONE)
     own_metric = metric_name(task.metric)
     metric = metric_name(metric or task.metric)
     own = task.candidates if metric == "accuracy" else ()
