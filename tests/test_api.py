@@ -294,6 +294,17 @@ def test_an_own_method_by_its_registered_name(own_module, digits, tmp_path):
     assert run_code(by_name, *given, PYTHONPATH=path) == told
 
 
+def test_an_own_method_by_the_path_of_its_file(digits, tmp_path, monkeypatch):
+    (tmp_path / "own_file.py").write_text(OWN.format(decorator=""))
+    monkeypatch.chdir(tmp_path)
+    method = va.create_method("own_file.py:Nudge", digits)
+    assert type(method).__name__ == "Nudge"
+    method.save(tmp_path / "m.safetensors")
+    loaded = va.load_method(tmp_path / "m.safetensors", method=f"{tmp_path}/own_file.py:Nudge")
+    assert type(loaded) is type(method)
+    sys.modules.pop(type(method).__module__)
+
+
 def test_a_file_does_not_decide_what_is_imported(own_module, digits, tmp_path):
     module = own_module("")
     method = va.create_method("my_methods:Nudge", digits)
@@ -325,11 +336,12 @@ def test_register_method_refuses(own_module):
     ("name", "told"),
     [
         ("TaskRess", "did you mean 'TaskRes'?"),
-        ("no_such_module:Class", "plug-in no_such_module: ModuleNotFoundError"),
+        ("no_such_module:Class", "plug-in no_such_module: ModuleNotFoundError: "),
         (
             "vlmadapt.methods.gda:GDB",
             "unknown name in vlmadapt.methods.gda 'GDB'; did you mean 'GDA'?",
         ),
+        ("nowhere/own.py:Class", "no such file: "),
         ("pathlib:Path", "is no subclass of Method"),
         ("LoRA", "LoRA generates text"),
     ],

@@ -296,7 +296,7 @@ def test_a_part_of_a_shipped_grid(capsys, tmp_path):
     part = capsys.readouterr().out
     assert len(part.splitlines()) == len(whole.splitlines())
     assert "2 of 2 measurements missing" in part and "2 of 2 " not in whole
-    assert "--set takes name=value" in refusal(capsys, *line[:6], "--set", "seeds")
+    assert "--set takes name=value" in refusal(capsys, *line[:5], "--set", "seeds")
 
 
 def listed(capsys, *arguments):

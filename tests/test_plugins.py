@@ -22,6 +22,7 @@ from vlmadapt.grid.entries import method_entry, result_key
 from vlmadapt.grid.params import read_runs
 from vlmadapt.grid.params_files import parse_changes
 from vlmadapt.grid.results import read_results
+from vlmadapt.grid.runner import execute_all
 from vlmadapt.grid.runs import execute
 from vlmadapt.grid.store import ResultStore
 from vlmadapt.methods import METHODS
@@ -165,6 +166,20 @@ def test_own_method_and_dataset_in_a_grid_and_its_report(own, capsys):
     assert "NearestMean" in (report / "table.tex").read_text()
     assert "NearestMean" in (report / "report.html").read_text()
     assert (report / "gains.svg").exists() or list(report.glob("gains.*"))
+
+
+@pytest.mark.slow
+def test_own_method_and_dataset_in_workers_of_ray(own, capsys):
+    pytest.importorskip("ray")
+    runs = read_runs(own / "my_grid.yml")
+    assert execute_all(runs, workers=1) == {}
+    told = capsys.readouterr().out
+    assert "one run after another" not in told, told
+    for run in runs:
+        assert run.results().is_complete() and run.results().units["NearestMean", "", 1]
+    results = read_results("outputs/my_grid")
+    assert set(results["method"]) == {"ZeroShot", "NearestMean"}
+    assert set(results["evaluated_on"]) == {"my-stripes"}
 
 
 def test_a_changed_method_is_measured_again(own):

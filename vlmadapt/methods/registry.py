@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from ..core.plugins import load_plugin
+from ..core.plugins import load_plugin, locate_plugin, split_plugin
 from ..core.registry import choose, register_entry_points
 from .requirements import TOWER_NEEDS, check_kind, generates
 
@@ -30,7 +30,7 @@ class RegisteredMethod:
         "Return the class."
         if not isinstance(self.target, str):
             return self.target
-        return load_plugin(self.target)
+        return _class_named(self.target)
 
     @property
     def class_name(self) -> str:
@@ -38,6 +38,15 @@ class RegisteredMethod:
         if isinstance(self.target, str):
             return self.target.partition(":")[2]
         return self.target.__name__
+
+
+def _class_named(target):
+    "Import and return a class; raise ValueError in one line where that fails."
+    place, _ = split_plugin(target)
+    try:
+        return load_plugin(locate_plugin(target) if place.endswith(".py") else target)
+    except ValueError as error:
+        raise ValueError(f"method {target!r}: {error}") from error
 
 
 def check_subclass(
@@ -117,7 +126,7 @@ class MethodRegistry(Mapping[str, Any]):
 
     def entry(
         self,
-        name: str,  # of a method, or "package.module:Class"
+        name: str,  # of a method, "package.module:Class" or "file.py:Class"
         kind: Kind | None = None,  # where one name stands for methods of two kinds
     ) -> RegisteredMethod:
         "Return what is known of a method without importing it; raise ValueError for another name."
@@ -127,7 +136,7 @@ class MethodRegistry(Mapping[str, Any]):
             table = self._generation if kind == "generation" else self._classification
             entries = {own: entry for own, entry in table.items() if entry.kind == kind}
         if name not in entries and isinstance(name, str) and ":" in name:
-            cls = check_subclass(load_plugin(name), name)
+            cls = check_subclass(_class_named(name), name)
             return RegisteredMethod(cls.__name__, kind_of(cls), cls)
         return choose(name, entries, "method" if kind is None else f"method of kind {kind}")
 
@@ -143,7 +152,7 @@ class MethodRegistry(Mapping[str, Any]):
 
     def of_kind(
         self,
-        name: str,  # of a method, or "package.module:Class"
+        name: str,  # of a method, "package.module:Class" or "file.py:Class"
         kind: Literal["classification", "generation"],
     ) -> Any:
         "Return the class of a method for a kind of problem, or its class for the other kind."

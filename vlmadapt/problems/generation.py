@@ -75,6 +75,7 @@ class GenerationProblem(Problem):
         candidates: Sequence[str] = (),  # answers to rank; without them answers are generated
         provenance: dict[str, Any] | None = None,  # where the data come from, as plain values
     ):
+        backbone = require_backbone(backbone, "generation problem", _EXAMPLE_BACKBONE)
         loaded = load_backbone(backbone)
         if not hasattr(loaded.model, "text_decoder"):
             raise ValueError(f"{loaded.name} has no text decoder: it cannot generate text")
