@@ -34,6 +34,7 @@ _METHODS: tuple[tuple[str, str, Kind], ...] = (
     ("MuDPT", "mudpt", "prompts"),
     ("PAdapter", "p_adapter", "towers"),
     ("AnchoredProbe", "anchored_probe", "features"),
+    ("AnchoredKernel", "anchored_kernel", "features"),
     ("Frozen", "generation", "generation"),
     ("FullFineTuning", "generation", "generation"),
     ("BitFit", "generation", "generation"),
