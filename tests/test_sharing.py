@@ -38,6 +38,7 @@ FOLDS = {
     "HeGraphAdapter T",
 }
 DOES_NOT_FOLD = {
+    "AnchoredKernel",
     "TipAdapter",
     "TipAdapterF",
     "CLIPAdapter",

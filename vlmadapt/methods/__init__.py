@@ -48,6 +48,7 @@ _METHODS: tuple[tuple[str, str, Kind], ...] = (
     ("MuDPT", "mudpt", "prompts"),
     ("PAdapter", "p_adapter", "towers"),
     ("AnchoredProbe", "anchored_probe", "features"),
+    ("AnchoredKernel", "anchored_kernel", "features"),
     ("ZSLP", "clap", "features"),
     ("CLAP", "clap", "features"),
     ("LPPlusPlus", "lp_plus_plus", "features"),

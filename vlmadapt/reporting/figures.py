@@ -64,6 +64,7 @@ STYLE = dict(
     MuDPT=("#0072B2", "o"),
     PAdapter=("#009E73", "s"),
     AnchoredProbe=("#882255", "H"),
+    AnchoredKernel=("#332288", "*"),
 )
 LABEL = dict(
     ZeroShot="Zero-shot",
@@ -75,6 +76,7 @@ LABEL = dict(
     ProtoCLIP="Proto-CLIP",
     PAdapter="p-adapter in CLIP (ours)",
     AnchoredProbe="Anchored probe (ours)",
+    AnchoredKernel="Anchored kernel (ours)",
 )
 OTHER_COLORS = (  # of methods that are not in `STYLE`
     *("#1F78B4", "#E41A1C", "#66A61E", "#7570B3", "#B15928", "#17BECF", "#E7298A", "#BCBD22"),

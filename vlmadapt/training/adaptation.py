@@ -19,7 +19,10 @@ from .loop import fit
 from .tuning import Tuned, tune
 
 # %% ../../nbs/06_training/05_adaptation.ipynb #09bdf190
-DEFAULT_METHODS = {"classification": "TaskRes", "generation": "PAdapter"}  # by kind of problem
+DEFAULT_METHODS = {
+    "classification": "AnchoredKernel",
+    "generation": "PAdapter",
+}  # by kind of problem
 
 
 def _report(name, problem, tuned, trials):
