@@ -63,7 +63,7 @@ def params(tmp_path):
     return tmp_path / "tiny.yml"
 
 
-def run_here(notebook, target, parameters, log):
+def run_here(notebook, target, parameters, log, plugins=()):
     "What `run_notebook` does, without a kernel."
     cells = nbformat.read(notebook, 4).cells
     write = kernels.WholeNotebooks().write

@@ -398,7 +398,7 @@ def small(params):
 )
 @pytest.mark.parametrize("kind", ["pipe", "folder"])
 def test_nothing_hangs_on_a_pipe_or_a_folder(params, tmp_path, capfd, monkeypatch, name, kind):
-    def run_here(notebook, target, parameters, log):
+    def run_here(notebook, target, parameters, log, plugins=()):
         kernels.WholeNotebooks().write("text", target)
         exec(f"{PARAMETERS}\n", values := {})
         exec(BODY, {**values, **parameters})
