@@ -444,7 +444,7 @@ def test_predictions_are_those_of_the_library(stored, photos, capsys, tmp_path):
 def test_predictions_come_in_chunks(stored, photos, capsys, monkeypatch):
     assert run_command("predict", stored, photos, top=3) == 0
     whole = capsys.readouterr().out
-    monkeypatch.setattr(classifiers, "CHUNK", 5)
+    monkeypatch.setattr(classifiers, "IMAGES_PER_STEP", 5)
     assert run_command("predict", stored, photos, top=3) == 0
     assert capsys.readouterr().out == whole
 
