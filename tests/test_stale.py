@@ -52,7 +52,7 @@ def grid(tmp_path, monkeypatch):
     cells = write_experiment(tmp_path / "tiny.ipynb", PARAMETERS, BODY)
     monkeypatch.chdir(tmp_path)
 
-    def here(notebook, target, parameters, log):
+    def here(notebook, target, parameters, log, plugins=()):
         exec("\n".join(cell.source for cell in cells[1:]), dict(parameters))
 
     monkeypatch.setattr("vlmadapt.grid.runs.run_notebook", here)
