@@ -781,7 +781,7 @@ def refusal_of_a_dry_run(folder, capsys, text):
             "backbone: 'ViT-B-32:opnai'",
             "unknown weight tag of ViT-B-32 'opnai'; did you mean 'openai'?",
         ),
-        ("backbone: 'ViT-B-32:none.safetensors'", "no such file: none.safetensors"),
+        ("backbone: 'ViT-B-32:none.safetensors'", "no such weight file: none.safetensors"),
     ],
 )
 def test_a_dry_run_refuses_impossible_values(tmp_path, capsys, text, told):
