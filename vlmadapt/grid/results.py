@@ -206,7 +206,8 @@ def read_results(
 METHOD_ORDER = (
     *("ZeroShot", "LinearProbeScratch", "LinearProbe", "GDA", "TipAdapter", "TipAdapterF"),
     *("CLIPAdapter", "TaskRes", "GraphAdapter", "ProtoCLIP", "HeGraphAdapter", "CoOp", "CoCoOp"),
-    *("VPT", "MaPLe", "MuDPT", "PAdapter", "AnchoredProbe"),
+    *("VPT", "MaPLe", "MuDPT", "PAdapter", "AnchoredProbe", "ZSLP", "CLAP", "LPPlusPlus"),
+    *("SSText", "CrossModal", "APE", "APET", "TIMO", "TIMOS", "ProKeR", "ProLIP"),
     *("Frozen", "Adapter", "GCNAdapter", "APPNPAdapter", "GCNIIAdapter", "LoRA", "Prefix"),
     *("BitFit", "FullFineTuning"),
 )

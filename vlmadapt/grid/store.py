@@ -23,7 +23,14 @@ from .conversion import OWN_FIELDS
 from .entries import NOT_IN_KEY, MethodEntry, method_entry, method_names, result_key
 from .named_files import file_contents
 from .results import deviation, in_order, read_result_file, warn_left_out
-from .schema import SCHEMA_VERSION, Result, to_record, variant_label, with_digest
+from vlmadapt.grid.schema import (
+    NOT_APPLICABLE,
+    SCHEMA_VERSION,
+    Result,
+    to_record,
+    variant_label,
+    with_digest,
+)
 from ..problems.named_data import FEATURES_BACKBONE, is_bundle, source_name
 
 # %% ../../nbs/07_grid/05_store.ipynb #8146a05c
@@ -388,6 +395,7 @@ class ResultStore:
         lines = [
             dict(name=(method, variant), seed=seed, value=results[0].value)
             for (method, variant, seed), results in self.units.items()
+            if results[0].metric != NOT_APPLICABLE
         ]
         wide = pd.DataFrame(lines).pivot(index="name", columns="seed", values="value")
         wide = wide.reindex(pd.Index(in_order(list(wide.index)), tupleize_cols=False))
