@@ -181,7 +181,16 @@ def measurements(
 # %% ../../nbs/08_reporting/00_summaries.ipynb #ac417bae
 COMPACT = (
     *("dataset", "text", "shots", "method", "variant", "seed", "value", "n", "correct"),
-    *("validation", "rule", "trials", "given", "trainable_parameters", "fit_s", "split"),
+    *(
+        "validation",
+        "rule",
+        "trials",
+        "candidates",
+        "given",
+        "trainable_parameters",
+        "fit_s",
+        "split",
+    ),
     *("commit", "device", "versions", "reason"),
 )  # columns
 
@@ -201,7 +210,8 @@ def _compact_line(result: Result) -> dict[str, Any]:
         "correct": result.correct,
         "validation": result.selection.value,
         "rule": result.selection.rule,
-        "trials": result.selection.trials,
+        "trials": result.settings.get("trials"),
+        "candidates": result.selection.trials,
         "given": json.dumps(given, sort_keys=True) if given else "",
         "trainable_parameters": result.trainable_parameters,
         "fit_s": result.cost.fit_s,
