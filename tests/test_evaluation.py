@@ -7,6 +7,7 @@ from sklearn import metrics as reference
 
 from vlmadapt.methods import METHODS
 from vlmadapt.problems.classification import from_features
+from vlmadapt.problems.few_shot import few_shot
 from vlmadapt.problems.generation import load_task
 from vlmadapt.training.evaluation import (
     FURTHER_METRICS,
@@ -14,6 +15,7 @@ from vlmadapt.training.evaluation import (
     expected_calibration_error,
     top5_accuracy,
 )
+from vlmadapt.training.loop import fit
 
 NAMES = [f"class {k}" for k in range(9)]
 
@@ -106,3 +108,25 @@ def test_generation_has_its_own_metrics():
     method = METHODS["ZeroShot"].__new__(METHODS["ZeroShot"])  # not reached
     with pytest.raises(ValueError, match="are for classification; .* is scored by vqa_accuracy"):
         evaluate(method, task, "top5_accuracy")
+
+
+ZERO_SHOT_ON_NEW = (
+    *("LinearProbe", "GDA", "TipAdapter", "TipAdapterF", "TaskRes", "AnchoredProbe", "ZSLP"),
+    *("CLAP", "LPPlusPlus", "SSText", "CrossModal", "APE", "APET", "TIMO", "TIMOS", "ProKeR"),
+)
+
+
+@pytest.mark.parametrize("name", [*ZERO_SHOT_ON_NEW, "CLIPAdapter", "ProLIP"])
+def test_methods_on_features_score_new_classes_by_their_text(name):
+    base, new = (few_shot("mini-digits", shots=2, views=2, part=part) for part in ("base", "new"))
+    cls = METHODS[name]
+    method = fit(cls(base, **({"epochs": 1} if "epochs" in cls.recipe else {})), base)
+    scores = method.outputs(new, "test")
+    assert scores.shape == (len(new.features.test), new.K) and scores.isfinite().all()
+    if name in ZERO_SHOT_ON_NEW:
+        zero_shot = METHODS["ZeroShot"](new).outputs(new, "test")
+        ratio = (scores / zero_shot).flatten()
+        assert torch.allclose(ratio, ratio[0].expand_as(ratio), rtol=1e-4)
+    every = few_shot("mini-digits", shots=2, views=2)
+    mixed = method.outputs(every, "test")
+    assert mixed.shape[1] == every.K and mixed.isfinite().all()

@@ -106,7 +106,9 @@ def _prompt_files(value, settings):
 
 
 def _bundle_files(value, settings):
-    return [data_root() / value / name for name in ("features.safetensors", "classnames.json")]
+    files = [data_root() / value / name for name in ("features.safetensors", "classnames.json")]
+    text = data_root() / value / f"{settings.get('text') or 'text'}.safetensors"
+    return [*files, text] if text.is_file() else files
 
 
 def _split_file(name):

@@ -38,6 +38,10 @@ class AnchoredProbe(Method):
         self.W = nn.Parameter(torch.zeros_like(self.text))
         self.b = nn.Parameter(self.text.new_zeros(len(self.text)))
 
+    def new_class_scores(self, batch, text):
+        "A class that was not fitted has its share of the zero-shot logits alone."
+        return self.anchor * self.cosine_logits(batch.x, text)
+
     def logits(self, batch):
         weight = self.anchor * self.logit_scale * self.text + self.W
         return F.linear(F.normalize(batch.x, dim=-1), weight, self.b)

@@ -62,5 +62,9 @@ class CLIPAdapter(Method):
         g = F.relu(F.linear(F.relu(F.linear(x, self.V)), self.U))
         return self.ratio * g + (1 - self.ratio) * x
 
+    def new_class_scores(self, batch, text):
+        "The adapted image features, compared with the text of the new classes."
+        return self.cosine_logits(self.adapted(batch.x), text)
+
     def logits(self, batch):
         return self.cosine_logits(self.adapted(batch.x), self.text)

@@ -39,6 +39,10 @@ class LinearProbe(Method):
         self.W = nn.Parameter(self.text.clone())
         self.b = nn.Parameter(self.text.new_zeros(len(self.text)))
 
+    def new_class_scores(self, batch, text):
+        "A class that was not fitted has its initial row: zero-shot."
+        return self.cosine_logits(batch.x, text)
+
     def logits(self, batch):
         return self.logit_scale * F.linear(F.normalize(batch.x, dim=-1), self.W) + self.b
 

@@ -105,6 +105,11 @@ METHOD_NAMES: dict[str, tuple[str, str]] = {
     "HeGraphAdapter(T-P)": ("HeGraphAdapter", "T-P"),
     "HeGraphAdapter(T)": ("HeGraphAdapter", "T"),
     "HeGraphAdapter": ("HeGraphAdapter", ""),
+    "APE": ("APE", ""),
+    "APE-T": ("APET", ""),
+    "TIMO": ("TIMO", ""),
+    "TIMO-S": ("TIMOS", ""),
+    "GDA": ("GDA", ""),
 }  # name in print -> method and variant
 
 # %% ../../nbs/08_reporting/05_published.ipynb #927a7ae0
@@ -192,6 +197,7 @@ READINGS += [
     Reading("from an example log", "CoOp IJCV22"),
     Reading("from a compilation by others", "LDC*compilation*"),
     Reading("from a compilation by others", "DMN*", method="[CMP]*"),
+    Reading("from tables of other papers", "Later baselines*"),
     Reading("from a summary by others with one decimal and a doubtful backbone", "TOGA*"),
 ]
 
@@ -281,7 +287,7 @@ def paper_table(
 def check_averages(
     numbers: pd.DataFrame | None = None,  # from `published`; default: Tables 1 and 2
 ) -> pd.DataFrame:  # printed and recomputed average, number of values, and whether they are equal
-    "Recompute every average of HeGraphAdapter's Tables 1 and 2 from the single values."
+    "Recompute printed averages from the single values; HeGraphAdapter's unless others are given."
     if numbers is None:
         numbers = published("HeGraphAdapter", ["Table 1", "Table 2"])
     keys = ["table", "backbone", "method"]
