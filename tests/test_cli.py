@@ -347,17 +347,19 @@ def stored(photos):
 def test_adapt_says_what_it_found(photos, tmp_path, capsys):
     out = tmp_path / "x.safetensors"
     line = ["adapt", photos, "--backbone", "mini", "--shots", "2", "--trials", "2", "--out", out]
-    assert run_command(*line) == 0
+    assert run_command(*line, "--method", "TaskRes") == 0
     told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     method = va.load_method(out)
     problem = va.from_folder(photos, backbone="mini", shots=2)
-    same = va.adapt(problem, trials=2)
+    same = va.adapt(problem, "TaskRes", trials=2)
     assert told["method"] == "TaskRes on photos, 2 shots, seed 1"
     assert (
         "the best of" in told["chosen"] and f"lr={method.hyper_parameters['lr']}" in told["chosen"]
     )
     assert told["validation"] == f"accuracy {same.card['selection']['value']:.1f}"
-    assert told["test"] == f"accuracy {va.evaluate(same, problem)['accuracy']:.1f}"
+    zero_shot = va.evaluate(va.create_method("ZeroShot", problem), problem)["accuracy"]
+    accuracy = va.evaluate(same, problem)["accuracy"]
+    assert told["test"] == f"accuracy {accuracy:.1f} (zero-shot {zero_shot:.1f})"
     assert told["file"] == str(out)
     assert told["next"] == f"vlmadapt predict {out} {photos}"
     COMMANDS["predict"].parser().parse(shlex.split(told["next"])[2:])
@@ -418,6 +420,28 @@ def test_adapt_to_features(photos, tmp_path, capsys):
     assert f"test        accuracy {accuracy:.1f}" in told
     assert run_command("evaluate", out, folder) == 0
     assert "--backbone does not go with" in refusal(capsys, "adapt", folder, "--backbone", "mini")
+
+
+def test_a_method_of_ones_own_by_its_file(photos, tmp_path, capsys):
+    file = tmp_path / "own_command_method.py"
+    file.write_text(
+        "import vlmadapt as va\n"
+        "@va.register_method('OfTheCommand')\n"
+        "class OfTheCommand(va.Method):\n"
+        "    def constants(self, problem):\n"
+        "        return {'text': problem.features.text}\n"
+        "    def logits(self, batch):\n"
+        "        return self.cosine_logits(batch.x, self.text)\n"
+    )
+    out = tmp_path / "own.safetensors"
+    own = ["--plugin", file]
+    line = ["adapt", photos, "--backbone", "mini", "--shots", "2", "--method", "OfTheCommand"]
+    assert run_command(*line, *own, "--out", out) == 0
+    assert "OfTheCommand on" in capsys.readouterr().out
+    assert run_command("predict", out, photos, *own) == 0
+    assert run_command("evaluate", out, photos, *own) == 0
+    missing = refusal(capsys, "predict", out, photos, "--plugin", tmp_path / "nothing.py")
+    assert "nothing.py" in missing
 
 
 def test_predictions_are_those_of_the_library(stored, photos, capsys, tmp_path):

@@ -17,7 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .commands import Command, CommandParser, UsageError, given
+from vlmadapt.cli.commands import (
+    Command,
+    CommandParser,
+    UsageError,
+    add_plugins,
+    given,
+    load_plugins,
+)
 from ..core.registry import choose
 
 # %% ../../nbs/09_cli/10_classifiers.ipynb #057cc798
@@ -112,13 +119,14 @@ def _adapt_arguments(parser: CommandParser):
     add = parser.add_argument
     add("source", help=SOURCES)
     add("--backbone", help="see `vlmadapt list backbones`; or any of open_clip, or hf-hub:...")
-    add("--method", help="see `vlmadapt list methods`; default: the library's")
+    add("--method", help="see `vlmadapt list methods`; default: AnchoredKernel, for tasks PAdapter")
     add("--shots", metavar="N", help="support images per class; default: 16")
     add("--trials", metavar="N", help="candidates to train; default: 16, 0 takes the defaults")
     add("--seed", metavar="N", help="draws images and candidates; default: 1")
     add("--template", action="append", help="class prompt with {} for the name; may be repeated")
     add("--descriptions", metavar="FILE", help="JSON: class name -> sentences")
     _add_classes(parser)
+    add_plugins(parser)
     add("--out", metavar="FILE", default="method.safetensors", help="default: %(default)s")
 
 
@@ -132,6 +140,16 @@ def _check_out(out: str):
 
 def _percent(metric: str, value: float) -> str:
     return f"{metric} {value:.1f}"
+
+
+def _reference(problem) -> str:
+    "What the backbone reaches without adaptation, for comparison."
+    import vlmadapt as va
+
+    if problem.kind == "generation":
+        return ""
+    found = va.evaluate(va.create_method("ZeroShot", problem), problem)
+    return f" (zero-shot {found[problem.metric]:.1f})"
 
 
 def adapted_text(
@@ -154,7 +172,8 @@ def adapted_text(
         lines.append(f"validation  {_percent(problem.metric, found[problem.metric])}")
     if "test" in problem.labels:
         found = va.evaluate(method, problem)
-        lines.append(f"test        {_percent(problem.metric, found[problem.metric])}")
+        text = f"test        {_percent(problem.metric, found[problem.metric])}"
+        lines.append(text + _reference(problem))
     return "\n".join(lines)
 
 
@@ -169,6 +188,7 @@ def _run_adapt(options: argparse.Namespace):
     import vlmadapt as va
 
     _check_out(options.out)
+    load_plugins(options)
     chosen = given(options, "backbone", "shots", "seed", "template", "descriptions")
     problem = load_problem(options.source, {**chosen, **_given_classes(options)})
     method = va.adapt(problem, **given(options, "method", "trials", "seed"))
@@ -249,6 +269,7 @@ def _predict_arguments(parser: CommandParser):
     add("--csv", metavar="FILE", help="write the table to a file")
     add("--json", action="store_true", help="print one JSON object a line")
     add("--on-corrupt", metavar="WAY", help="a file that cannot be decoded: refuse or skip")
+    add_plugins(parser)
 
 
 def _print_table(lines: list[tuple]):
@@ -298,6 +319,7 @@ def _answer(method, paths, options) -> list[tuple]:
 def _run_predict(options: argparse.Namespace):
     import vlmadapt as va
 
+    load_plugins(options)
     paths = image_files(options.images)
     method = va.load_method(options.file)
     if options.text is not None:
@@ -313,7 +335,7 @@ def _run_predict(options: argparse.Namespace):
 
 PREDICT_COMMAND = Command(
     "predict",
-    "Classify images with a stored method.",
+    "Classify images, or answer questions about them, with a stored method.",
     _predict_arguments,
     _run_predict,
     {
@@ -321,6 +343,8 @@ PREDICT_COMMAND = Command(
         "pets.safetensors photo.jpg more_photos/ --top 3": "folders are searched for images",
         "pets.safetensors more_photos/ --csv pets.csv --on-corrupt skip": "a table for later",
         "pets.safetensors more_photos/ --json": "one JSON object a line",
+        "mine.safetensors photo.jpg --plugin my_method.py": "a method of your own",
+        "vqa.safetensors photo.jpg --text 'what is it?'": "a method that generates text",
     },
 )
 
@@ -332,12 +356,14 @@ def _evaluate_arguments(parser: CommandParser):
     add("--metrics", metavar="NAME", nargs="+", help="further ones, such as top5_accuracy")
     _add_classes(parser)
     add("--json", action="store_true", help="print one JSON object")
+    add_plugins(parser)
 
 
 def _run_evaluate(options: argparse.Namespace):
     import vlmadapt as va
     from vlmadapt.methods.cards import card_backbone, read_card
 
+    load_plugins(options)
     card = read_card(options.file)
     backbone, defaults = None, {}
     if card["backbone"] is not None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROVENANCE', 'PLAIN_FIELDS', 'METHOD_ORDER', 'ResultFile', 'read_result_file', 'warn_left_out', 'read_run',
-           'read_runs_below', 'read_results', 'in_order', 'deviation']
+           'read_runs_below', 'read_results', 'in_order', 'deviation', 'values_by_seed']
 
 # %% ../../nbs/07_grid/02_results.ipynb #d673e3b2
 import warnings
@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from ..core.records import RecordError, read_json, validate
 from .conversion import UNTRAINED, convert_results
-from .schema import Result, from_record, name_of
+from .schema import NOT_APPLICABLE, Result, from_record, name_of, variant_label
 
 # %% ../../nbs/07_grid/02_results.ipynb #7086faba
 @dataclass
@@ -181,13 +181,18 @@ def _lines(results: list[Result], run: Path) -> Iterator[dict[str, Any]]:
         yield line
 
 
-def _drop_repeated_references(frame):
-    "Keep a reference result, which many runs measure again, once."
+# settings that change nothing for a method that is not trained
+_NOT_OF_REFERENCES = {"trials", "epochs", "paper_protocol", "perplexity", "threads"}
+
+
+def _drop_repeated_references(frame, settings):
+    "Keep a reference result, which many runs measure again under the same `settings`, once."
     keys = [
         *("dataset", "evaluated_on", "class_split", "shots", "backbone", "prompts", "views"),
         *("method", "variant", "seed", "point", "metric", "value"),
+        *sorted(settings - _NOT_OF_REFERENCES),
     ]
-    keys = [key for key in keys if key in frame]
+    keys = [key for key in dict.fromkeys(keys) if key in frame]
     repeated = frame["method"].isin(UNTRAINED) & frame[keys].astype(str).duplicated()
     return frame.loc[~repeated].reset_index(drop=True)
 
@@ -195,12 +200,20 @@ def _drop_repeated_references(frame):
 def read_results(
     *folders: str | Path,  # outputs of one grid, or of many
 ) -> pd.DataFrame:  # one line for each result
-    "Read every result below `folders` into one long table."
-    lines = [line for run, results in read_runs_below(*folders) for line in _lines(results, run)]
+    """Read every result below `folders` into one long table.
+
+    The columns that most readers need are `method`, `variant`, `dataset`, `shots`, `seed`, `metric`
+    and `value`. A setting of an experiment of one's own is a column too.
+    """
+    lines = []
+    settings: set[str] = set()
+    for run, results in read_runs_below(*folders):
+        lines += _lines(results, run)
+        settings = settings.union(*(_scalars(result.settings) for result in results))
     if not lines:
         shown = ", ".join(map(str, folders))
         raise ValueError(f"{shown}: no results there")
-    return _drop_repeated_references(pd.DataFrame(lines))
+    return _drop_repeated_references(pd.DataFrame(lines), settings)
 
 # %% ../../nbs/07_grid/02_results.ipynb #a9cd4c46
 METHOD_ORDER = (
@@ -231,3 +244,18 @@ def deviation(
     "Return the population standard deviation over the seeds."
     known = pd.Series(values, dtype=float).dropna()
     return float(known.to_numpy().std()) if len(known) > 1 else float("nan")
+
+
+def values_by_seed(
+    results: dict[tuple[str, str, int], Result],  # one result of each method, variant and seed
+) -> pd.DataFrame:  # methods x seeds, with mean and standard deviation
+    "Return a table of values with one line for each method; what does not apply is left out."
+    lines = [
+        dict(name=(method, variant), seed=seed, value=result.value)
+        for (method, variant, seed), result in results.items()
+        if result.metric != NOT_APPLICABLE
+    ]
+    wide = pd.DataFrame(lines).pivot(index="name", columns="seed", values="value")
+    wide = wide.reindex(pd.Index(in_order(list(wide.index)), tupleize_cols=False))
+    wide.index = pd.Index([variant_label(*name) for name in wide.index], name="method")
+    return wide.assign(mean=wide.mean(axis=1), sd=wide.apply(deviation, axis=1))

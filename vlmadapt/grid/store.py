@@ -22,13 +22,11 @@ from ..core.values import plain
 from .conversion import OWN_FIELDS
 from .entries import NOT_IN_KEY, MethodEntry, method_entry, method_names, result_key
 from .named_files import file_contents
-from .results import deviation, in_order, read_result_file, warn_left_out
+from .results import read_result_file, values_by_seed, warn_left_out
 from vlmadapt.grid.schema import (
-    NOT_APPLICABLE,
     SCHEMA_VERSION,
     Result,
     to_record,
-    variant_label,
     with_digest,
 )
 from ..problems.named_data import FEATURES_BACKBONE, is_bundle, source_name
@@ -395,12 +393,4 @@ class ResultStore:
 
     def table(self) -> pd.DataFrame:  # methods x seeds, with mean and standard deviation
         "Return the first metric of each method and seed, with mean and standard deviation."
-        lines = [
-            dict(name=(method, variant), seed=seed, value=results[0].value)
-            for (method, variant, seed), results in self.units.items()
-            if results[0].metric != NOT_APPLICABLE
-        ]
-        wide = pd.DataFrame(lines).pivot(index="name", columns="seed", values="value")
-        wide = wide.reindex(pd.Index(in_order(list(wide.index)), tupleize_cols=False))
-        wide.index = pd.Index([variant_label(*name) for name in wide.index], name="method")
-        return wide.assign(mean=wide.mean(axis=1), sd=wide.apply(deviation, axis=1))
+        return values_by_seed({unit: results[0] for unit, results in self.units.items()})
