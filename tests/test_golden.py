@@ -556,8 +556,12 @@ def test_p_adapter_of_the_released_code(kind, p):
 # Incomplete batches
 
 
-KEPT = {"TipAdapterF", "ProtoCLIP"}  # released loaders without drop_last; all others are Dassl's
-OWN_BATCHES = {"LPPlusPlus", "CrossModal"}  # the whole support set; full batches without end
+KEPT = {
+    "TipAdapterF",
+    "ProtoCLIP",
+    "APET",
+}  # released loaders without drop_last; all others are Dassl's
+OWN_BATCHES = {"LPPlusPlus", "CrossModal", "ProLIP"}  # the whole support set; without end
 
 
 @pytest.mark.parametrize(

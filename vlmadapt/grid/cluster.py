@@ -234,7 +234,7 @@ def _joined_cluster(address: str) -> Iterator[Any]:
 
 def _is_loss(error: Exception) -> bool:
     "Return whether an error says that Ray or a machine of it is gone, not that a task failed."
-    from ray import exceptions
+    exceptions = require("ray.exceptions", "workbook", "a grid in parallel")
 
     lost = (
         exceptions.RaySystemError,

@@ -163,6 +163,8 @@ class AnchoredKernel(Method):
         logits = self.cosine_logits(x, self.text)
         variance = self.strength * logits.var(1, unbiased=False).mean()
         seen, y = y.unique(return_inverse=True)
+        if len(seen) < 2 or variance <= 0:  # nothing to tell apart, or texts that are all alike
+            return
         logits = logits[:, seen]
         own = gaussian_kernel(self.keys, self.keys, self.beta)
         values, vectors = torch.linalg.eigh(own)

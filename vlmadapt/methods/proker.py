@@ -70,8 +70,10 @@ class ProKeR(Method):
 
     def solve(self, problem: FewShotProblem) -> None:
         "Compute the coefficients of the support images."
-        residual = F.one_hot(self.labels, len(self.text)).to(self.keys) - self.keys @ self.text.T
-        found = residual_coefficients(self.keys, residual, self.beta, self.lam)
+        # copies, because where rows begin in memory can change the last bit of a product
+        keys, text = self.keys.clone(), self.text.clone()
+        residual = F.one_hot(self.labels, len(text)).to(keys) - keys @ text.T
+        found = residual_coefficients(keys, residual, self.beta, self.lam)
         self.coefficients = found / self.lam if self.form == "ridge" else found
 
     def new_class_scores(self, batch, text):
