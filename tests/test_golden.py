@@ -697,16 +697,20 @@ def released_problem():
     val = torch.randn(8, 8, generator=draw, dtype=torch.float64)
     x, y = problem.features.views, problem.labels["train"]
     test = (problem.features.test, torch.arange(12) % 4)
-    return from_arrays(raw_text(problem), (x, y), val=(val, torch.arange(8) % 4), test=test)
+    prompts = torch.randn(3, 4, 8, generator=draw, dtype=torch.float64)
+    val = (val, torch.arange(8) % 4)
+    return from_arrays(raw_text(problem), (x, y), val=val, test=test, text_all=prompts)
 
 
 SELECTIONS = {"TipAdapter": "val_search", "TipAdapterF": "test_epoch"}
 SELECTIONS |= {"GDA": "val_search", "ProtoCLIP": "val_epoch"}
+SELECTIONS |= dict.fromkeys(("APE", "TIMO", "TIMOS", "ProKeR"), "val_search")
 FEW_SHOT = dict.fromkeys(("ZSLP", "CLAP", "SSText"), "defaults")  # never look at test images
 FEW_SHOT |= dict.fromkeys(("LPPlusPlus", "CrossModal"), "val_epoch")
 
 
-@pytest.mark.parametrize("name", PAPER_RULES)
+# ProLIP reads images before the projection, which arrays lack; the notebook of the rules has it
+@pytest.mark.parametrize("name", [name for name in PAPER_RULES if name != "ProLIP"])
 def test_released_rules_say_what_they_looked_at(name):
     problem = released_problem()
     settings = {"adapter": "fc"} if name == "ProtoCLIP" else {}

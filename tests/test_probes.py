@@ -329,7 +329,7 @@ def test_new_classes_are_scored_by_their_text(name, parts):
 
 
 def test_other_methods_and_bare_features_refuse_new_classes(parts):
-    method = fit(METHODS["TaskRes"](parts["base"], epochs=1), parts["base"])
+    method = fit(METHODS["GraphAdapter"](parts["base"], epochs=1), parts["base"])
     with pytest.raises(ValueError, match="was fitted for other classes"):
         method.outputs(parts["new"], "test")
     probe = built("CrossModal", parts["base"])
