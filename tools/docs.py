@@ -28,6 +28,7 @@ CHAPTERS = {
             "choose_a_method",
             "add_a_method",
             "add_a_dataset",
+            "add_an_experiment",
             "cluster",
         )
     ],
@@ -210,7 +211,10 @@ def staged(stage):
         return f"]({min((stage / match[1]).glob('*.ipynb')).relative_to(stage)})"
 
     index = nbformat.read(stage / "index.ipynb", as_version=4)
+    repository = "https://github.com/vlmadapt/vlmadapt/blob/main"
     for cell in index.cells:
+        for name in ("CHANGELOG.md", "CITATION.cff"):  # files of the repository, no pages
+            cell.source = cell.source.replace(f"](../{name})", f"]({repository}/{name})")
         cell.source = re.sub(r"\]\((\w+)/\)", first_page, cell.source.replace("](../", "]("))
     index.cells.append(nbformat.v4.new_markdown_cell("\n\n".join(contents(stage))))
     nbformat.write(index, stage / "index.ipynb")
