@@ -7,6 +7,7 @@ __all__ = ['ImageProjection', 'has_projection', 'image_projection', 'unprojected
 
 # %% ../../nbs/02_models/06_projection.ipynb #01df321b
 import copy
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,12 +59,15 @@ def unprojected(
     backbone: Backbone,  # of CLIP's kind
 ) -> Backbone:
     "Return a view of `backbone` whose image features (N, E) are those before the projection."
-    width = len(image_projection(backbone).weight)
     visual: Any = backbone.model.visual
-    replaced = _identity_projection(visual, width, backbone.device)
+
+    @functools.cache
+    def replaced():
+        width = len(image_projection(backbone).weight)
+        return _identity_projection(visual, width, backbone.device)
 
     def encode(pixels, normalize=False):
-        found = torch.func.functional_call(visual, replaced, (pixels,))
+        found = torch.func.functional_call(visual, replaced(), (pixels,))
         return found[0] if isinstance(found, tuple) else found  # CoCa's has tokens too
 
     view = copy.copy(backbone)

@@ -138,14 +138,12 @@ def _unprojected_features(dataset, backbone, images, views, seed):
     "Return sources of the image projection and of the features before it, where there is one."
     if not has_projection(backbone.model):
         return {}
-    view = unprojected(backbone)
-    projection = image_projection(backbone)
-    found = _image_features(dataset, view, images, views, seed)
-    return {
-        **{f"unprojected_{name}": source for name, source in found.items()},
-        "projection": projection.weight,
-        "projection_bias": projection.bias,
-    }
+    found = _image_features(dataset, unprojected(backbone), images, views, seed)
+    sources = {f"unprojected_{name}": source for name, source in found.items()}
+    sources["projection"] = lambda: image_projection(backbone).weight
+    if not backbone.is_vit:
+        sources["projection_bias"] = lambda: image_projection(backbone).bias
+    return sources
 
 # %% ../../nbs/04_problems/07_few_shot.ipynb #f38f24b5
 def _not_empty(splits):
