@@ -116,10 +116,13 @@ def _given_classes(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _adapt_arguments(parser: CommandParser):
+    from vlmadapt.methods import DEFAULT_METHODS
+
     add = parser.add_argument
     add("source", help=SOURCES)
     add("--backbone", help="see `vlmadapt list backbones`; or any of open_clip, or hf-hub:...")
-    add("--method", help="see `vlmadapt list methods`; default: AnchoredKernel, for tasks PAdapter")
+    default = f"{DEFAULT_METHODS['classification']}, for tasks {DEFAULT_METHODS['generation']}"
+    add("--method", help=f"see `vlmadapt list methods`; default: {default}")
     add("--shots", metavar="N", help="support images per class; default: 16")
     add("--trials", metavar="N", help="candidates to train; default: 16, 0 takes the defaults")
     add("--seed", metavar="N", help="draws images and candidates; default: 1")
