@@ -77,3 +77,13 @@ def run_command(*arguments, **options):
         elif value is not None and value is not False:
             flags += [flag, str(value)]
     return main([*map(str, arguments), *flags])
+
+
+def refused(function, *parts, error=ValueError):
+    "Check that `function` is refused in one line that holds `parts`."
+    with pytest.raises(error) as caught:
+        function()
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message

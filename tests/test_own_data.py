@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import refused
 from PIL import Image
 
 from vlmadapt.data.datasets import load_dataset
@@ -46,16 +47,6 @@ def folder(tmp_path):
     for start, part in enumerate(("train", "val", "test")):
         write_folder(tmp_path / "colours" / part, start=10 * start)
     return tmp_path / "colours"
-
-
-def refused(function, *parts, error=ValueError):
-    "Check that `function` is refused in one line that holds `parts`."
-    with pytest.raises(error) as caught:
-        function()
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
 
 
 def same_problem(a, b):

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import refused
 from golden_clip import golden_clip, golden_problem, load_golden
 from PIL import Image
 
@@ -56,16 +57,6 @@ def warnings_of(function):
         warnings.simplefilter("always")
         result = function()
     return result, [str(w.message) for w in caught if "vlmadapt" in w.filename]
-
-
-def refused(function, *parts, error=ValueError):
-    "Check that `function` is refused in one line that holds `parts`."
-    with pytest.raises(error) as caught:
-        function()
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
 
 
 # Length of texts
