@@ -211,7 +211,8 @@ def staged(stage):
         return f"]({min((stage / match[1]).glob('*.ipynb')).relative_to(stage)})"
 
     index = nbformat.read(stage / "index.ipynb", as_version=4)
-    repository = "https://github.com/vlmadapt/vlmadapt/blob/main"
+    cfg = settings()
+    repository = f"{cfg['git_url']}/blob/{cfg['branch']}"
     for cell in index.cells:
         for name in ("CHANGELOG.md", "CITATION.cff"):  # files of the repository, no pages
             cell.source = cell.source.replace(f"](../{name})", f"]({repository}/{name})")

@@ -55,8 +55,8 @@ def _checked(path, card, kind):
         raise RecordError(f"{place}: the card lacks {missing[0]!r}")
     validate(card, kind, f"{place}: card")
     if (card["backbone"] is None) != (card["backbone_key"] is None):
-        told = "the card must name both 'backbone' and 'backbone_key', or neither"
-        raise RecordError(f"{place}: {told}")
+        message = "the card must name both 'backbone' and 'backbone_key', or neither"
+        raise RecordError(f"{place}: {message}")
     return card
 
 
