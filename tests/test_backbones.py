@@ -14,6 +14,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from conftest import refused
 from safetensors.torch import load_file, save_file
 
 from vlmadapt.core.registry import UnknownName
@@ -38,17 +39,6 @@ open_clip = import_open_clip()
 VISION = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
 TINY = {"embed_dim": 16, "vision_cfg": VISION, "text_cfg": TEXT}
-
-
-def refused(function, *parts):
-    "Check that `function` is refused in one line that holds `parts`; return the line."
-    with pytest.raises(ValueError) as caught:
-        function()
-    message = str(caught.value)
-    assert "\n" not in message and len(message) < 700
-    for part in parts:
-        assert part in message, message
-    return message
 
 
 @pytest.fixture(scope="module", autouse=True)
