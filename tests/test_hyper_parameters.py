@@ -774,7 +774,7 @@ def refusal_of_a_dry_run(folder, capsys, text):
         ("trials: -1", "trials: input should be greater than or equal to 0, got -1"),
         ("trials: many", "trials takes a whole number, not 'many'"),
         ("prompts: templates", "unknown kind of prompts 'templates'; did you mean 'template'?"),
-        ("prompts: none.json", "no such file: none.json"),
+        ("prompts: none.json", "/none.json"),
         ("backbone: minn", "unknown backbone 'minn'; did you mean 'mini'?"),
         ("backbone: 'ViT-B-99:openai'", "unknown open_clip model 'ViT-B-99'; did you mean"),
         (

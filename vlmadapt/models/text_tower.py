@@ -6,8 +6,6 @@
 __all__ = ['BUCKET', 'residual_blocks', 'insert_prompt', 'TextTower', 'buckets', 'PromptPlan']
 
 # %% ../../nbs/02_models/15_text_tower.ipynb #c7b7b786
-import functools
-import math
 from typing import Any
 
 import torch
@@ -105,32 +103,6 @@ class TextTower:
             return causal_mask(ids.shape[-1], device=ids.device)
         causal = causal_mask(ids.shape[-1] + 1, device=ids.device)
         return causal | self.hidden_keys(ids)[:, None]
-
-    def reference(
-        self,
-        ids: torch.Tensor,  # (G or 1, M, T) tokens
-        positions: torch.Tensor,  # (G or 1, M, n) of the prompt
-        first: torch.Tensor,  # (G, n, D) prompt that enters the first block
-        deep: torch.Tensor | tuple = (),  # (depth-1, n, D) prompts that enter the next ones
-    ) -> torch.Tensor:  # (G, M, D') text features, not normalised
-        "Compute text features by the model's own blocks, on every position."
-        groups, (M, T) = len(first), ids.shape[1:]
-        ids = ids.expand(groups, -1, -1).flatten(0, 1)
-        positions = positions.expand(groups, -1, -1).flatten(0, 1)
-        x = insert_prompt(self.embed(ids), positions, first.repeat_interleave(M, 0))
-        read = self.end(ids)
-        if self.cls is not None:
-            x = torch.cat([x, self.cls.expand(len(x), 1, -1)], 1)
-            read = torch.full_like(read, T)
-        x = x + self.positions
-        hidden = self.mask(ids)
-        mask = x.new_zeros(hidden.shape).masked_fill(hidden, -math.inf)
-        mask = mask[0] if self.cls is None else mask.repeat_interleave(self.heads, 0)
-        for i, block in enumerate(self.blocks):
-            if 0 < i <= len(deep):
-                x = insert_prompt(x, positions, deep[i - 1])
-            x = block(x, attn_mask=mask)
-        return self.project(x[torch.arange(len(x)), read]).unflatten(0, (groups, M))
 
     @torch.no_grad()
     def start_keys(
@@ -247,7 +219,7 @@ class PromptPlan:
         first: torch.Tensor,  # (G, n, D) prompt that enters the first block
         deep: torch.Tensor | tuple = (),  # (depth-1, n, D) prompts that enter the next ones
     ) -> torch.Tensor:  # (G, M, D') text features, not normalised
-        "Compute text features, the same as `TextTower.reference` gives."
+        "Compute the text features of the model's own blocks on all positions."
         if len(deep) and first.shape[1] >= self.prefix_length:
             raise ValueError("deep prompts must stand in front of the class name")
         before = None
