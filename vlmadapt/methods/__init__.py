@@ -48,6 +48,7 @@ _METHODS: tuple[tuple[str, str, Kind], ...] = (
     ("MaPLe", "vpt_maple", "prompts"),
     ("MuDPT", "mudpt", "prompts"),
     ("PAdapter", "p_adapter", "towers"),
+    ("CLIPLoRA", "clip_lora", "towers"),
     ("AnchoredProbe", "anchored_probe", "features"),
     ("AnchoredKernel", "anchored_kernel", "features"),
     ("ZSLP", "clap", "features"),
