@@ -45,7 +45,7 @@ class TrainingHooks:
         "Change what changes between epochs, such as multipliers; by default nothing does."
 
     def stackable(self) -> bool:
-        "May runs be trained as one batch? Not with an optimiser, stages or `end_epoch` of their own."
+        "May runs be trained as one batch? Not with own optimiser, stages or `end_epoch`."
         return True
 
     def batches(
