@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import nn
 
+from ..core.values import Flag
 from .hyper_parameters import OneOrMore, hyper_parameter
 from .prompted import TowerMethod
 from .two_sfs import own_parameters, trained_norms
@@ -24,10 +25,13 @@ class LayerNormTuning(TowerMethod):
     towers: OneOrMore[Literal["vision", "text"]] = hyper_parameter(
         ("vision",), "towers whose LayerNorms are trained", source="released: both"
     )
+    outer_norms: Flag = hyper_parameter(
+        False, "train those outside the blocks too?", source="released: no"
+    )
 
     def init(self, generator):
         adapted = thin_copy(self.backbone.model)
-        self.norms = nn.ModuleList(trained_norms(adapted, self.towers))
+        self.norms = nn.ModuleList(trained_norms(adapted, self.towers, self.outer_norms))
         self.begin(adapted)
 
 # %% ../../nbs/05_methods/38_layer_norm_tuning.ipynb #fe58bb52

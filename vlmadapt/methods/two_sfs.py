@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core.values import Fraction
+from ..core.values import Flag, Fraction
 from ..data.prompts import check_class_names
 from .hyper_parameters import OneOrMore, hyper_parameter
 from .prompted import TowerMethod
 from ..models.adapted_models import thin_copy
-from ..models.text_tower import TextTower
+from ..models.text_tower import TextTower, residual_blocks
 
 # %% ../../nbs/05_methods/36_two_sfs.ipynb #79a2a441
 def own_parameters(
@@ -32,14 +32,16 @@ def own_parameters(
 def trained_norms(
     adapted: Any,  # a thin copy of an open_clip model
     towers: Sequence[str],  # "vision", "text"
+    outer: bool = False,  # also those outside the blocks?
 ) -> list[nn.LayerNorm]:
-    "Let all LayerNorms of some towers be trained, and return them."
+    "Let the LayerNorms of some towers be trained, and return them."
     parts: list[nn.Module] = []
     if "vision" in towers:
-        parts.append(adapted.visual)
+        blocks = residual_blocks(adapted.visual, "image")
+        parts += [adapted.visual] if outer else blocks
     if "text" in towers:
         tower = TextTower(adapted)
-        parts += [*tower.blocks, tower.norm]
+        parts += [*tower.blocks, tower.norm] if outer else tower.blocks
     norms = [m for part in parts for m in part.modules() if isinstance(m, nn.LayerNorm)]
     for norm in norms:
         own_parameters(norm)
@@ -57,13 +59,16 @@ class TwoSFS(TowerMethod):
     towers: OneOrMore[Literal["vision", "text"]] = hyper_parameter(
         ("vision", "text"), "towers whose LayerNorms are trained", source="released"
     )
+    outer_norms: Flag = hyper_parameter(
+        False, "train those outside the blocks too?", source="released: no, paper: yes"
+    )
     first_share: Fraction = hyper_parameter(
         0.6, "share of the iterations in the first stage", source="released"
     )
 
     def init(self, generator):
         adapted = thin_copy(self.backbone.model)
-        self.norms = nn.ModuleList(trained_norms(adapted, self.towers))
+        self.norms = nn.ModuleList(trained_norms(adapted, self.towers, self.outer_norms))
         self.begin(adapted)
         K, width = len(self.class_names), self.backbone.feature_width
         self.classifier = nn.Parameter(torch.zeros(K, width, dtype=self.norms[0].weight.dtype))
