@@ -48,9 +48,12 @@ def timed(
 ENCODED = ("text", "text_neg", "views", "train", "val", "test")
 
 
-def _encode(problem):
-    "Load or compute the features of a problem."
-    for name in ENCODED:
+def _encode(problem, cls):
+    "Load or compute the features of a problem that methods of a class read."
+    names = [*ENCODED]
+    if "auxiliary" in cls.needs:
+        names += [name for name in problem.features.names() if name.startswith("auxiliary:")]
+    for name in names:
         if name in problem.features:
             getattr(problem.features, name)
 
@@ -58,7 +61,7 @@ def _encode(problem):
 def _encoding_seconds(cls, problems):
     if "features" not in cls.needs:
         return 0.0
-    return sum(timed(_encode, problem)[1] for problem in problems)
+    return sum(timed(_encode, problem, cls)[1] for problem in problems)
 
 # %% ../../nbs/07_grid/07_measurement.ipynb #8b978070
 Fitted = tuple[Tuned, Method, dict]  # hyper-parameters, fitted method, cost

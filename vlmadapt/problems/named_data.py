@@ -147,7 +147,7 @@ def source_problem(
     backbone: str | Backbone,  # of images; a bundle takes none
     shots: int,  # support images per class
     seed: int,  # draws the support images
-    **options: Any,  # further arguments of `few_shot`, which concern images alone
+    **options: Any,  # further arguments of `few_shot`; a bundle takes `auxiliary` alone
 ) -> FewShotProblem:
     "Build a few-shot problem from a dataset, images, a table, or a bundle of features."
     if isinstance(dataset, Dataset):
@@ -160,6 +160,7 @@ def source_problem(
         options |= dict(name=source_name(dataset), root=Path(dataset).parent)
         table = read_table(dataset)
         return from_dataset(table, backbone=backbone, shots=shots, seed=seed, **options)
-    problem = FewShotProblem.from_bundle(dataset, shots=shots, seed=seed)
+    auxiliary = options.get("auxiliary")
+    problem = FewShotProblem.from_bundle(dataset, shots=shots, seed=seed, auxiliary=auxiliary)
     problem.provenance["dataset"] = source_name(dataset)
     return problem
