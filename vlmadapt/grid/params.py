@@ -80,7 +80,7 @@ def _point_name(point):
         return "run"
     short = {k: source_name(value) if k in DATA_PARAMETERS else value for k, value in point.items()}
     parts = [value if isinstance(value, str) else f"{k}{value}" for k, value in short.items()]
-    return "_".join(re.sub(r"[^\w.+-]", "-", part) for part in parts)
+    return "_".join(re.sub(r"[^\w.+-]", "-", part) for part in parts if part) or "run"
 
 
 def _combine(axes, order):
