@@ -132,7 +132,7 @@ def _auxiliary_bundle(folder, class_names, own, drawing):
         raise RecordError(f"{place}: the auxiliary features are of other classes")
     found = _pairs(read_tensors(path)[0], place)
     if drawing["shots"] is not None:
-        _draw(found, class_names, *drawing.values(), place)
+        _draw(found, class_names, place=place, **drawing)
     for split in own:
         if split not in found:
             raise RecordError(f"{place}: no array '{split}_x'")
@@ -188,9 +188,9 @@ def read_bundle(
         some = ", ".join(repr(shown_path(name)) for name in sorted(arrays)[:3])
         message = f"{place}: {len(arrays)} arrays of other names are left out: {some}"
         warnings.warn(message, stacklevel=2)
-    drawing = dict(shots=shots, seed=seed, whole_val=whole_val, indices=indices)
+    drawing: dict[str, Any] = dict(shots=shots, seed=seed, whole_val=whole_val, indices=indices)
     if shots is not None:
-        _draw(found, class_names, *drawing.values(), place)
+        _draw(found, class_names, place=place, **drawing)
     if auxiliary is not None:
         own = {split: found[split] for split in ("train", "val", "test") if split in found}
         found["auxiliary"] = {

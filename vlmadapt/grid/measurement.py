@@ -84,7 +84,8 @@ def _tune_each(cls, problems, seeds, options) -> Iterator[Fitted]:
     fitted = dict(zip(again, fresh, strict=True))
     cost = _fit_cost(start, len(problems))
     for i, one in enumerate(tuned):
-        yield one, fitted.get(i, one.method), cost
+        method: Any = fitted.get(i, one.method)
+        yield one, method, cost
 
 
 def _tune_once(cls, problems, seeds, options, tuning_seed) -> Iterator[Fitted]:

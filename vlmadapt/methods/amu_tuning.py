@@ -83,11 +83,11 @@ def with_second_encoder(
 ) -> Backbone:
     "Return a view of `backbone` whose image features are those of both encoders, joined."
 
-    def encode_pixels(pixels):
-        first = backbone.encode_pixels(pixels)
+    def encode_pixels(pixels, batch_size=None):
+        first = backbone.encode_pixels(pixels, batch_size)
         opened = getattr(pixels, "opened", range(len(pixels)))
         again = type(pixels)([pixels.images[i] for i in opened], encoder.preprocess)
-        return torch.cat([first, encoder.encode_pixels(again).to(first)], -1)
+        return torch.cat([first, encoder.encode_pixels(again, batch_size).to(first)], -1)
 
     view = copy.copy(backbone)
     view.encode_pixels = encode_pixels
@@ -201,6 +201,7 @@ class AMUTuning(Method):
         return self.both_logits(batch.x)[0]
 
     def new_class_scores(self, batch, text):
+        "A new class has no row of the second encoder."
         return self.cosine_logits(batch.x[:, : text.shape[1]], text)
 
     def loss(self, batch):

@@ -6,6 +6,8 @@
 __all__ = ['ProLIP']
 
 # %% ../../nbs/05_methods/28_prolip.ipynb #a7094aca
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,6 +17,7 @@ from .base import Method
 from .hyper_parameters import hyper_parameter
 from ..models.projection import unprojected
 from ..problems.batches import WholeBatches
+from ..problems.classification import FewShotProblem
 
 # %% ../../nbs/05_methods/28_prolip.ipynb #8ffd93a9
 class ProLIP(Method):
@@ -60,7 +63,8 @@ class ProLIP(Method):
 
     def batches(self, problem, seed):
         "Return one batch per epoch with all support images."
-        return WholeBatches(problem, self.device, ("unprojected_views",))
+        few_shot = cast(FewShotProblem, problem)
+        return WholeBatches(few_shot, self.device, ("unprojected_views",))
 
     def _image_backbone(self):
         return unprojected(super()._image_backbone())

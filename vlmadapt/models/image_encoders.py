@@ -31,7 +31,7 @@ class TimmEncoder(Backbone):
         device: str | torch.device,
         precision: str,  # "fp32", "bf16" or "fp16"
     ):
-        from timm.data import resolve_model_data_config
+        from timm.data.config import resolve_model_data_config
 
         transforms = import_open_clip().transform
         choose(precision, PRECISIONS, "precision")
