@@ -48,8 +48,10 @@ DOES_NOT_FOLD = {
     "MaPLe",
     "MuDPT",
     "HeGraphAdapter",
+    "AMUTuning",
 }
 CASES = {name: (name, {}) for name in METHODS.classifiers()}
+CASES["AMUTuning"] = ("AMUTuning", {"encoder": "own"})  # the problem has no second encoder
 CASES["HeGraphAdapter T"] = ("HeGraphAdapter", {"variant": "T"})
 LARGEST_FILE = 4 << 20  # bytes
 

@@ -69,6 +69,7 @@ TIMM = "timm:"  # begins the name of a model of timm
 
 def _build_timm(name):
     "Build the model that `name` means, without a classifier."
+    import_open_clip()  # makes torchvision, which timm imports, fit this torch
     import timm
 
     model, colon, weights = name.removeprefix(TIMM).partition(":")
