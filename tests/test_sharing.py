@@ -49,8 +49,10 @@ DOES_NOT_FOLD = {
     "MuDPT",
     "PromptSRC",
     "HeGraphAdapter",
+    "AMUTuning",
 }
 CASES = {name: (name, {}) for name in METHODS.classifiers()}
+CASES["AMUTuning"] = ("AMUTuning", {"encoder": "own"})  # the problem has no second encoder
 CASES["HeGraphAdapter T"] = ("HeGraphAdapter", {"variant": "T"})
 LARGEST_FILE = 4 << 20  # bytes
 

@@ -85,7 +85,7 @@ def _point_name(point):
         elif k == "prompts":
             short[k] = Path(value).name
     parts = [value if isinstance(value, str) else f"{k}{value}" for k, value in short.items()]
-    return "_".join(re.sub(r"[^\w.+-]", "-", part) for part in parts)
+    return "_".join(re.sub(r"[^\w.+-]", "-", part) for part in parts if part) or "run"
 
 
 def _combine(axes, order):

@@ -60,6 +60,7 @@ _METHODS: tuple[tuple[str, str, Kind], ...] = (
     ("LPPlusPlus", "lp_plus_plus", "features"),
     ("SSText", "ss_text", "features"),
     ("CrossModal", "cross_modal", "features"),
+    ("AMUTuning", "amu_tuning", "features"),
     ("Frozen", "generation", "generation"),
     ("FullFineTuning", "generation", "generation"),
     ("BitFit", "generation", "generation"),

@@ -150,7 +150,7 @@ def source_problem(
     shots: int | None = None,  # support images per class; default: 16, of a bundle all
     seed: int = 1,  # draws the support images
     on_corrupt: OnCorrupt = "refuse",  # a file of a folder that cannot be decoded, or "skip"
-    **options: Any,  # further arguments of `few_shot`, which concern images alone
+    **options: Any,  # further arguments of `few_shot`, of which a bundle takes `auxiliary`
 ) -> FewShotProblem:
     "Build a few-shot problem from a dataset, images, a table, or a bundle of features."
     given: dict[str, Any] = dict(backbone=backbone, shots=16 if shots is None else shots, seed=seed)
@@ -165,6 +165,7 @@ def source_problem(
     if kind == "table":
         options |= dict(name=source_name(dataset), root=Path(dataset).parent)
         return from_dataset(read_table(dataset), **given, **options)
-    problem = FewShotProblem.from_bundle(dataset, shots=shots, seed=seed)
+    auxiliary = options.get("auxiliary")
+    problem = FewShotProblem.from_bundle(dataset, shots=shots, seed=seed, auxiliary=auxiliary)
     problem.provenance["dataset"] = source_name(dataset)
     return problem

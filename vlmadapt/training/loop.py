@@ -164,7 +164,7 @@ def _support_scores(method, problem, seed):
         return method.loss(next(iter(method.batches(problem, seed)))).view(1, 1)
     if problem.features is None:
         return None
-    if method.reads_images():
+    if method.reads_images() or method.input_width != method.feature_width:
         x = method.inputs(problem, "train")
     elif problem.features.is_loaded("train"):
         x = problem.features.train
