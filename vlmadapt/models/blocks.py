@@ -126,11 +126,16 @@ def attention_matrix(
     q: torch.Tensor,  # (..., N1, D) queries
     k: torch.Tensor,  # (..., N2, D) keys
     mask: torch.Tensor | None = None,  # broadcasts to (..., N1, N2): Boolean or additive
+    scale: float | None = None,  # factor of the products; default: D ** -0.5
+    softcap: float | None = None,  # bound of the products, by tanh; default: none
 ) -> torch.Tensor:  # (..., N1, N2), rows sum to 1, zero where masked
     "Compute the softmax of the scaled products, in at least single precision."
     with torch.autocast(q.device.type, enabled=False):
         q = at_least_single(q)
-        scores = q * q.shape[-1] ** -0.5 @ at_least_single(k).mT
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        scores = q * scale @ at_least_single(k).mT
+        if softcap is not None:
+            scores = softcap * (scores / softcap).tanh()
         if mask is not None and mask.dtype == torch.bool:
             scores = scores.masked_fill(mask, -torch.inf)
         elif mask is not None:
@@ -168,7 +173,8 @@ class AttentionGraph(NamedTuple):
     @property
     def metric(self) -> torch.Tensor:  # (H, D/H, D/H)
         "Inner products of features after the output projection, for each head."
-        weight = self.attn.out_proj.weight.unflatten(1, (self.attn.num_heads, -1))
+        weight = at_least_single(self.attn.out_proj.weight)
+        weight = weight.unflatten(1, (self.attn.num_heads, -1))
         return torch.einsum("dhi,dhj->hij", weight, weight)
 
     def out(self, x: torch.Tensor) -> torch.Tensor:  # (B, H, N, D/H) -> (B, N, D)
