@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMS_OF_P_ADAPTER', 'QUERY_FEATURES', 'OUTPUTS', 'HEAD_COUNTS', 'AdapterType', 'AdapterConfig', 'PAdapterConfig',
-           'default_targets', 'attention_of', 'head_count', 'site_of', 'AdapterModel', 'connect', 'PAdapterModel',
-           'get_model']
+           'default_targets', 'attention_of', 'head_count', 'site_of', 'check_target', 'AdapterModel', 'connect',
+           'PAdapterModel', 'get_model']
 
 # %% ../../nbs/02_models/32_hf_adapters.ipynb #4b0ae1d0
 from ..core.extras import require
@@ -129,7 +129,7 @@ class PAdapterConfig(AdapterConfig):
         return found | {name: getattr(self, name) for name in names}
 
 # %% ../../nbs/02_models/32_hf_adapters.ipynb #21231028
-OUTPUTS = ("o_proj", "out_proj", "o", "down_proj", "fc2", "wo", "output.dense")
+OUTPUTS = ("o_proj", "out_proj", "o", "down_proj", "fc2", "wo", "output.dense", "output_query.dense")
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "encoder_attention_heads")
 
 
@@ -189,6 +189,21 @@ def site_of(
     kind = "cross" if cross else "self"
     return Site(key, kind, target.out_features, head_count(attention), layer)
 
+
+def check_target(
+    key: str,  # name of the target module
+    target: Any,
+    parent: nn.Module,  # the module that holds it
+) -> None:
+    "Refuse a target that no adapter can go behind."
+    if not hasattr(target, "out_features"):
+        reason = f"is of class {type(target).__name__}, not a linear layer"
+    elif isinstance(parent, nn.MultiheadAttention):
+        reason = "is read by nn.MultiheadAttention without being called"
+    else:
+        return
+    raise ValueError(f"{key} {reason}; adapters cannot go behind it: choose other target_modules")
+
 # %% ../../nbs/02_models/32_hf_adapters.ipynb #122e7ad8
 class AdapterModel(BaseTuner):
     "A model with bottleneck adapters; `peft.get_peft_model` makes it."
@@ -214,11 +229,7 @@ class AdapterModel(BaseTuner):
     ) -> None:
         attention = attention_of(self.model, current_key)
         if not isinstance(target, AdaptedLinear):
-            if not hasattr(target, "out_features"):
-                raise ValueError(
-                    f"{current_key} is of class {type(target).__name__}: an adapter goes behind "
-                    "a linear layer"
-                )
+            check_target(current_key, target, parent)
             target = AdaptedLinear(target, site_of(current_key, target, attention))
             self._replace_module(parent, target_name, target, target.base_layer)
         kind = AdapterLayer if attention is None else peft_config.attention_adapter
