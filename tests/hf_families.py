@@ -1,5 +1,6 @@
 """Small vision-language models of transformers with random weights, and inputs for them."""
 
+import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -117,10 +118,10 @@ def families():
     }  # fmt: skip
 
 
-def build(family, seed=0, **options):
+def build(family, seed=0):
     """Make the model of a family with random weights of a usable size."""
     torch.manual_seed(seed)
-    model = family.model(family.config, **options).eval()
+    model = family.model(copy.deepcopy(family.config)).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.normal_(std=0.1)

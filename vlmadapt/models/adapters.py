@@ -242,7 +242,8 @@ class ReleasedAdapterLayer(AdapterLayer):
 
     def low_rank(self, graph: AttentionGraph, nodes: torch.Tensor) -> torch.Tensor:
         "Project nodes into the bottleneck, one group for each head."
-        return split_heads(self.down(graph.out(nodes)), self.site.heads)
+        features = graph.out(nodes).to(self.down.weight.dtype)
+        return split_heads(self.down(features), self.site.heads)
 
     def aggregate(self, graph: AttentionGraph) -> torch.Tensor:
         "Aggregate over the graph, inside the bottleneck: (B, H, N1, hidden/H)."

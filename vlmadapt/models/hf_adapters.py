@@ -129,7 +129,16 @@ class PAdapterConfig(AdapterConfig):
         return found | {name: getattr(self, name) for name in names}
 
 # %% ../../nbs/02_models/32_hf_adapters.ipynb #21231028
-OUTPUTS = ("o_proj", "out_proj", "o", "down_proj", "fc2", "wo", "output.dense", "output_query.dense")
+OUTPUTS = (
+    "o_proj",
+    "out_proj",
+    "o",
+    "down_proj",
+    "fc2",
+    "wo",
+    "output.dense",
+    "output_query.dense",
+)
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "encoder_attention_heads")
 
 
