@@ -136,11 +136,12 @@ def attention_matrix(
         scores = q * scale @ at_least_single(k).mT
         if softcap is not None:
             scores = softcap * (scores / softcap).tanh()
-        if mask is not None and mask.dtype == torch.bool:
-            scores = scores.masked_fill(mask, -torch.inf)
-        elif mask is not None:
-            scores = scores + mask
-        empty = (scores == -torch.inf).all(-1, keepdim=True)
+        if mask is None:
+            return scores.softmax(-1)
+        boolean = mask.dtype == torch.bool
+        scores = scores.masked_fill(mask, -torch.inf) if boolean else scores + mask
+        hidden = mask if boolean else mask == -torch.inf
+        empty = hidden.all(-1, keepdim=True)
         return scores.masked_fill(empty, 0).softmax(-1).masked_fill(empty, 0)
 
 
@@ -216,7 +217,12 @@ class AdaptedAttention(nn.MultiheadAttention):
         mask: torch.Tensor | None,
     ) -> AttentionGraph:
         "Compute the attention graph."
-        q, k, v = (project(self, x, role) for role, x in enumerate(states))
+        query, key, value = states
+        q = project(self, query, QUERY)
+        if key is value:
+            k, v = key_values(self, key)
+        else:
+            k, v = project(self, key, KEY), project(self, value, VALUE)
         return AttentionGraph(attention_matrix(q, k, mask), q, v, self, k=k)
 
     def forward(
@@ -233,13 +239,15 @@ class AdaptedAttention(nn.MultiheadAttention):
         wants = self.adapter.wants
         states = (query, key, value)
         attended = graph = weights = None
-        if "attended" in wants:
-            attended, _ = super().forward(
-                *states, key_padding_mask, need_weights=False, attn_mask=attn_mask
-            )
         if "graph" in wants or need_weights:
             mask = merge_masks(attn_mask, key_padding_mask, self.num_heads)
             graph = self.graph(states, mask)
+        if "attended" in wants and graph is not None and graph.q.requires_grad:
+            attended = graph.out(graph.M.to(graph.v.dtype) @ graph.v)
+        elif "attended" in wants:
+            attended, _ = super().forward(
+                *states, key_padding_mask, need_weights=False, attn_mask=attn_mask
+            )
         if need_weights and graph is not None:
             weights = graph.M.mean(1) if average_attn_weights else graph.M
         return self.adapter(attended, graph), weights
