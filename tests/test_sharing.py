@@ -47,6 +47,7 @@ DOES_NOT_FOLD = {
     "VPT",
     "MaPLe",
     "MuDPT",
+    "PromptSRC",
     "HeGraphAdapter",
 }
 CASES = {name: (name, {}) for name in METHODS.classifiers()}

@@ -134,9 +134,11 @@ def __getattr__(name: str) -> Any:
         near = difflib.get_close_matches(name, _PLACES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+    from vlmadapt.core.docstrings import describe_parameters
+
     module, path = _PLACES[name]
     found = reduce(getattr, filter(None, path.split(".")), importlib.import_module(module))
-    globals()[name] = found  # the next look-up does not come here
+    globals()[name] = describe_parameters(found)  # the next look-up does not come here
     return found
 
 

@@ -22,7 +22,7 @@ from ..problems.named_data import check_source, source_kind, source_name
 # %% ../../nbs/07_grid/14_names.ipynb #62013190
 def _check_prompts(prompts):
     "Refuse a kind of prompts that does not exist, and a file of descriptions that is none."
-    if prompts.endswith(".json"):
+    if prompts.lower().endswith(".json"):
         existing_file(prompts)
     else:
         choose(prompts, dict.fromkeys(PROMPTS), "kind of prompts")
