@@ -144,7 +144,8 @@ import vlmadapt as va
 
 method = va.load_method({address!r})
 problem = va.few_shot("mini-digits", backbone="mini", shots=2, views=1)
-print(type(method).__name__, method.card["notes"], method.scores(problem.features.test[:5]).sum())
+total = method.scores(problem.features.test[:5]).sum().item()
+print(type(method).__name__, method.card["notes"], total)
 """
 
 
@@ -159,7 +160,7 @@ def test_a_method_goes_up_and_comes_down(hub, run, stored):
     for text in ('va.load_method("hf://me/pets")', "`TaskRes`", '"accuracy": 93.2', "mini-digits"):
         assert text in page
     done = run(LOAD.format(address="hf://me/pets"))
-    expected = f"TaskRes {{'accuracy': 93.2}} {scores.sum()}\n"
+    expected = f"TaskRes {{'accuracy': 93.2}} {scores.sum().item()}\n"
     assert done.stdout == expected, done.stderr
     # again without the server's help, at a revision, and by the command
     assert run(LOAD.format(address="hf://me/pets"), offline=True).stdout == expected

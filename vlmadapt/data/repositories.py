@@ -16,7 +16,7 @@ from .hub import hub_endpoint
 
 # %% ../../nbs/01_data/20_repositories.ipynb #a2ab04d1
 SCHEME = "hf://"
-_ADDRESS = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/(.+))?")
+_ADDRESS = re.compile(r"hf://(\w[\w.-]*/\w[\w.-]*)(?:@([\w.-]+))?(?:/(.+))?")
 
 
 @dataclass(frozen=True)
