@@ -25,6 +25,7 @@ CHAPTERS = {
             "explore",
             "own_images",
             "own_features",
+            "compare_methods",
             "choose_a_method",
             "add_a_method",
             "add_a_dataset",

@@ -41,8 +41,9 @@ def _encode(problem):
     "Encode what methods share, so that no method's seconds hold it."
     if problem.kind != "classification":
         return
-    for name in (*(split for split in ("train", "val", "test") if split in problem.labels), "text"):
-        getattr(problem.features, name)
+    for name in ("text", "train", "views", "val", "test"):
+        if name in problem.features:
+            getattr(problem.features, name)
 
 
 def _validation(method, problem):
