@@ -209,7 +209,7 @@ def export_scores(
         raise ValueError(f"{name} generates text; only classifiers are exported to ONNX")
     if method.reads_images() and not with_backbone:
         raise ValueError(f"{name} reads images, not features; pass with_backbone=True")
-    backbone = method._image_backbone() if with_backbone else None
+    backbone: Any = method._image_backbone() if with_backbone else None
     if method.reads_images() and backbone.precision != "fp32":
         fix = "adapt with load_backbone(name, precision='fp32')"
         raise ValueError(f"{name} runs its towers in {backbone.precision}, ONNX needs fp32; {fix}")
@@ -221,7 +221,7 @@ def export_scores(
         x = torch.randn(count, 3, backbone.size, backbone.size, generator=generator)
     names = ("features" if backbone is None else "pixels", "scores")
     encoder = None if backbone is None or method.reads_images() else backbone.model
-    device = method.device if encoder is None else backbone.device
+    device = method.device if encoder is None else getattr(backbone, "device", "cpu")
     module = _ScoreModule(method, encoder)
     write_onnx(module, x.to(device), path, names, _onnx_metadata(method, backbone))
 

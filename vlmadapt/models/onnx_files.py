@@ -41,8 +41,9 @@ def _log_add_exp(graph, a, b):
 
 def _register_operators():
     "Teach the exporter operators of PyTorch that it does not know."
+    exporter: Any = torch.onnx
     for name, function in {"aten::mT": _swap_last, "aten::logaddexp": _log_add_exp}.items():
-        torch.onnx.register_custom_op_symbolic(name, function, OPSET)
+        exporter.register_custom_op_symbolic(name, function, OPSET)
 
 
 @contextlib.contextmanager

@@ -91,7 +91,13 @@ def _line(cls, problems, trials, fixed):
 
 
 _COLUMNS = (
-    *("validation", "test", "test_std", "seconds", "trainable_parameters", "selection", "error"),
+    "validation",
+    "test",
+    "test_std",
+    "seconds",
+    "trainable_parameters",
+    "selection",
+    "error",
 )
 
 
@@ -128,9 +134,9 @@ def compare(
         for name, cls in zip(names, classes, strict=True):
             lines[name] = _line(cls, built, trials, (fixed or {}).get(name))
             bar.update(1)
-    table = pd.DataFrame.from_dict(lines, orient="index")
-    table = table[[column for column in _COLUMNS if column in table]]
+    found = pd.DataFrame.from_dict(lines, orient="index")
+    table = pd.DataFrame(found, columns=[name for name in _COLUMNS if name in found])
     if "trainable_parameters" in table:
         table["trainable_parameters"] = table["trainable_parameters"].astype("Int64")
-    table.attrs = dict(metric=first.metric, problem=repr(first), seeds=list(built))
+    table.attrs.update(metric=first.metric, problem=repr(first), seeds=list(built))
     return table.rename_axis("method")
