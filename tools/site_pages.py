@@ -104,7 +104,7 @@ def zoo(pages: dict[str, str], texts: dict[str, str]) -> str:
         found = [link for link in links(info, texts.get(module, "")) if link.startswith("[paper]")]
         paper = f'<a href="{found[0][8:-1]}">arXiv</a>' if found else ""
         cells = [name, info.kind, "none" if info.training_free else "yes", rule(info)]
-        cells += ["" if value is None else f"{value:.1f}", paper]
+        cells += ["" if value is None or pd.isna(value) else f"{value:.1f}", paper]
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     table = "\n".join(
         [
