@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'OPTIONS_OF', 'ADAPT_COMMAND', 'Prediction', 'IMAGES_PER_STEP', 'PREDICT_COMMAND', 'EVALUATE_COMMAND',
-           'load_problem', 'read_class_names', 'adapted_text', 'image_files', 'predictions', 'cell_text']
+           'load_problem', 'read_class_names', 'adapted_text', 'image_files', 'predictions']
 
 # %% ../../nbs/09_cli/10_classifiers.ipynb #fe39529a
 import argparse
-import csv
 import json
 import os
 import shlex
@@ -24,6 +23,8 @@ from vlmadapt.cli.commands import (
     add_plugins,
     given,
     load_plugins,
+    print_table,
+    write_csv,
 )
 from ..core.registry import choose
 
@@ -39,12 +40,8 @@ OPTIONS_OF = {  # kind of source -> options that it takes
 }
 
 
-_KINDS = {
-    "name": "dataset",
-    "folder": "folder of images",
-    "table": "table",
-    "bundle": "folder of features",
-}
+_KINDS = dict(name="dataset", folder="folder of images", table="table")
+_KINDS |= dict(bundle="folder of features")
 
 
 def _kind_of(source):
@@ -277,30 +274,6 @@ def _predict_arguments(parser: CommandParser):
     add_plugins(parser)
 
 
-def _print_table(lines: list[tuple]):
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print(
-            "  ".join(f"{part:<{width}}" for part, width in zip(line, widths, strict=True)).rstrip()
-        )
-
-
-def cell_text(
-    text: str,  # from outside, such as a file name
-) -> str:
-    "Return a text that no spreadsheet takes for a formula: such a one gets an apostrophe in front."
-    is_formula = text.lstrip().startswith(("=", "+", "-", "@")) or text.startswith(("\t", "\r"))
-    return f"'{text}" if is_formula else text
-
-
-def _write_csv(file: str, header: list[str], lines: list[tuple]):
-    from vlmadapt.core.files import write_atomic
-
-    rows = [[cell_text(cell) for cell in line] for line in [header, *lines]]
-    with write_atomic(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
-        csv.writer(out).writerows(rows)
-
-
 def _csv_header(columns: int) -> list[str]:
     "Return the header of a table with `columns` classes for each image."
     header = ["path", "class", "probability"]
@@ -353,10 +326,10 @@ def _run_predict(options: argparse.Namespace):
     work = _classify if options.text is None else _answer
     header, lines = work(method, paths, options)
     if options.csv:
-        _write_csv(options.csv, header, lines)
+        write_csv(options.csv, header, lines)
         print(f"written to {options.csv}", file=sys.stderr)
     elif not options.json:
-        _print_table(lines)
+        print_table(lines)
 
 
 PREDICT_COMMAND = Command(
