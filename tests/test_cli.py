@@ -9,6 +9,7 @@ import sys
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import ROOT, run_command
 from PIL import Image
@@ -453,9 +454,15 @@ def test_predictions_are_those_of_the_library(stored, photos, capsys, tmp_path):
         zip(table.index, table["prediction"], strict=True)
     )
     assert [float(p) for *_, p in lines] == pytest.approx(list(table["probability"]), abs=1e-4)
-    assert run_command("predict", stored, photos, csv=tmp_path / "x.csv") == 0
+    assert run_command("predict", stored, photos, csv=tmp_path / "x.csv", top=1) == 0
     with (tmp_path / "x.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [["path", "class", "probability"], *lines]
+    assert run_command("predict", stored, photos, csv=tmp_path / "x.csv") == 0
+    wide = pd.read_csv(tmp_path / "x.csv")
+    assert list(wide.columns[3:]) == ["class_2", "probability_2", "class_3", "probability_3"]
+    assert wide["class"].tolist() == [name for _, name, _ in lines]
+    shares = wide[["probability", "probability_2", "probability_3"]].to_numpy()
+    assert np.allclose(shares.sum(1), 1, atol=2e-4) and (np.diff(shares, axis=1) <= 0).all()
     assert run_command("predict", stored, *paths[:2], photos / "two", json=True, top=2) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["path"] for line in found] == [*map(str, paths[:2]), *table.index[12:24]]
@@ -463,6 +470,26 @@ def test_predictions_are_those_of_the_library(stored, photos, capsys, tmp_path):
         assert len(line["classes"]) == 2
         best = max(line["classes"], key=line["classes"].get)
         assert line["class"] == best == table["prediction"][line["path"]]
+
+
+def test_a_csv_file_is_read_as_it_was_meant(photos, tmp_path, capsys):
+    "Commas, quotes and line ends in names, and names that a spreadsheet takes for a formula."
+    names = ["=cmd|' /C calc'!A0", 'grey, "small"', "@sum(1)"]
+    problem = va.from_folder(photos, backbone="mini", shots=2, class_names=names)
+    va.adapt(problem, "ZeroShot", trials=0).save(tmp_path / "m.safetensors")
+    folder = tmp_path / "given"
+    folder.mkdir()
+    for k, path in enumerate(sorted(photos.rglob("*.png"))[::12]):
+        (folder / ["-1+2.png", "a, b.png", 'c"d.png'][k]).write_bytes(path.read_bytes())
+    out = tmp_path / "x.csv"
+    assert run_command("predict", tmp_path / "m.safetensors", folder, csv=out) == 0
+    with out.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert len(header) == 7 and [len(row) for row in rows] == [7, 7, 7]
+    assert [row[0].rpartition("/")[2] for row in rows] == ["-1+2.png", "a, b.png", 'c"d.png']
+    assert {row[k].removeprefix("'") for row in rows for k in (1, 3, 5)} == set(names)
+    cells = [cell for row in rows for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
 
 
 def test_predictions_come_in_chunks(stored, photos, capsys, monkeypatch):

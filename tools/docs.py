@@ -13,39 +13,36 @@ from functools import reduce
 from pathlib import Path
 
 import nbformat
+import site_pages
 from derived import ROOT, settings, shown
 from nbdev.showdoc import BasicMarkdownRenderer
 from sphinx.cmd.build import main as sphinx
 
-CHAPTERS = {
-    "Results": ["results/*"],
-    "Tutorials": [
-        f"tutorials/{n}.ipynb"
-        for n in (
-            "explore",
-            "own_images",
-            "own_features",
-            "choose_a_method",
-            "add_a_method",
-            "add_a_dataset",
-            "add_an_experiment",
-            "cluster",
-        )
-    ],
-    "Methods": ["05_methods/*"],
-    "Core": ["00_core/*"],
-    "Data": ["01_data/*"],
-    "Models": ["02_models/*"],
-    "The synthetic benchmark": ["03_mini/*"],
-    "Problems": ["04_problems/*"],
-    "Training": ["06_training/*"],
-    "Grid": ["07_grid/*"],
-    "Reporting": ["08_reporting/*"],
-    "Command line": ["09_cli/*"],
-    "The package": ["10_api/*"],
-    "Experiments": ["experiments/*"],
-    "Reports": ["reports/*"],
-    "The project": ["api.md", "CONTRIBUTING.md"],
+TUTORIALS = (
+    "explore",
+    "own_images",
+    "own_features",
+    "compare_methods",
+    "choose_a_method",
+    "add_a_method",
+    "add_a_dataset",
+    "add_an_experiment",
+    "cluster",
+)
+TASKS = ("01_data/18_tasks", "03_mini/16_tasks", "04_problems/05_generation", "05_methods/5*")
+INTERNALS = {
+    "Core": "00_core",
+    "Data": "01_data",
+    "Models": "02_models",
+    "The synthetic benchmark": "03_mini",
+    "Problems": "04_problems",
+    "Parts of methods": "05_methods",
+    "Training": "06_training",
+    "Grid": "07_grid",
+    "Reporting": "08_reporting",
+    "Command line": "09_cli",
+    "The package": "10_api",
+    "Experiments": "experiments",
 }
 
 
@@ -166,6 +163,11 @@ def page(path):
     nb = nbformat.read(path, as_version=4)
     module = exports(nb)
     nb = shown(nb)
+    infos = method_modules().get(module)
+    if infos:
+        whole = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
+        head, break_, rest = nb.cells[0].source.partition("\n\n")
+        nb.cells[0].source = "\n\n".join([head, site_pages.method_head(infos, whole), rest])
     text = signatures(module) if module else ""
     if text:
         nb.cells.append(nbformat.v4.new_markdown_cell(text))
@@ -181,24 +183,82 @@ def result(path, grid):
     return nb
 
 
-def contents(stage):
-    "Yield the pages below `stage` in reading order, as hidden tables of contents."
-    for title, patterns in CHAPTERS.items():
-        pages = []
-        for pattern in patterns:
-            for path in sorted(stage.glob(pattern)):
-                if path.suffix in (".ipynb", ".md"):
-                    pages.append(str(path.relative_to(stage).with_suffix("")))
-        if pages:
-            head = ["```{toctree}", ":hidden:", f":caption: {title}", ""]
-            yield "\n".join([*head, *pages, "```"])
+def method_modules():
+    "Return the descriptions of methods by the module that defines them."
+    found = {}
+    for info in site_pages.entries():
+        found.setdefault(info.cls.__module__, []).append(info)
+    return found
+
+
+def groups(stage):
+    "Return the pages below `stage` in five groups, in reading order."
+
+    def matching(*patterns):
+        found = [path for p in patterns for path in sorted(stage.glob(p + ".*"))]
+        return [str(p.relative_to(stage)) for p in found if p.suffix in (".ipynb", ".md")]
+
+    tasks = matching(*TASKS)
+    modules = method_modules()
+    methods = []
+    for page in matching("05_methods/*"):
+        if (
+            page not in tasks
+            and exports(nbformat.read(ROOT / "nbs" / page, as_version=4)) in modules
+        ):
+            methods.append(page)
+    return {
+        "Start": matching(*(f"tutorials/{name}" for name in TUTORIALS)),
+        "Methods": ["zoo.md", *methods],
+        "Tasks": tasks,
+        "Results": matching("results/*", "reports/*"),
+        "Internals": ["api.md", "CONTRIBUTING.md", "internals.md"],
+    }
+
+
+def toctree(pages, caption=""):
+    "Return a hidden table of contents."
+    head = ["```{toctree}", ":hidden:", *([f":caption: {caption}"] if caption else []), ""]
+    return "\n".join([*head, *(f"/{Path(page).with_suffix('')}" for page in pages), "```"])
+
+
+def write_internals(stage, known):
+    "Write a page for each package that lists its notebooks, and a page of these pages."
+    (stage / "internals").mkdir()
+    chapters = []
+    for number, (title, folder) in enumerate(INTERNALS.items()):
+        pages = [str(p.relative_to(stage)) for p in sorted((stage / folder).glob("*.ipynb"))]
+        pages = [page for page in pages if page not in known]
+        lines = []
+        for page in pages:
+            name, text = site_pages.first_lines(stage / page)
+            lines.append(f"- [{name}](/{page})" + (f": {text}" if text else ""))
+        path = stage / "internals" / f"{number:02d}_{folder}.md"
+        path.write_text(f"# {title}\n\n" + "\n".join(lines) + f"\n\n{toctree(pages)}\n")
+        chapters.append(str(path.relative_to(stage)))
+    text = "The notebooks that the library is exported from, by package, from the lowest layer up."
+    (stage / "internals.md").write_text(
+        f"# How it works inside\n\n> {text}\n\n{toctree(chapters)}\n"
+    )
+
+
+def write_zoo(stage):
+    "Write the page of all methods."
+    pages, texts = {}, {}
+    for path in sorted(stage.glob("05_methods/*.ipynb")):
+        nb = nbformat.read(path, as_version=4)
+        module = exports(nb)
+        pages[module] = path.relative_to(stage).with_suffix(".html").as_posix()
+        texts[module] = "\n".join(c.source for c in nb.cells if c.cell_type == "markdown")
+    (stage / "zoo.md").write_text(site_pages.zoo(pages, texts))
 
 
 def staged(stage):
-    "Write what Sphinx reads to the folder `stage`."
+    "Write what Sphinx reads to the folder `stage`; return its pages by group."
     shutil.rmtree(stage, ignore_errors=True)
     shutil.copytree(ROOT / "nbs", stage, ignore=shutil.ignore_patterns(".ipynb_checkpoints", ".*"))
     (stage / "api.md").write_text(api(stage))
+    write_zoo(stage)
     for path in stage.rglob("*.ipynb"):
         nbformat.write(page(path), path)
     (stage / "results").mkdir()
@@ -207,6 +267,8 @@ def staged(stage):
         nbformat.write(result(report, grid), stage / "results" / f"{grid}.ipynb")
     for name in ("CONTRIBUTING.md", "LICENSE"):
         shutil.copy(ROOT / name, stage)
+
+    found = groups(stage)
 
     def first_page(match):
         "A link to a folder becomes one to its first notebook."
@@ -219,15 +281,22 @@ def staged(stage):
         for name in ("CHANGELOG.md", "CITATION.cff"):  # files of the repository, no pages
             cell.source = cell.source.replace(f"](../{name})", f"]({repository}/{name})")
         cell.source = re.sub(r"\]\((\w+)/\)", first_page, cell.source.replace("](../", "]("))
-    index.cells.append(nbformat.v4.new_markdown_cell("\n\n".join(contents(stage))))
+    write_internals(stage, {page for pages in found.values() for page in pages})
+    trees = [toctree(pages, title) for title, pages in found.items() if pages]
+    index.cells.append(nbformat.v4.new_markdown_cell("\n\n".join(trees)))
     nbformat.write(index, stage / "index.ipynb")
+    return found
 
 
 def build(folder):
     "Build the site in `folder`/html and return the exit status of Sphinx."
-    staged(folder / "source")
+    pages = staged(folder / "source")
     options = ["-q", "-E", "-c", str(ROOT / "tools"), "-d", str(folder / "doctrees")]
-    return sphinx([*options, str(folder / "source"), str(folder / "html")])
+    status = sphinx([*options, str(folder / "source"), str(folder / "html")])
+    if status == 0:
+        text = site_pages.llms_text(folder / "source", pages, settings()["doc_host"])
+        (folder / "html/llms.txt").write_text(text)
+    return status
 
 
 if __name__ == "__main__":

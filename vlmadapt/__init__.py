@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['AdapterConfig', 'Backbone', 'BackboneSpec', 'Dataset', 'DatasetSpec', 'FewShotProblem', 'GenerationMethod',
            'GenerationProblem', 'Images', 'Method', 'MethodInfo', 'PAdapterConfig', 'Problem', 'Tuned', 'adapt',
-           'cache', 'create_method', 'evaluate', 'few_shot', 'fit', 'fit_many', 'from_features', 'from_dataset',
-           'from_folder', 'get_model', 'hyper_parameter', 'list_backbones', 'list_datasets', 'list_methods',
-           'load_backbone', 'load_method', 'load_task', 'method_info', 'register_backbone', 'register_dataset',
-           'register_method', 'set_verbosity', 'show_versions', 'tune', 'verbosity']
+           'cache', 'compare', 'create_method', 'evaluate', 'few_shot', 'fit', 'fit_many', 'from_features',
+           'from_dataset', 'from_folder', 'get_model', 'hyper_parameter', 'list_backbones', 'list_datasets',
+           'list_methods', 'load_backbone', 'load_method', 'load_task', 'method_info', 'register_backbone',
+           'register_dataset', 'register_method', 'set_verbosity', 'show_versions', 'tune', 'verbosity']
 
 # %% ../nbs/10_api/00_api.ipynb #995d24f6
 import difflib
@@ -50,6 +50,7 @@ _MODULES = {
     "vlmadapt.problems.own_data": ("from_dataset", "from_folder"),
     "vlmadapt.training.adaptation": ("adapt",),
     "vlmadapt.training.batched": ("fit_many",),
+    "vlmadapt.training.comparison": ("compare",),
     "vlmadapt.training.evaluation": ("evaluate",),
     "vlmadapt.training.loop": ("fit",),
     "vlmadapt.training.tuning": ("Tuned", "tune"),
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from vlmadapt.problems.own_data import from_dataset, from_folder  # noqa: F401
     from vlmadapt.training.adaptation import adapt  # noqa: F401
     from vlmadapt.training.batched import fit_many  # noqa: F401
+    from vlmadapt.training.comparison import compare  # noqa: F401
     from vlmadapt.training.evaluation import evaluate  # noqa: F401
     from vlmadapt.training.loop import fit  # noqa: F401
     from vlmadapt.training.tuning import Tuned, tune  # noqa: F401
@@ -108,6 +110,7 @@ _all_ = [
     "Tuned",
     "adapt",
     "cache",
+    "compare",
     "create_method",
     "evaluate",
     "few_shot",

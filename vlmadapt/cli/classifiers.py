@@ -8,7 +8,6 @@ __all__ = ['SOURCES', 'OPTIONS_OF', 'ADAPT_COMMAND', 'Prediction', 'IMAGES_PER_S
 
 # %% ../../nbs/09_cli/10_classifiers.ipynb #fe39529a
 import argparse
-import csv
 import json
 import os
 import shlex
@@ -24,6 +23,8 @@ from vlmadapt.cli.commands import (
     add_plugins,
     given,
     load_plugins,
+    print_table,
+    write_csv,
 )
 from ..core.registry import choose
 
@@ -39,12 +40,8 @@ OPTIONS_OF = {  # kind of source -> options that it takes
 }
 
 
-_KINDS = {
-    "name": "dataset",
-    "folder": "folder of images",
-    "table": "table",
-    "bundle": "folder of features",
-}
+_KINDS = dict(name="dataset", folder="folder of images", table="table")
+_KINDS |= dict(bundle="folder of features")
 
 
 def _kind_of(source):
@@ -267,29 +264,22 @@ def predictions(
 
 def _predict_arguments(parser: CommandParser):
     add = parser.add_argument
-    add("file", help="a stored method, from `vlmadapt adapt`")
+    add("file", help="a stored method, from `vlmadapt adapt`, or hf://OWNER/NAME")
     add("images", nargs="+", help="images, and folders of images")
-    add("--top", metavar="N", default=1, help="classes to show of each image; default: 1")
+    add("--top", metavar="N", help="classes of each image; default: 1, in a CSV file 5")
     add("--text", help="question or prompt, for a method that generates text")
-    add("--csv", metavar="FILE", help="write the table to a file")
+    add("--csv", metavar="FILE", help="write a table with one line for each image")
     add("--json", action="store_true", help="print one JSON object a line")
     add("--on-corrupt", metavar="WAY", help="a file that cannot be decoded: refuse or skip")
     add_plugins(parser)
 
 
-def _print_table(lines: list[tuple]):
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print(
-            "  ".join(f"{part:<{width}}" for part, width in zip(line, widths, strict=True)).rstrip()
-        )
-
-
-def _write_csv(file: str, header: tuple, lines: list[tuple]):
-    from vlmadapt.core.files import write_atomic
-
-    with write_atomic(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
-        csv.writer(out).writerows([header, *lines])
+def _csv_header(columns: int) -> list[str]:
+    "Return the header of a table with `columns` classes for each image."
+    header = ["path", "class", "probability"]
+    for k in range(2, columns + 1):
+        header += [f"class_{k}", f"probability_{k}"]
+    return header
 
 
 def _as_json(path: str, best: list[tuple[str, float]]) -> str:
@@ -300,25 +290,31 @@ def _as_json(path: str, best: list[tuple[str, float]]) -> str:
     return json.dumps(line, ensure_ascii=False)
 
 
-def _classify(method, paths, options) -> list[tuple]:
+def _classify(method, paths, options) -> tuple[list[str], list[tuple]]:
+    "Return header and lines; with `--csv` a line for each image, else one for each class."
     from vlmadapt.core.values import PositiveInteger, convert
 
-    top = convert(options.top, PositiveInteger, "--top")
+    default = 5 if options.csv else 1
+    top = convert(default if options.top is None else options.top, PositiveInteger, "--top")
     lines = []
     for path, best in predictions(method, paths, top, **given(options, "on_corrupt")):
         if options.json:
             print(_as_json(path, best), flush=True)
-        lines += [(path, name, f"{probability:.4f}") for name, probability in best]
-    return lines
+        cells = [(name, f"{probability:.4f}") for name, probability in best]
+        if options.csv:
+            lines.append((path, *(text for pair in cells for text in pair)))
+        else:
+            lines += [(path, *pair) for pair in cells]
+    return _csv_header(min(top, len(method.class_names)) if options.csv else 1), lines
 
 
-def _answer(method, paths, options) -> list[tuple]:
+def _answer(method, paths, options) -> tuple[list[str], list[tuple]]:
     answers = method.predict([str(path) for path in paths], options.text)
-    lines = [(str(path), answer) for path, answer in zip(paths, answers, strict=True)]
+    lines: list[tuple] = [(str(path), text) for path, text in zip(paths, answers, strict=True)]
     if options.json:
         for path, answer in lines:
             print(json.dumps({"path": path, "text": answer}, ensure_ascii=False))
-    return lines
+    return ["path", "text"], lines
 
 
 def _run_predict(options: argparse.Namespace):
@@ -327,15 +323,13 @@ def _run_predict(options: argparse.Namespace):
     load_plugins(options)
     paths = image_files(options.images)
     method = va.load_method(options.file)
-    if options.text is not None:
-        header, lines = ("path", "text"), _answer(method, paths, options)
-    else:
-        header, lines = ("path", "class", "probability"), _classify(method, paths, options)
+    work = _classify if options.text is None else _answer
+    header, lines = work(method, paths, options)
     if options.csv:
-        _write_csv(options.csv, header, lines)
+        write_csv(options.csv, header, lines)
         print(f"written to {options.csv}", file=sys.stderr)
     elif not options.json:
-        _print_table(lines)
+        print_table(lines)
 
 
 PREDICT_COMMAND = Command(
@@ -348,6 +342,7 @@ PREDICT_COMMAND = Command(
         "pets.safetensors photo.jpg more_photos/ --top 3": "folders are searched for images",
         "pets.safetensors more_photos/ --csv pets.csv --on-corrupt skip": "a table for later",
         "pets.safetensors more_photos/ --json": "one JSON object a line",
+        "hf://me/pets photo.jpg": "a method from the Hugging Face hub",
         "mine.safetensors photo.jpg --plugin my_method.py": "a method of your own",
         "vqa.safetensors photo.jpg --text 'what is it?'": "a method that generates text",
     },
@@ -356,7 +351,7 @@ PREDICT_COMMAND = Command(
 # %% ../../nbs/09_cli/10_classifiers.ipynb #8dad7a7f
 def _evaluate_arguments(parser: CommandParser):
     add = parser.add_argument
-    add("file", help="a stored method, from `vlmadapt adapt`")
+    add("file", help="a stored method, from `vlmadapt adapt`, or hf://OWNER/NAME")
     add("source", help=SOURCES)
     add("--metrics", metavar="NAME", nargs="+", help="further ones, such as top5_accuracy")
     _add_classes(parser)
@@ -366,15 +361,17 @@ def _evaluate_arguments(parser: CommandParser):
 
 def _run_evaluate(options: argparse.Namespace):
     import vlmadapt as va
+    from vlmadapt.methods import local_file
     from vlmadapt.methods.cards import card_backbone, read_card
 
     load_plugins(options)
-    card = read_card(options.file)
+    file = local_file(options.file)
+    card = read_card(file)
     backbone, defaults = None, {}
     if card["backbone"] is not None:
-        backbone = card_backbone(card, options.file)
+        backbone = card_backbone(card, options.file)  # the message names what was written
         defaults = dict(backbone=backbone, shots=1)  # only the test split is used
-    method = va.load_method(options.file, backbone)
+    method = va.load_method(file, backbone)
     problem = load_problem(options.source, _given_classes(options), defaults)
     metrics = [name.replace("-", "_") for name in options.metrics or ()]
     found = va.evaluate(method, problem, metrics)

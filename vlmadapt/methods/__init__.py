@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_METHODS', 'METHODS', 'list_methods', 'method_info', 'resolve_method', 'create_method', 'register_method',
-           'load_method']
+           'local_file', 'load_method']
 
 # %% ../../nbs/05_methods/99_methods.ipynb #0f91a08d
 import sys
@@ -170,8 +170,18 @@ def _stored_class(card, kind, path):
     )
 
 
+def local_file(
+    path: str | Path,  # a file, or an address on the hub
+) -> str | Path:  # a file
+    "Return the file that a path or an address such as hf://me/pets names, downloaded once."
+    from vlmadapt.data.repositories import fetch_from_hub, is_hub_address
+    from vlmadapt.methods.storage import STORED_NAME
+
+    return fetch_from_hub(str(path), STORED_NAME) if is_hub_address(path) else path
+
+
 def load_method(
-    path: str | Path,  # a file made by `save`
+    path: str | Path,  # a file made by `save`, or hf://OWNER/NAME made by `push_to_hub`
     backbone: "str | Backbone | None" = None,  # default: the card's, in its precision
     method: "str | type[Method] | None" = None,  # a class that is not registered
 ) -> "Method":
@@ -179,6 +189,7 @@ def load_method(
     from vlmadapt.methods.cards import read_card
     from vlmadapt.methods.generation_base import NAMES_0_1
 
+    path = local_file(path)
     card = read_card(path)
     kind: Literal["classification", "generation"] = "classification"
     if "trained" not in card:

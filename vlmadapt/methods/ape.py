@@ -96,7 +96,7 @@ class APE(Method):
         cut = F.normalize(x[:, self.kept], dim=-1)
         affinity = torch.exp(self.beta * (cut @ self.keys.T - 1))
         votes = affinity * torch.exp(self.gamma * self.divergence)
-        scores = x.new_zeros(len(x), len(self.text)).index_add(1, self.labels, votes)
+        scores = votes @ F.one_hot(self.labels, len(self.text)).to(votes)
         return self.cosine_logits(batch.x, self.text) + self.alpha * scores
 
 # %% ../../nbs/05_methods/25_ape.ipynb #aab77386
@@ -155,7 +155,7 @@ class APET(Method):
         text = self.text.index_add(1, self.kept, self.residual)
         keys = self.keys.index_add(1, self.kept, self.residual[self.labels])
         votes = torch.exp(beta * (x @ keys.T - 1)) * self.weight
-        cache = x.new_zeros(len(x), len(text)).index_add(1, self.labels, votes)
+        cache = votes @ F.one_hot(self.labels, len(text)).to(votes)
         return self.logit_scale * x @ text.T + alpha * cache
 
     new_class_scores = Method.zero_shot_scores

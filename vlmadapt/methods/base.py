@@ -33,16 +33,15 @@ from vlmadapt.methods.inputs import (
 )
 from .linear_head import Head, folded
 from .requirements import NEEDS, TOWER_NEEDS, check_kind, offers, problem_width
-from .storage import restore, store
+from .storage import MethodFiles
 from .training_hooks import TrainingHooks
-from ..models.backbones import Backbone
 from ..models.pixels import Pixels
 from ..problems.base import Problem
 from ..problems.batches import Batch
 from ..problems.classification import FewShotProblem
 
 # %% ../../nbs/05_methods/07_base.ipynb #b5df8c95
-class Method(HyperParameters, TrainingHooks, nn.Module):
+class Method(HyperParameters, TrainingHooks, MethodFiles, nn.Module):
     "A few trained tensors on a frozen backbone; subclasses give `constants`, `init` and `logits`."
 
     needs: ClassVar[set[str]] = {"features"}
