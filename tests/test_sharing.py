@@ -47,6 +47,7 @@ DOES_NOT_FOLD = {
     "VPT",
     "MaPLe",
     "MuDPT",
+    "PromptSRC",
     "HeGraphAdapter",
     "AMUTuning",
 }

@@ -47,6 +47,7 @@ _METHODS: tuple[tuple[str, str, Kind], ...] = (
     ("VPT", "vpt_maple", "prompts"),
     ("MaPLe", "vpt_maple", "prompts"),
     ("MuDPT", "mudpt", "prompts"),
+    ("PromptSRC", "prompt_src", "prompts"),
     ("PAdapter", "p_adapter", "towers"),
     ("CLIPLoRA", "clip_lora", "towers"),
     ("TwoSFS", "two_sfs", "towers"),

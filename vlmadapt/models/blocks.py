@@ -136,16 +136,22 @@ def attention_matrix(
     q: torch.Tensor,  # (..., N1, D) queries
     k: torch.Tensor,  # (..., N2, D) keys
     mask: torch.Tensor | None = None,  # broadcasts to (..., N1, N2): Boolean or additive
+    scale: float | None = None,  # factor of the products; default: D ** -0.5
+    softcap: float | None = None,  # bound of the products, by tanh; default: none
 ) -> torch.Tensor:  # (..., N1, N2), rows sum to 1, zero where masked
     "Compute the softmax of the scaled products, in at least single precision."
     with torch.autocast(q.device.type, enabled=False):
         q = at_least_single(q)
-        scores = q * q.shape[-1] ** -0.5 @ at_least_single(k).mT
-        if mask is not None and mask.dtype == torch.bool:
-            scores = scores.masked_fill(mask, -torch.inf)
-        elif mask is not None:
-            scores = scores + mask
-        empty = (scores == -torch.inf).all(-1, keepdim=True)
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        scores = q * scale @ at_least_single(k).mT
+        if softcap is not None:
+            scores = softcap * (scores / softcap).tanh()
+        if mask is None:
+            return scores.softmax(-1)
+        boolean = mask.dtype == torch.bool
+        scores = scores.masked_fill(mask, -torch.inf) if boolean else scores + mask
+        hidden = mask if boolean else mask == -torch.inf
+        empty = hidden.all(-1, keepdim=True)
         return scores.masked_fill(empty, 0).softmax(-1).masked_fill(empty, 0)
 
 
@@ -178,7 +184,8 @@ class AttentionGraph(NamedTuple):
     @property
     def metric(self) -> torch.Tensor:  # (H, D/H, D/H)
         "Inner products of features after the output projection, for each head."
-        weight = self.attn.out_proj.weight.unflatten(1, (self.attn.num_heads, -1))
+        weight = at_least_single(self.attn.out_proj.weight)
+        weight = weight.unflatten(1, (self.attn.num_heads, -1))
         return torch.einsum("dhi,dhj->hij", weight, weight)
 
     def out(self, x: torch.Tensor) -> torch.Tensor:  # (B, H, N, D/H) -> (B, N, D)
@@ -221,7 +228,12 @@ class AdaptedAttention(nn.MultiheadAttention):
         mask: torch.Tensor | None,
     ) -> AttentionGraph:
         "Compute the attention graph."
-        q, k, v = (project(self, x, role) for role, x in enumerate(states))
+        query, key, value = states
+        q = project(self, query, QUERY)
+        if key is value:
+            k, v = key_values(self, key)
+        else:
+            k, v = project(self, key, KEY), project(self, value, VALUE)
         return AttentionGraph(attention_matrix(q, k, mask), q, v, self, k=k)
 
     def forward(
@@ -238,13 +250,15 @@ class AdaptedAttention(nn.MultiheadAttention):
         wants = self.adapter.wants
         states = (query, key, value)
         attended = graph = weights = None
-        if "attended" in wants:
-            attended, _ = super().forward(
-                *states, key_padding_mask, need_weights=False, attn_mask=attn_mask
-            )
         if "graph" in wants or need_weights:
             mask = merge_masks(attn_mask, key_padding_mask, self.num_heads)
             graph = self.graph(states, mask)
+        if "attended" in wants and graph is not None and graph.q.requires_grad:
+            attended = graph.out(graph.M.to(graph.v.dtype) @ graph.v)
+        elif "attended" in wants:
+            attended, _ = super().forward(
+                *states, key_padding_mask, need_weights=False, attn_mask=attn_mask
+            )
         if need_weights and graph is not None:
             weights = graph.M.mean(1) if average_attn_weights else graph.M
         return self.adapter(attended, graph), weights
