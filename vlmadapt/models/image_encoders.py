@@ -6,7 +6,7 @@
 __all__ = ['TIMM', 'TimmEncoder', 'load_image_encoder']
 
 # %% ../../nbs/02_models/07_image_encoders.ipynb #87d6a1d2
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class TimmEncoder(Backbone):
         "False: no method runs inside this encoder."
         return False
 
-    @property
+    @cached_property
     def feature_width(self) -> int:
         "Width E of the features."
         return self.model.num_features

@@ -169,6 +169,13 @@ def _auxiliary_features(dataset, encoders, images, views, seed):
         sources.update({auxiliary_array(name, part): source for part, source in found.items()})
     return sources
 
+
+def _all_images(dataset, backbone, encoders, *drawn):
+    "Return sources of the image features of the backbone and of all other encoders."
+    sources = _image_features(dataset, backbone, *drawn)
+    sources |= _unprojected_features(dataset, backbone, *drawn)
+    return sources | _auxiliary_features(dataset, encoders, *drawn)
+
 # %% ../../nbs/04_problems/07_few_shot.ipynb #f38f24b5
 def _not_empty(splits):
     "Return the splits that hold an image."
@@ -372,14 +379,8 @@ def few_shot(
         images["test"] = replace(images["test"], labels=SealedLabels(images["test"].labels))
     own_prompts = class_prompts(dataset, prompts, source.class_names, template, descriptions)
     text = _text_features(dataset, backbone, own_prompts, text_pool, truncate)
-    arguments = (dataset, backbone, images, views, seed)
     encoders = _encoders(auxiliary, backbone)
-    images_of_all = {
-        **_image_features(*arguments),
-        **_unprojected_features(*arguments),
-        **_auxiliary_features(dataset, encoders, images, views, seed),
-    }
-    features = Features(**text, **images_of_all)
+    features = Features(**text, **_all_images(dataset, backbone, encoders, images, views, seed))
     provenance = dict(
         dataset=dataset.name,
         shots=shots,
