@@ -560,6 +560,10 @@ KEPT = {
     "TipAdapterF",
     "ProtoCLIP",
     "APET",
+    "CLIPLoRA",
+    "TwoSFS",
+    "LayerNormTuning",
+    "FullFineTuning",
 }  # released loaders without drop_last; all others are Dassl's
 OWN_BATCHES = {"LPPlusPlus", "CrossModal", "ProLIP"}  # the whole support set; without end
 
