@@ -557,13 +557,13 @@ def test_p_adapter_of_the_released_code(kind, p):
 
 
 KEPT = {
-    "TipAdapterF",
-    "ProtoCLIP",
-    "APET",
     "CLIPLoRA",
     "TwoSFS",
     "LayerNormTuning",
     "FullFineTuning",
+    "TipAdapterF",
+    "ProtoCLIP",
+    "APET",
 }  # released loaders without drop_last; all others are Dassl's
 OWN_BATCHES = {"LPPlusPlus", "CrossModal", "ProLIP"}  # the whole support set; without end
 
