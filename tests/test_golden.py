@@ -557,6 +557,10 @@ def test_p_adapter_of_the_released_code(kind, p):
 
 
 KEPT = {
+    "CLIPLoRA",
+    "TwoSFS",
+    "LayerNormTuning",
+    "FullFineTuning",
     "TipAdapterF",
     "ProtoCLIP",
     "APET",

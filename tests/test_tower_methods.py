@@ -2,16 +2,23 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from golden_clip import golden_problem, load_golden
 from torch import nn
 
+from vlmadapt.core.hashing import content_key
 from vlmadapt.core.seeding import stream
-from vlmadapt.methods import METHODS
+from vlmadapt.core.tensors import load_arrays
+from vlmadapt.methods import METHODS, load_method, method_info
 from vlmadapt.models.adapted_models import TowerBlock
 from vlmadapt.models.blocks import causal_mask
+from vlmadapt.models.class_prompts import photo_tokens
 from vlmadapt.models.lora_prefix import PROJECTIONS, LowRankBranch, add_branches
 from vlmadapt.problems.batches import Batch
-from vlmadapt.training.loop import initialise_method, train
+from vlmadapt.problems.few_shot import few_shot
+from vlmadapt.problems.generation import load_task
+from vlmadapt.training.loop import fit, initialise_method, train
+from vlmadapt.training.tuning import tune
 
 LETTERS = dict(q="query", k="key", v="value", o="output")
 
@@ -198,3 +205,174 @@ def test_two_sfs_trains_as_the_official_program():
     assert relative(method.classifier, golden["classifier"]) < 1e-9
     images = load_golden("clip_tiny")[0]["images"]
     assert relative(method.scores(Batch(images), metadata["mixed"]), golden["mixed_logits"]) < 1e-9
+
+
+# Savings that change nothing
+
+
+def tower_methods(problem):
+    "Every method with an exact plain form, as a method without dropout."
+    yield METHODS["CLIPLoRA"](problem, dropout=0.0)
+    yield METHODS["TwoSFS"](problem)
+    yield METHODS["TwoSFS"](problem, outer_norms=True, towers="text")
+    yield METHODS["LayerNormTuning"](problem)
+    yield METHODS["FullFineTuning"](problem)
+
+
+def plain_loss(method, batch):
+    "The loss through the model's own forward pass, on all positions."
+    ids = photo_tokens(method.backbone, method.class_names)
+    text = method.trained_text()
+    if "text" in method.towers:
+        text = F.normalize(method.adapted.encode_text(ids), dim=-1)
+    image = method.adapted.encode_image(batch.x)
+    return F.cross_entropy(method.cosine_logits(image, text), batch.y)
+
+
+def random_batch(backbone, classes, count=3):
+    generator = torch.Generator().manual_seed(1)
+    size = backbone.size
+    x = torch.randn(count, 3, size, size, generator=generator)
+    y = torch.randint(classes, (count,), generator=generator)
+    return Batch(x.to(next(backbone.model.parameters()).dtype), y)
+
+
+@pytest.mark.parametrize("index", range(5))
+@pytest.mark.parametrize("kind", ["golden", "mini"])
+def test_a_step_is_that_of_the_models_own_forward_pass(kind, index):
+    problem = golden_problem() if kind == "golden" else few_shot("mini-digits", shots=1)
+    tolerance = 1e-9 if kind == "golden" else 1e-4
+    method = list(tower_methods(problem))[index]
+    for branch in getattr(method, "branches", []):
+        branch.B.data.normal_(generator=torch.Generator().manual_seed(2))
+    batch = random_batch(problem.backbone, problem.K)
+    parameters = [p for n, p in method.named_parameters() if n != "classifier"]
+    found = torch.autograd.grad(method.loss(batch), parameters, allow_unused=True)
+    expected = torch.autograd.grad(plain_loss(method, batch), parameters, allow_unused=True)
+    assert relative(method.loss(batch), plain_loss(method, batch)) < tolerance
+    largest = max(g.abs().max() for g in expected if g is not None)
+    for a, b in zip(found, expected, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or (a - b).abs().max() <= tolerance * largest
+    assert (method.logits(batch) - method.scorer(method.class_names)(batch)).abs().max() == 0
+
+
+def test_text_is_computed_only_where_it_changes(monkeypatch):
+    problem = few_shot("mini-digits", shots=1)
+    batch = random_batch(problem.backbone, problem.K)
+    calls = []
+    encode = problem.backbone.model.encode_text
+    monkeypatch.setattr(
+        problem.backbone.model, "encode_text", lambda *a, **k: calls.append(1) or encode(*a, **k)
+    )
+    frozen = METHODS["CLIPLoRA"](problem, towers="vision")
+    for _ in range(3):
+        frozen.loss(batch).backward()
+    assert len(calls) == 1 and frozen.text_plan is None
+    trained = METHODS["CLIPLoRA"](problem, towers="text", dropout=0.0)
+    trained.loss(batch).backward()
+    assert trained.branches[0].B.grad.abs().max() > 0
+    assert frozen.image(batch.x).grad_fn is not None and trained.image(batch.x).grad_fn is None
+
+
+def test_class_prompts_share_a_prefix_only_without_dropout():
+    problem = few_shot("mini-digits", shots=1)
+    batch = random_batch(problem.backbone, problem.K)
+    prefix = {}
+    for dropout in (0.0, 0.25):
+        method = METHODS["CLIPLoRA"](problem, dropout=dropout)
+        method.loss(batch)
+        prefix[dropout] = method.text_plan.plan.prefix_length
+        longest = max(length for _, length in method.text_plan.plan.parts)
+        assert longest < problem.backbone.model.text.context_length / 2
+    assert prefix == {0.0: 1 + 4, 0.25: 0}
+
+
+def test_every_class_prompt_draws_its_own_dropout():
+    problem = golden_problem(["face", "face", "cup & saucer"], labels=LABELS // 2)
+    method = METHODS["CLIPLoRA"](problem)
+    for branch in method.branches:
+        branch.B.data.normal_(generator=torch.Generator().manual_seed(2))
+    text = method.trained_text().detach()
+    assert (text[0] - text[1]).abs().max() > 1e-3
+    exact = method.text().detach()
+    assert (exact[0] - exact[1]).abs().max() < 1e-12
+    batch = random_batch(problem.backbone, problem.K)
+    method.steps = 0
+    first = method.loss(batch)
+    assert method.loss(batch) != first
+    method.steps = 0
+    assert method.loss(batch) == first
+
+
+def test_recomputed_dropout_draws_the_same_numbers():
+    problem = golden_problem()
+    method = METHODS["CLIPLoRA"](problem, towers="text")
+    method.budget = 1
+    for branch in method.branches:
+        branch.B.data.normal_(generator=torch.Generator().manual_seed(2))
+    batch = random_batch(problem.backbone, problem.K)
+
+    def loss():
+        method.steps = 0
+        return method.loss(batch)
+
+    B = method.branches[1].B
+    (gradient,) = torch.autograd.grad(loss(), [B])
+    assert method.text_plan.plan.recompute
+    place = (0, 3, 1)
+    B.data[place] += 1e-6
+    above = loss().item()
+    B.data[place] -= 2e-6
+    slope = (above - loss().item()) / 2e-6
+    assert abs(slope - gradient[place].item()) < 1e-5 * gradient.abs().max().item()
+
+
+# Contracts
+
+
+@pytest.mark.parametrize("name", ["CLIPLoRA", "TwoSFS", "LayerNormTuning", "FullFineTuning"])
+def test_base_classes_are_fitted_and_new_ones_scored(name, tmp_path):
+    base, new = (few_shot("mini-digits", shots=2, seed=1, part=part) for part in ("base", "new"))
+    method = METHODS[name](base, epochs=3, lr=1e-3)
+    weights = content_key(weights=base.backbone.model.state_dict())
+    fit(method, base, progress=False)
+    assert content_key(weights=base.backbone.model.state_dict()) == weights
+    assert method.outputs(new, "test").shape[1] == len(new.class_names)
+    method.save(tmp_path / "m.safetensors")
+    tensors, card = load_arrays(tmp_path / "m.safetensors")
+    buffers = {"stage"} & set(tensors)
+    assert set(tensors) == set(card["trained"]) | buffers
+    loaded = load_method(tmp_path / "m.safetensors", base.backbone)
+    assert type(loaded) is METHODS[name]
+    for part in (base, new):
+        assert (loaded.outputs(part, "test") == method.outputs(part, "test")).all()
+    again = fit(METHODS[name](base, epochs=3, lr=1e-3), base, progress=False)
+    for key, x in method.state_dict().items():
+        assert (again.state_dict()[key] == x).all(), key
+
+
+def test_full_fine_tuning_serves_both_kinds_of_problem():
+    classification, generation = few_shot("mini-digits", shots=1), load_task("mini-vqa", train=8)
+    for problem, module in ((classification, "layer_norm_tuning"), (generation, "generation")):
+        cls = METHODS.find("FullFineTuning", problem)
+        assert cls.__module__ == f"vlmadapt.methods.{module}"
+    assert method_info("FullFineTuning").kind == "towers"
+    assert method_info("FullFineTuning", "generation").cls.name == "FullFineTuning"
+
+
+def test_iterations_follow_the_shots():
+    problem = few_shot("mini-digits", shots=3, seed=1)
+    for name, iterations in (("CLIPLoRA", 1500), ("TwoSFS", 900), ("LayerNormTuning", 900)):
+        method = METHODS[name](problem)
+        steps = len(method.batches(problem, seed=1))
+        assert steps * sum(method.stages().values()) == iterations
+
+
+def test_the_rate_is_selected_on_validation_images_where_it_is_asked_for():
+    problem = few_shot("mini-digits", shots=2, seed=1)
+    for name in ("CLIPLoRA", "LayerNormTuning"):
+        found = tune(name, problem, trials=2, fixed=dict(epochs=1))
+        assert found.selection == "few_shot_val" and len(found.trials) == 2
+    assert method_info("TwoSFS").cls.validation_free
+    assert tune("TwoSFS", problem, trials=0, fixed=dict(epochs=1)).selection == "defaults"

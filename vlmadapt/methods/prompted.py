@@ -7,7 +7,7 @@ __all__ = ['PromptMethod', 'ImagePromptMethod', 'ShotBatches', 'TowerMethod']
 
 # %% ../../nbs/05_methods/30_prompted.ipynb #391957da
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from ..models.devices import free_memory
 from ..models.image_tower import ImageTower
 from ..models.text_tower import PromptPlan, TextPlan, TextTower
 from ..problems.batches import Batch, ImageBatches
+from ..problems.classification import FewShotProblem
 
 # %% ../../nbs/05_methods/30_prompted.ipynb #32e07919
 class PromptMethod(Method):
@@ -194,6 +195,7 @@ class TowerMethod(Method):
     class_names: list[str]
     cosine_logits: Callable
     text_cache: dict
+    text_plan: Any
 
     def constants(self, problem):
         return {}
@@ -210,10 +212,12 @@ class TowerMethod(Method):
         self.__dict__["text_plan"] = None  # of the method's own classes
         self.__dict__["text_cache"] = {}  # class names -> classifier of the frozen text tower
 
-    def batches(self, problem, seed):
+    def batches(self, problem, seed) -> ShotBatches:
+        "Return batches of random crops, one iteration for each shot in an epoch."
         recipe = self.hyper_parameters
         size, drop_last, crop = recipe["batch_size"], recipe["drop_last"], recipe["crop"]
-        return ShotBatches(problem, seed, size, self.device, drop_last, crop)
+        few_shot = cast(FewShotProblem, problem)
+        return ShotBatches(few_shot, seed, size, self.device, drop_last, crop)
 
     def inference_model(self) -> Any:
         "Return the model that scores are computed with."
@@ -248,12 +252,13 @@ class TowerMethod(Method):
         "Compute the text classifier of the method's own classes for a training step."
         if "text" not in self.towers:
             return self._frozen_text(self.class_names)
-        if self.text_plan is None:
+        plan = self.text_plan
+        if plan is None:
             ids = photo_tokens(self.backbone, self.class_names).to(self.backbone.device)
             plan = TextPlan(self.text_tower, ids, self.budget, self.shared_prefix)
             self.__dict__["text_plan"] = plan
         with self.backbone.autocast():
-            return self._unit(self.text_plan.features())
+            return self._unit(plan.features())
 
     def image(
         self,

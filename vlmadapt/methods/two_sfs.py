@@ -71,7 +71,8 @@ class TwoSFS(TowerMethod):
         self.norms = nn.ModuleList(trained_norms(adapted, self.towers, self.outer_norms))
         self.begin(adapted)
         K, width = len(self.class_names), self.backbone.feature_width
-        self.classifier = nn.Parameter(torch.zeros(K, width, dtype=self.norms[0].weight.dtype))
+        dtype = next(self.norms.parameters()).dtype
+        self.classifier = nn.Parameter(torch.zeros(K, width, dtype=dtype))
         self.register_buffer("stage", torch.tensor(1))
         self.epochs_done = 0
         if not self.first_epochs:

@@ -149,9 +149,8 @@ class BranchedAttention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[torch.Tensor, None]:
         mask = merge_masks(attn_mask, key_padding_mask, self.num_heads)
-        states = (query, key, value)
-        heads = [project(self, x, role) for role, x in enumerate(states)]
-        return attend(self, *heads, mask), None
+        q, k, v = (project(self, x, role) for role, x in enumerate((query, key, value)))
+        return attend(self, q, k, v, mask), None
 
     @torch.no_grad()
     def merged(self) -> nn.MultiheadAttention:
@@ -162,9 +161,10 @@ class BranchedAttention(nn.MultiheadAttention):
         rows = [w + x for w, x in zip(self.in_proj_weight.chunk(3), updates, strict=True)]
         attn.in_proj_weight = nn.Parameter(torch.cat(rows), requires_grad=False)
         if OUTPUT in self.branch.roles:
+            out: Any = _same_weights(self.out_proj, type(self.out_proj))
             weight = self.out_proj.weight + self.branch.update(OUTPUT)
-            attn.out_proj = _same_weights(self.out_proj, type(self.out_proj))
-            attn.out_proj.weight = nn.Parameter(weight, requires_grad=False)
+            out.weight = nn.Parameter(weight, requires_grad=False)
+            attn.out_proj = out
         return attn
 
 # %% ../../nbs/02_models/14_lora_prefix.ipynb #8b209b34
