@@ -277,6 +277,9 @@ def connect(
     "Route the attention function of a module to the layer, once."
     if target.link is not None:
         return
+    if type(attention).__name__ == "BlipTextSelfAttention":
+        target.observe(attention)
+        return
     if not hasattr(attention, "config"):
         raise ValueError(
             f"{target.site.name}: {type(attention).__name__} does not call transformers' attention "
