@@ -26,6 +26,7 @@ CHAPTERS = {
             "own_images",
             "own_features",
             "choose_a_method",
+            "adapters_for_hf",
             "add_a_method",
             "add_a_dataset",
             "add_an_experiment",
