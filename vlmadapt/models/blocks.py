@@ -132,8 +132,8 @@ def attention_matrix(
     "Compute the softmax of the scaled products, in at least single precision."
     with torch.autocast(q.device.type, enabled=False):
         q = at_least_single(q)
-        scale = q.shape[-1] ** -0.5 if scale is None else scale
-        scores = q * scale @ at_least_single(k).mT
+        factor = q.shape[-1] ** -0.5 if scale is None else scale
+        scores = q * factor @ at_least_single(k).mT
         if softcap is not None:
             scores = softcap * (scores / softcap).tanh()
         if mask is None:

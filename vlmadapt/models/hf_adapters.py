@@ -294,10 +294,11 @@ class PAdapterModel(AdapterModel):
     "A model with p-adapters; `peft.get_peft_model` makes it."
 
 
-for _type, _config, _model in (
+_added: tuple[Any, ...] = (
     (AdapterType.BOTTLENECK_ADAPTER, AdapterConfig, AdapterModel),
     (AdapterType.P_ADAPTER, PAdapterConfig, PAdapterModel),
-):
+)
+for _type, _config, _model in _added:
     PEFT_TYPE_TO_CONFIG_MAPPING[_type] = _config
     PEFT_TYPE_TO_TUNER_MAPPING[_type] = _model
     PEFT_TYPE_TO_PREFIX_MAPPING[_type] = AdapterModel.prefix

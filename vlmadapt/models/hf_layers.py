@@ -38,10 +38,10 @@ class LayerGraph(AttentionGraph):
     def metric(self) -> torch.Tensor:
         weight = self.attn.out_proj.weight
         if weight.requires_grad:
-            return AttentionGraph.metric.fget(self)
+            return super().metric
         state = (weight.data_ptr(), weight._version, weight.dtype)
         if self.attn.stored_metric is None or self.attn.stored_metric[0] != state:
-            self.attn.stored_metric = state, AttentionGraph.metric.fget(self)
+            self.attn.stored_metric = state, super().metric
         return self.attn.stored_metric[1]
 
 
@@ -145,7 +145,7 @@ class AdaptedLinear(nn.Module, BaseTunerLayer):
         options: dict,  # of the attention function
     ) -> LayerGraph:
         "Build the attention graph from the arguments of an attention function."
-        query, _, value = heads
+        query, key, value = heads
         if query.shape[1] != self.site.heads or query.shape[3] != value.shape[3]:
             raise ValueError(
                 f"{self.site.name}: {query.shape[1]} heads of {query.shape[3]} query and "
@@ -158,7 +158,8 @@ class AdaptedLinear(nn.Module, BaseTunerLayer):
             nodes = split_heads(nodes, self.site.heads)
         names = ("scaling", "softcap", "position_bias")
         found = {name: options.get(name) for name in names}
-        return LayerGraph(*attention_graph(self, *heads, mask, causal, nodes, **found))
+        graph = attention_graph(self, query, key, value, mask, causal, nodes, **found)
+        return LayerGraph._make(graph)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         h = self.base_layer(x, *args, **kwargs)
