@@ -365,6 +365,27 @@ def test_what_cannot_be_adapted_is_refused_in_one_line():
         va.get_model(torch.nn.Linear(2, 2), va.AdapterConfig())
 
 
+def test_quantised_weights_are_refused_by_p_adapters():
+    model = build(family("llava"))
+    projection = model.model.language_model.layers[0].self_attn.o_proj
+    integers = projection.weight.to(torch.int8)
+    projection.weight = torch.nn.Parameter(integers, requires_grad=False)
+    with pytest.raises(ValueError, match="has quantised weights"):
+        va.get_model(model, va.PAdapterConfig())
+
+
+@pytest.mark.parametrize("kind", ["p-adapter", "released"])
+@pytest.mark.parametrize("name", ["llava", "t5", "blip2"])
+def test_automatic_mixed_precision(name, kind):
+    inputs = with_labels(family(name), inputs_of(family(name)))
+    model = adapted(name, kind, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = output_of(build(family(name)).requires_grad_(False), inputs)
+        assert torch.equal(output_of(model, inputs), expected)
+        model(**inputs).loss.backward()
+    assert all(p.grad.isfinite().all() for p in trained(model).values())
+
+
 def test_chunks_of_an_image_tower_are_joined():
     """Qwen2-VL attends to one image at a time, in as many calls as there are images."""
     name, targets = "qwen2-vl", r".*visual.*(attn\.proj|fc2)"

@@ -19,7 +19,7 @@ import enum
 import re
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import peft
 from peft.mapping import (
@@ -43,6 +43,11 @@ from vlmadapt.models.adapters import (
 )
 from .hf_layers import AdaptedLinear, query_projection
 from .p_laplacian import DEGREES
+
+if TYPE_CHECKING:  # the types of peft's own settings, for the documentation
+    from typing import Optional, Union  # noqa: F401
+
+    from peft import PeftType, TaskType  # noqa: F401
 
 # %% ../../nbs/02_models/32_hf_adapters.ipynb #27d19236
 class AdapterType(str, enum.Enum):
@@ -277,6 +282,11 @@ def connect(
     "Route the attention function of a module to the layer, once."
     if target.link is not None:
         return
+    if not target.out_proj.weight.is_floating_point():
+        raise ValueError(
+            f"{target.site.name} has quantised weights, in which a p-adapter cannot measure "
+            "distances: load the model without quantisation, or take AdapterConfig"
+        )
     if type(attention).__name__ == "BlipTextSelfAttention":
         target.observe(attention)
         return
