@@ -318,8 +318,7 @@ def get_model(
     model: Any,  # of transformers; its modules are replaced in place
     config: peft.PeftConfig | str | PathLike,  # settings of new adapters, or a folder of saved ones
     adapter_name: str = "default",
-    **options: Any,  # of `peft.get_peft_model`; with a folder, of `PeftModel.from_pretrained`, such
-    # as `is_trainable=True`
+    **options: Any,  # of `peft.get_peft_model`, or of `PeftModel.from_pretrained` for a folder
 ) -> peft.PeftModel:
     "Add adapters to a model of transformers, new ones or those that `save_pretrained` wrote."
     if isinstance(config, peft.PeftConfig):
