@@ -31,6 +31,7 @@ class Family:
     pixels: tuple = (3, 16, 16)
     text: bool = True
     generates: bool = True
+    implementation: str = "sdpa"
 
 
 def _qwen():
@@ -50,8 +51,8 @@ def _blip2(config, text):
     )  # fmt: skip
 
 
-def _gemma():
-    text = dict(LLAMA, model_type="gemma", head_dim=8, num_key_value_heads=1)
+def _gemma(kind="gemma", **extra):
+    text = dict(LLAMA, model_type=kind, head_dim=8, num_key_value_heads=1, **extra)
     names = dict(image_token_index=IMAGE, projection_dim=32, hidden_size=32, pad_token_id=0)
     vision = dict(VISION, model_type="siglip_vision_model", vision_use_head=False)
     return tf.PaliGemmaConfig(text_config=text, vision_config=vision, **names)
@@ -78,8 +79,11 @@ def _siglip():
     return tf.SiglipConfig(text_config=text, vision_config=vision)
 
 
-def _t5(**extra):
-    return tf.T5Config(**T5 | extra)
+def _blip():
+    text = dict(SIZES, vocab_size=64, encoder_hidden_size=16, max_position_embeddings=32)
+    text |= dict(bos_token_id=1, eos_token_id=2, sep_token_id=2, pad_token_id=0)
+    vision = dict(VISION, hidden_dropout_prob=0.0)
+    return tf.BlipConfig(text_config=text, vision_config=vision)
 
 
 QFORMER_OPT = r".*(qformer.*output(_query)?\.dense|language_model.*(out_proj|fc2))"
@@ -111,7 +115,15 @@ def families():
         ),
         "paligemma": lambda: Family(tf.PaliGemmaForConditionalGeneration, _gemma()),
         "llava": lambda: Family(tf.LlavaForConditionalGeneration, _llava()),
-        "t5": lambda: Family(tf.T5ForConditionalGeneration, _t5(), image_tokens=0, pixels=()),
+        "t5": lambda: Family(
+            tf.T5ForConditionalGeneration, tf.T5Config(**T5), image_tokens=0, pixels=()
+        ),
+        "blip": lambda: Family(tf.BlipForConditionalGeneration, _blip(), image_tokens=0),
+        "paligemma2": lambda: Family(
+            tf.PaliGemmaForConditionalGeneration,
+            _gemma("gemma2", query_pre_attn_scalar=8, attn_logit_softcapping=2.0),
+            implementation="eager",
+        ),
         "siglip": lambda: Family(
             tf.SiglipModel, _siglip(), r".*layers.*(out_proj|fc2)", image_tokens=0, generates=False
         ),
@@ -122,6 +134,8 @@ def build(family, seed=0):
     """Make the model of a family with random weights of a usable size."""
     torch.manual_seed(seed)
     model = family.model(copy.deepcopy(family.config)).eval()
+    if family.implementation != "sdpa":
+        model.set_attn_implementation(family.implementation)
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.normal_(std=0.1)

@@ -73,6 +73,11 @@ def exact(dtype, inputs):
     return found
 
 
+def padding(name):
+    """Return the padding for a family; eager attention turns hidden rows of float64 into NaN."""
+    return 2 if family(name).implementation == "sdpa" else 0
+
+
 def seen(output):
     """Return logits of the last tokens, of texts with padding at the other end."""
     return output[1::2, -4:] if output.ndim == 3 else output
@@ -82,7 +87,7 @@ def seen(output):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_new_adapters_change_no_bit(name, dtype, kind):
-    inputs = exact(dtype, with_labels(family(name), inputs_of(family(name), pad=2)))
+    inputs = exact(dtype, with_labels(family(name), inputs_of(family(name), pad=padding(name))))
     with torch.no_grad():
         expected = output_of(build(family(name)).to(dtype), inputs)
         model = adapted(name, kind, dtype)
@@ -119,7 +124,7 @@ def test_the_loss_falls(name, kind):
 def test_a_cache_changes_nothing(name, kind):
     """A new token needs its own attention row alone, also beside padding."""
     model = adapted(name, kind, std=0.3)
-    inputs = exact(torch.float64, inputs_of(family(name), pad=2))
+    inputs = exact(torch.float64, inputs_of(family(name), pad=padding(name)))
     found = {}
     for cached in (True, False):
         found[cached] = model.generate(
@@ -179,10 +184,12 @@ def test_p_2_without_mu_is_the_ordinary_adapter(name, skip):
     weights = peft.get_peft_model_state_dict(ordinary)
     result = peft.set_peft_model_state_dict(model, weights)
     assert not result.unexpected_keys
-    inputs = exact(torch.float64, with_labels(family(name), inputs_of(family(name), pad=2)))
+    inputs = exact(
+        torch.float64, with_labels(family(name), inputs_of(family(name), pad=padding(name)))
+    )
     with torch.no_grad():
         gap = seen(output_of(model, inputs) - output_of(ordinary, inputs)).abs().max()
-    assert gap < (1e-12 if name in ("blip2", "siglip") else 1e-5)
+    assert gap < (1e-12 if name in ("blip", "blip2", "siglip") else 1e-5)
 
 
 def gradients(model, inputs):
@@ -195,6 +202,8 @@ def gradients(model, inputs):
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_checkpointed_training_has_the_same_gradients(name, kind, reentrant):
+    if name == "blip" and reentrant:
+        pytest.skip("BLIP changes its embeddings in place, which reentrant checkpoints forbid")
     model = adapted(name, kind, std=0.3).train()
     inputs = exact(torch.float64, with_labels(family(name), inputs_of(family(name))))
     expected = gradients(model, inputs)
@@ -354,6 +363,27 @@ def test_what_cannot_be_adapted_is_refused_in_one_line():
         model.merge_and_unload()
     with pytest.raises(ValueError, match="output projections of known names"):
         va.get_model(torch.nn.Linear(2, 2), va.AdapterConfig())
+
+
+def test_quantised_weights_are_refused_by_p_adapters():
+    model = build(family("llava"))
+    projection = model.model.language_model.layers[0].self_attn.o_proj
+    integers = projection.weight.to(torch.int8)
+    projection.weight = torch.nn.Parameter(integers, requires_grad=False)
+    with pytest.raises(ValueError, match="has quantised weights"):
+        va.get_model(model, va.PAdapterConfig())
+
+
+@pytest.mark.parametrize("kind", ["p-adapter", "released"])
+@pytest.mark.parametrize("name", ["llava", "t5", "blip2"])
+def test_automatic_mixed_precision(name, kind):
+    inputs = with_labels(family(name), inputs_of(family(name)))
+    model = adapted(name, kind, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = output_of(build(family(name)).requires_grad_(False), inputs)
+        assert torch.equal(output_of(model, inputs), expected)
+        model(**inputs).loss.backward()
+    assert all(p.grad.isfinite().all() for p in trained(model).values())
 
 
 def test_chunks_of_an_image_tower_are_joined():

@@ -242,8 +242,14 @@ class ReleasedAdapterLayer(AdapterLayer):
 
     def low_rank(self, graph: AttentionGraph, nodes: torch.Tensor) -> torch.Tensor:
         "Project nodes into the bottleneck, one group for each head."
-        features = graph.out(nodes).to(self.down.weight.dtype)
-        return split_heads(self.down(features), self.site.heads)
+        out, down = graph.attn.out_proj, self.down
+        many = nodes[..., 0].numel() > self.hidden * self.site.heads
+        if many and isinstance(out, nn.Linear) and out.weight.dtype == down.weight.dtype:
+            bias = down.bias if out.bias is None else down(out.bias)
+            features = F.linear(merge_heads(nodes), down.weight @ out.weight, bias)
+        else:
+            features = down(graph.out(nodes).to(down.weight.dtype))
+        return split_heads(features, self.site.heads)
 
     def aggregate(self, graph: AttentionGraph) -> torch.Tensor:
         "Aggregate over the graph, inside the bottleneck: (B, H, N1, hidden/H)."

@@ -142,8 +142,8 @@ def attention_matrix(
     "Compute the softmax of the scaled products, in at least single precision."
     with torch.autocast(q.device.type, enabled=False):
         q = at_least_single(q)
-        scale = q.shape[-1] ** -0.5 if scale is None else scale
-        scores = q * scale @ at_least_single(k).mT
+        factor = q.shape[-1] ** -0.5 if scale is None else scale
+        scores = q * factor @ at_least_single(k).mT
         if softcap is not None:
             scores = softcap * (scores / softcap).tanh()
         if mask is None:
@@ -229,11 +229,13 @@ class AdaptedAttention(nn.MultiheadAttention):
     ) -> AttentionGraph:
         "Compute the attention graph."
         query, key, value = states
-        q = project(self, query, QUERY)
-        if key is value:
-            k, v = key_values(self, key)
+        if query is key is value and self._qkv_same_embed_dim:
+            parts = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
+            q, k, v = (split_heads(part, self.num_heads) for part in parts)
+        elif key is value:
+            q, (k, v) = project(self, query, QUERY), key_values(self, key)
         else:
-            k, v = project(self, key, KEY), project(self, value, VALUE)
+            q, k, v = (project(self, x, role) for role, x in enumerate(states))
         return AttentionGraph(attention_matrix(q, k, mask), q, v, self, k=k)
 
     def forward(

@@ -19,7 +19,7 @@ import enum
 import re
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import peft
 from peft.mapping import (
@@ -43,6 +43,11 @@ from vlmadapt.models.adapters import (
 )
 from .hf_layers import AdaptedLinear, query_projection
 from .p_laplacian import DEGREES
+
+if TYPE_CHECKING:  # the types of peft's own settings, for the documentation
+    from typing import Optional, Union  # noqa: F401
+
+    from peft import PeftType, TaskType  # noqa: F401
 
 # %% ../../nbs/02_models/32_hf_adapters.ipynb #27d19236
 class AdapterType(str, enum.Enum):
@@ -277,6 +282,14 @@ def connect(
     "Route the attention function of a module to the layer, once."
     if target.link is not None:
         return
+    if not target.out_proj.weight.is_floating_point():
+        raise ValueError(
+            f"{target.site.name} has quantised weights, in which a p-adapter cannot measure "
+            "distances: load the model without quantisation, or take AdapterConfig"
+        )
+    if type(attention).__name__ == "BlipTextSelfAttention":
+        target.observe(attention)
+        return
     if not hasattr(attention, "config"):
         raise ValueError(
             f"{target.site.name}: {type(attention).__name__} does not call transformers' attention "
@@ -291,10 +304,11 @@ class PAdapterModel(AdapterModel):
     "A model with p-adapters; `peft.get_peft_model` makes it."
 
 
-for _type, _config, _model in (
+_added: tuple[Any, ...] = (
     (AdapterType.BOTTLENECK_ADAPTER, AdapterConfig, AdapterModel),
     (AdapterType.P_ADAPTER, PAdapterConfig, PAdapterModel),
-):
+)
+for _type, _config, _model in _added:
     PEFT_TYPE_TO_CONFIG_MAPPING[_type] = _config
     PEFT_TYPE_TO_TUNER_MAPPING[_type] = _model
     PEFT_TYPE_TO_PREFIX_MAPPING[_type] = AdapterModel.prefix
@@ -304,8 +318,7 @@ def get_model(
     model: Any,  # of transformers; its modules are replaced in place
     config: peft.PeftConfig | str | PathLike,  # settings of new adapters, or a folder of saved ones
     adapter_name: str = "default",
-    **options: Any,  # of `peft.get_peft_model`; with a folder, of `PeftModel.from_pretrained`, such
-    # as `is_trainable=True`
+    **options: Any,  # of `peft.get_peft_model`, or of `PeftModel.from_pretrained` for a folder
 ) -> peft.PeftModel:
     "Add adapters to a model of transformers, new ones or those that `save_pretrained` wrote."
     if isinstance(config, peft.PeftConfig):
