@@ -90,6 +90,7 @@ def serve(
         kernelapp.launch_new_instance(argv=request["arguments"])
 
 # %% ../../nbs/07_grid/18_kernel_server.ipynb #778f9f86
+#| eval: false
 if __name__ == "__main__":
     if sys.path[0] == os.getcwd():
         del sys.path[0]  # as the launcher of ipykernel does; a kernel adds its own folder

@@ -50,6 +50,7 @@ class BenchSizes:
     test_images: int = 50_000  # of the evaluation
     search_epochs: int = 1  # of each trial of a search; the report says what all epochs take
     search_seeds: int = 3
+    trials: int = 16  # of a search
     cells: tuple = (("eurosat", 1), ("caltech101", 16), ("imagenet", 1), ("imagenet", 16))
     tokens: tuple = (577, 1025)  # of the p-adapter
     token_width: int = 768
@@ -79,6 +80,7 @@ BENCH_SIZES = {
         epochs=2,
         test_images=1000,
         search_seeds=2,
+        trials=2,
         cells=(("eurosat", 1), ("eurosat", 4), ("dtd", 1)),
         tokens=(65, 129),
         token_width=64,
