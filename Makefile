@@ -1,7 +1,7 @@
 # `make help` lists what there is. Every target sets up .venv itself when it is missing or out of date.
 PYTHON ?= python3
 VENV   ?= .venv
-GRID   ?= mini
+GRID   ?= demo
 START  ?= nbs/tutorials/explore.ipynb
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
@@ -12,7 +12,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo lint test test-slow wheel lab docs export clean distclean
+.PHONY: help setup demo benchmark lint test test-slow wheel lab docs export clean distclean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -33,9 +33,12 @@ $(READY): settings.ini constraints.txt setup.py pyproject.toml
 	@$(BIN)/jupyter labextension disable --level=sys_prefix @jupyterlab/apputils-extension:announcements >/dev/null 2>&1 || true
 	@touch $@
 
-demo: $(READY) ## run the grid on the built-in synthetic benchmark, then its table and figure (minutes, two cores)
+demo: $(READY) ## run a small grid on the built-in synthetic benchmark, then its table and figures (3 minutes, two cores)
 	@HF_HUB_OFFLINE=1 $(BIN)/vlmadapt grid params/$(GRID).yml $(ARGS)
 	@HF_HUB_OFFLINE=1 $(BIN)/vlmadapt report $(GRID)
+
+benchmark: $(READY) ## run every method on every dataset of the built-in synthetic benchmark (minutes, two cores)
+	@$(MAKE) --no-print-directory demo GRID=mini
 
 lint: $(READY) ## format, rules and types of notebooks, tests and library (seconds)
 	@$(BIN)/ruff format --check

@@ -26,7 +26,10 @@ SMALL = replace(
     shots=2,
     views=(1, 2),
     batch_size=4,
-    class_names=3,
+    class_counts=(3,),
+    test_images=20,
+    tokens=(5,),
+    token_width=8,
     extraction_backbones=("mini",),
     image_size=(40, 33),
     most_images=8,
@@ -140,7 +143,7 @@ def test_graph_parts_get_their_share_of_the_ceiling(small, tmp_path):
 def test_operations_of_a_hegraph_step_are_those_of_the_equations():
     "The text branch of variant T-P: for two relations a product, and one for its gradient."
     K, D, B = SMALL.classes, SMALL.width, SMALL.batch_size
-    problem = bench_parts._feature_problem(SMALL, views=1)
+    problem = bench_parts.feature_problem(SMALL, views=1)
     method = bench_parts.HeGraphAdapter(problem, variant="T-P", batch_size=B)
     relations = 2 * 2 * (2 * K * D * D)
     logits = 2 * (2 * B * K * D)
@@ -257,7 +260,7 @@ def test_committed_reports_tell_nothing_about_their_machine():
 def test_peak_memory_is_in_megabytes():
     settings = bench_parts.BenchSettings("cpu", SMALL, 1)
     held = np.ones(64 * 2**20, np.uint8)
-    figure = bench_parts._peak_memory(settings)["peak_memory_mb"]
+    figure = bench_parts.peak_memory(settings)["peak_memory_mb"]
     present = psutil.Process().memory_info().rss / 2**20
     assert held.nbytes / 2**20 < present
     assert present / 2 < figure < psutil.virtual_memory().total / 2**20

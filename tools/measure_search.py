@@ -1,8 +1,9 @@
-"""Measure a search of 16 trials trained side by side against the same trials one by one, in one process.
+"""Measure a search of 16 trials trained side by side against the same trials one by one.
 
     python tools/measure_search.py --out outputs/measured/search.json
 
-Features are random unit rows; the ratio is that of processor seconds (one by one / side by side), the median of alternating repeats.
+Features are random unit rows; the ratio is that of processor seconds (one by one / side by side),
+the median of alternating repeats in one process.
 """
 
 import argparse
@@ -21,11 +22,19 @@ from vlmadapt.methods import METHODS
 from vlmadapt.training.batched import fit_many
 from vlmadapt.training.tuning import random_candidates
 
+<<<<<<< HEAD
 SIZES = {
     "10x64": (10, 64, 30),
     "100x512": (100, 512, 4),
     "1000x512": (1000, 512, 1),
 }  # K, D, epochs
+=======
+SIZES = {  # K, D, epochs
+    "10x64": (10, 64, 30),
+    "100x512": (100, 512, 4),
+    "1000x512": (1000, 512, 1),
+}
+>>>>>>> speed
 NAMES = ["GraphAdapter", "HeGraphAdapter", "TipAdapterF", "TaskRes", "CLIPAdapter", "LinearProbe"]
 
 
@@ -54,13 +63,17 @@ def measure(name: str, size: str, trials: int, repeats: int) -> dict:
     K, D, epochs = SIZES[size]
     problem = problem_of(K, D, shots=4 if K == 1000 else 16, views=2)
     cls = METHODS[name]
-    space = {n: v for n, v in cls.space.items()}
+    space = dict(cls.space)
     first = {n: v for n, v in cls.defaults().items() if n in space}
     candidates = random_candidates(space, first, trials, 1)
     runs = [(cls, {**candidate, "epochs": epochs}, problem, 1) for candidate in candidates]
+<<<<<<< HEAD
     warm_up = [
         (cls, {**values, "epochs": 1}, problem, seed) for cls, values, problem, seed in runs[:2]
     ]
+=======
+    warm_up = [(cls, {**run[1], "epochs": 1}, problem, 1) for run in runs[:2]]
+>>>>>>> speed
     fit_many(warm_up, progress=False)  # imports, and what all trials share
     stacked, alone = [], []
     for _ in range(repeats):

@@ -149,6 +149,9 @@ BENCH_COMMAND = Command(
         "--device cuda --out bench-gpu.json": "the real sizes on the GPU",
         "--device cpu --parts matmul,hegraph_epoch --repeats 1": "two parts, each measured once",
     },
-    notes="""parts: matmul, hegraph_epoch, graph_adapter_epoch, prompt_steps, extraction
-The report is written after each part; an interruption keeps what was measured.""",
+    notes=(
+        "parts: matmul, hegraph_epoch, graph_adapter_epoch, training, search, agreement, cells, "
+        "p_adapter, extraction, tower_steps\n"
+        "The report is written after each part; an interruption keeps what was measured."
+    ),
 )

@@ -81,13 +81,16 @@ def serve(
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # the others start a thread
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     preload()
-    with socket.socket(fileno=number) as server, server.makefile("rwb") as connection:
-        request = next_kernel(connection)
+    request = None
+    with socket.socket(fileno=number) as server, suppress(ConnectionError):
+        with server.makefile("rwb") as connection:
+            request = next_kernel(connection)
     if request is not None:
         kernelapp = importlib.import_module("ipykernel.kernelapp")
         kernelapp.launch_new_instance(argv=request["arguments"])
 
 # %% ../../nbs/07_grid/18_kernel_server.ipynb #778f9f86
+#| eval: false
 if __name__ == "__main__":
     if sys.path[0] == os.getcwd():
         del sys.path[0]  # as the launcher of ipykernel does; a kernel adds its own folder

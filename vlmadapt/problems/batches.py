@@ -67,10 +67,10 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         view = torch.randint(len(self.views), (len(self.y),), generator=self.choice)
-        for index in self.epoch():
-            chosen = view[index].to(self.y.device)
-            index = index.to(self.y.device)
-            yield Batch(self.views[chosen, index], self.y[index], index)
+        view = view.to(self.y.device)
+        order = torch.cat(self.epoch()).to(self.y.device)  # once: a copy in each step would wait
+        for index in order.split(self.size):
+            yield Batch(self.views[view[index], index], self.y[index], index)
 
 # %% ../../nbs/04_problems/08_batches.ipynb #e4d88660
 class WholeBatches(Batches):

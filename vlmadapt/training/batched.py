@@ -15,7 +15,7 @@ from torch.func import functional_call, vmap
 
 from ..core.registry import choose
 from ..core.values import NonNegativeInteger, convert
-from ..core.verbosity import progress_bar
+from ..core.verbosity import LOGGER, progress_bar
 from ..methods.base import Method
 from ..methods.requirements import check_kind
 from ..problems.base import Problem
@@ -166,6 +166,27 @@ def _groups(runs) -> Iterator[list[int]]:
             yield members[start : start + size]
 
 # %% ../../nbs/06_training/02_batched.ipynb #cb5cd49c
+def _train_runs(runs, device, progress):
+    "Train initialised runs side by side; where memory is short, in halves."
+    methods, problems, seeds = (list(x) for x in zip(*runs, strict=True))
+    if len(runs) == 1:
+        train(methods[0], problems[0], seeds[0], progress)
+        return
+    try:
+        train_stacked(methods, problems, seeds, progress)
+        return
+    except torch.OutOfMemoryError:
+        pass  # the error holds tensors of the stack until this block is left
+    half = len(runs) // 2
+    LOGGER.info("%d runs need more memory than there is; %d at a time", len(runs), half)
+    for method, problem, seed in runs:
+        initialise_method(method, problem, seed, device)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    for part in (runs[:half], runs[half:]):
+        _train_runs(part, device, progress)
+
+
 def _built(run):
     "Return the method of a run of `fit_many`, its problem and its seed."
     if not isinstance(run, (tuple, list)) or len(run) != 4:
@@ -194,13 +215,7 @@ def fit_many(
         for method, problem, seed in built:
             initialise_method(method, problem, seed, device)
         for members in _groups(built):
-            methods, problems, seeds = (
-                list(x) for x in zip(*(built[i] for i in members), strict=True)
-            )
-            if len(methods) == 1:
-                train(methods[0], problems[0], seeds[0], progress)
-            else:
-                train_stacked(methods, problems, seeds, progress)
+            _train_runs([built[i] for i in members], device, progress)
         for method, problem, seed in built:
             check_finite(method, problem, seed)
     for method, *_ in built:
