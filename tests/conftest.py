@@ -80,10 +80,11 @@ def run_command(*arguments, **options):
 
 
 def refused(function, *parts, error=ValueError):
-    "Check that `function` is refused in one line that holds `parts`."
+    "Check that `function` is refused in one line that holds `parts`; return the line."
     with pytest.raises(error) as caught:
         function()
     message = str(caught.value)
     assert "\n" not in message
     for part in parts:
         assert part in message, message
+    return message

@@ -76,6 +76,7 @@ def _state(arrays, sizes):
 def golden_problem(
     class_names: list[str] | None = None,  # default: those of the file
     backbone: Backbone | None = None,  # default: a new `golden_clip`
+    labels: torch.Tensor | None = None,  # of the three images; default: those of the file
 ) -> FewShotProblem:  # its train features are those of the file's three images
     "Return a problem on the tiny CLIP: three images, labels and class names of the golden numbers."
     arrays, metadata = load_golden("clip_tiny")
@@ -83,9 +84,10 @@ def golden_problem(
     x = arrays["image_features"]
     text = torch.zeros(len(names), x.shape[1], dtype=x.dtype)
     features = Features(text=text, views=x[None], train=x)
-    labels = {"train": arrays["labels"]}
+    train = arrays["labels"] if labels is None else labels
     backbone = backbone or golden_clip()
     # the golden pixels are preprocessed already; tests pass them to the methods themselves
-    pictures = Images(np.zeros((len(arrays["labels"]), 32, 32, 3), np.uint8), arrays["labels"])
+    pictures = Images(np.zeros((len(train), 32, 32, 3), np.uint8), train)
     scale = backbone.logit_scale
-    return FewShotProblem(names, features, labels, scale, backbone, images={"train": pictures})
+    images = {"train": pictures}
+    return FewShotProblem(names, features, {"train": train}, scale, backbone, images=images)

@@ -81,6 +81,15 @@ TOWER_METHODS = {
         for injection in ("transformer", "linear", "linear_per_layer", "silent", "none")
     },
     "PAdapter": ("PAdapter", {}),
+    "CLIPLoRA": ("CLIPLoRA", dict(lr=2e-2)),
+    "CLIPLoRA output": (
+        "CLIPLoRA",
+        dict(parts=["query", "output"], layers="up", dropout=0.0, lr=2e-2),
+    ),
+    "TwoSFS first stage": ("TwoSFS", dict(first_share=1.0, lr=2e-2)),
+    "TwoSFS second stage": ("TwoSFS", dict(first_share=0.0, lr=2e-2)),
+    "LayerNormTuning": ("LayerNormTuning", dict(outer_norms=True, lr=2e-2)),
+    "FullFineTuning": ("FullFineTuning", dict(lr=1e-3)),
 }
 
 

@@ -47,6 +47,26 @@ def run_code(code, *arguments, **variables):
 # --- names
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_help_describes_every_parameter(name):
+    function = getattr(va, name)
+    doc = inspect.getdoc(function)
+    for parameter in inspect.signature(function).parameters.values():
+        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
+        assert f"\n{stars.get(parameter.kind, '')}{parameter.name} :" in doc or (
+            f"\n{stars.get(parameter.kind, '')}{parameter.name}\n" in doc
+        )
+    assert doc.count("Parameters\n---") <= 1
+
+
+def test_help_describes_methods_of_classes_and_functions_of_modules():
+    assert (
+        "on_corrupt : Literal['refuse', 'skip']\n    what to do" in va.Method.predict_table.__doc__
+    )
+    assert "path : str | Path\n    the file to write" in va.Method.save.__doc__
+    assert "Parameters\n" in va.cache.clear.__doc__
+
+
 def test_every_name_of_the_design_is_there():
     assert set(DESIGN) <= set(va.__all__) <= set(dir(va))
     assert len(set(va.__all__)) == len(va.__all__)

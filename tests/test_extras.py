@@ -136,7 +136,7 @@ print(json.dumps([missing, sorted(sys.modules)]))
 
 
 def test_the_core_is_imported_without_extras():
-    """Only parts of grid and reporting, and the form with torch-geometric, miss something."""
+    """Parts of grid and reporting, torch-geometric's form and peft's methods miss something."""
     hidden = without_extras()
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests/core_only")])
     run = subprocess.run(
@@ -150,7 +150,8 @@ def test_the_core_is_imported_without_extras():
     assert not {m.partition(".")[0] for m in loaded} & set(hidden["HIDDEN_PACKAGES"].split(","))
     assert {kind for kind, _ in missing.values()} == {"MissingExtra"}
     elsewhere = {m for m in missing if m.split(".")[1] not in ("grid", "reporting")}
-    assert elsewhere == {"vlmadapt.methods.hegraph_pyg"}
+    names = ("methods.hegraph_pyg", "models.hf_layers", "models.hf_adapters")
+    assert elsewhere == {f"vlmadapt.{name}" for name in names}
     needed = "grid.results reporting.tables reporting.claims reporting.published reporting.bench"
     assert not {f"vlmadapt.{name}" for name in needed.split()} & set(missing)
     message = "vlmadapt needs papermill for executing notebooks: pip install 'vlmadapt[workbook]'"

@@ -6,7 +6,7 @@ import torch
 
 from vlmadapt.core.records import RecordError
 from vlmadapt.core.tensors import load_arrays, save_arrays
-from vlmadapt.methods.generation import FullFineTuning, LoRA
+from vlmadapt.methods.generation import GenerationFullFineTuning, LoRA
 from vlmadapt.methods.generation_base import GenerationMethod
 from vlmadapt.models.adapted_models import thin_copy
 from vlmadapt.models.backbones import load_backbone
@@ -25,7 +25,7 @@ def problem(request):
     return found
 
 
-@pytest.mark.parametrize("cls", [LoRA, FullFineTuning])
+@pytest.mark.parametrize("cls", [LoRA, GenerationFullFineTuning])
 def test_every_path_reads_the_image_tokens_of_the_backbones_precision(problem, cls, monkeypatch):
     method = cls(problem, batch_size=4)
     seen = []

@@ -560,6 +560,7 @@ KEPT = {
     "TipAdapterF",
     "ProtoCLIP",
     "APET",
+    "AMUTuning",
 }  # released loaders without drop_last; all others are Dassl's
 OWN_BATCHES = {"LPPlusPlus", "CrossModal", "ProLIP"}  # the whole support set; without end
 
@@ -699,11 +700,14 @@ def released_problem():
     test = (problem.features.test, torch.arange(12) % 4)
     prompts = torch.randn(3, 4, 8, generator=draw, dtype=torch.float64)
     val = (val, torch.arange(8) % 4)
-    return from_arrays(raw_text(problem), (x, y), val=val, test=test, text_all=prompts)
+    arrays = dict(train=x, val=val[0], test=test[0])
+    second = {name: array[..., :5] for name, array in arrays.items()}  # for AMU-Tuning
+    options = dict(val=val, test=test, text_all=prompts, auxiliary={"second": second})
+    return from_arrays(raw_text(problem), (x, y), **options)
 
 
 SELECTIONS = {"TipAdapter": "val_search", "TipAdapterF": "test_epoch"}
-SELECTIONS |= {"GDA": "val_search", "ProtoCLIP": "val_epoch"}
+SELECTIONS |= {"GDA": "val_search", "ProtoCLIP": "val_epoch", "AMUTuning": "test_epoch"}
 SELECTIONS |= dict.fromkeys(("APE", "TIMO", "TIMOS", "ProKeR"), "val_search")
 FEW_SHOT = dict.fromkeys(("ZSLP", "CLAP", "SSText"), "defaults")  # never look at test images
 FEW_SHOT |= dict.fromkeys(("LPPlusPlus", "CrossModal"), "val_epoch")

@@ -40,6 +40,7 @@ CLASSES = {  # a name that both kinds of methods have is that of the classifier
     **GENERATION_METHODS,
     **METHODS.classifiers(),
     "GenerationPAdapter": GENERATION_METHODS["PAdapter"],
+    "GenerationFullFineTuning": GENERATION_METHODS["FullFineTuning"],
 }
 
 
@@ -213,7 +214,11 @@ def test_unambiguous_values_are_converted(name, given, expected):
             "unknown GenerationPAdapter learn 'fix'; did you mean 'fixed'?",
         ),
         ("APPNPAdapter", dict(alpha=2), "APPNPAdapter alpha"),
-        ("FullFineTuning", dict(smoothing=1.5), "FullFineTuning smoothing"),
+        ("GenerationFullFineTuning", dict(smoothing=1.5), "FullFineTuning smoothing"),
+        ("FullFineTuning", dict(crop=1.5), "FullFineTuning crop"),
+        ("CLIPLoRA", dict(dropout=1.5), "CLIPLoRA dropout"),
+        ("CLIPLoRA", dict(layers="half"), "did you mean 'half-up'?"),
+        ("TwoSFS", dict(first_share=-0.1), "TwoSFS first_share"),
     ],
 )
 def test_impossible_values_are_refused(name, given, told):
@@ -774,7 +779,7 @@ def refusal_of_a_dry_run(folder, capsys, text):
         ("trials: -1", "trials: input should be greater than or equal to 0, got -1"),
         ("trials: many", "trials takes a whole number, not 'many'"),
         ("prompts: templates", "unknown kind of prompts 'templates'; did you mean 'template'?"),
-        ("prompts: none.json", "no such file: none.json"),
+        ("prompts: none.json", "/none.json"),
         ("backbone: minn", "unknown backbone 'minn'; did you mean 'mini'?"),
         ("backbone: 'ViT-B-99:openai'", "unknown open_clip model 'ViT-B-99'; did you mean"),
         (

@@ -305,6 +305,25 @@ def test_a_table_gives_the_problem_of_the_folder(folder, mini, tmp_path):
     same_problem(by_part, own)
 
 
+def test_underscores_are_spaces_in_folders_and_in_tables(folder, mini):
+    for part in ("train", "val", "test"):
+        (folder / part / "red").rename(folder / part / "dark_red")
+    own = from_folder(folder, mini, shots=2, views=1)
+    table = table_of(folder)
+    assert "dark_red" in set(table["label"])
+    tabled = from_dataset(table, backbone=mini, shots=2, views=1)
+    assert tabled.class_names == own.class_names and "dark red" in own.class_names
+    same_problem(own, tabled)
+    named = from_dataset(table, backbone=mini, shots=2, class_names={"dark_red": "dark_blood"})
+    assert "dark_blood" in named.class_names  # as it is written
+    labels = table["label"].where(table.index % 2 == 0, table["label"].str.replace("_", " "))
+    mixed = table.assign(label=labels)
+    refused(
+        lambda: from_dataset(mixed, backbone=mini, shots=2),
+        "'dark red' and 'dark_red' become one class name; rename one",
+    )
+
+
 def test_a_table_without_splits_is_cut(folder, mini):
     table = table_of(folder).drop(columns="split")
     problem = from_dataset(table, backbone=mini, shots=2, views=1)

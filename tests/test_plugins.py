@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vlmadapt.core.plugins import load_plugin, locate_plugin
+from vlmadapt.grid import runner
 from vlmadapt.grid.entries import method_entry, result_key
 from vlmadapt.grid.params import read_runs
 from vlmadapt.grid.params_files import parse_changes
@@ -228,6 +229,44 @@ def test_own_experiment_and_report_by_path(own, capsys):
     assert "register_plugins" in "".join(cells[0]["source"])
     assert run_command("report", "grid") == 0
     assert "NearestMean, ZeroShot" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_report_is_added_to_a_grid_that_is_finished(own, capsys, monkeypatch):
+    "And Ray is not there: the status file counts all the same."
+    monkeypatch.setattr(runner, "has_loopback", lambda: False)
+    text = "experiment: ./my_experiment.ipynb\nparameters: {methods: [ZeroShot], seeds: [1, 2]}\n"
+    file = params(own, text)
+    with pytest.warns(UserWarning, match="no loopback network"):
+        assert run_command("grid", file) == 0
+    status = Path("outputs/grid/status.txt").read_text()
+    assert status.startswith("2 of 2 measurements, 1 of 1 runs, 0 failed")
+    capsys.readouterr()
+    assert run_command("report", "grid") == 2
+    line = capsys.readouterr().err
+    assert "unknown report 'my_experiment'" in line and line.count("\n") == 1
+    assert "write `report:` with a name or a notebook's path into the params file" in line
+    results = Path("outputs/grid/run/result.json").read_bytes()
+    params(own, f"report: ./my_report.ipynb\n{text}")
+    assert run_command("grid", file, only_methods="ZeroShot") == 0
+    assert Path("outputs/grid/run/result.json").read_bytes() == results
+    assert run_command("report", "grid") == 0
+    assert "ZeroShot" in capsys.readouterr().out
+
+
+def test_a_file_of_prompts_lies_beside_the_params_file(own):
+    (own / "texts.json").write_text("{}")
+    text = "experiment: few_shot\ngrid: {shots: [1]}\nparameters: "
+    text += "{methods: [ZeroShot], dataset: mini-digits, seeds: [1], prompts: %s}\n"
+    (run,) = read_runs(params(own, text % "texts.json"))
+    assert run.parameters["prompts"] == str(own / "texts.json")
+    assert run.results().settings["prompts"] == "texts.json"
+    told = refusal(lambda: read_runs(params(own, text % "none.json")))
+    assert f"no such file: {own}/none.json" in told
+    grid = "experiment: few_shot\ngrid: {prompts: [template, texts.json]}\nparameters: "
+    grid += "{methods: [ZeroShot], dataset: mini-digits, seeds: [1]}\n"
+    names = [run.name for run in read_runs(params(own, grid))]
+    assert sorted(names) == ["template", "texts.json"]
 
 
 @pytest.mark.slow

@@ -47,9 +47,12 @@ DOES_NOT_FOLD = {
     "VPT",
     "MaPLe",
     "MuDPT",
+    "PromptSRC",
     "HeGraphAdapter",
+    "AMUTuning",
 }
 CASES = {name: (name, {}) for name in METHODS.classifiers()}
+CASES["AMUTuning"] = ("AMUTuning", {"encoder": "own"})  # the problem has no second encoder
 CASES["HeGraphAdapter T"] = ("HeGraphAdapter", {"variant": "T"})
 LARGEST_FILE = 4 << 20  # bytes
 

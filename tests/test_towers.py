@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from reference_towers import image_reference, text_reference
 from torch import nn
 
 from vlmadapt.core.seeding import stream
@@ -92,7 +93,7 @@ def gaps(model, names, n, depth=1, groups="shared", place="end", budget=None, to
     leaves = [first, deep][: 1 + (depth > 1)]
     plan = PromptPlan(tower, ids, positions, count, budget)
     assert plan.recompute is (budget is not None)
-    expected = with_gradients(tower.reference(ids, positions, first, deep), leaves)
+    expected = with_gradients(text_reference(tower, ids, positions, first, deep), leaves)
     found = with_gradients(plan.features(first, deep), leaves)
     return [float((a - b).abs().max()) for a, b in zip(expected, found, strict=True)]
 
@@ -167,7 +168,7 @@ def test_own_states_as_prompts_change_nothing(name):
     # tokens behind the end do not count
     other = plan.ids.clone()
     other[0, :, int(tower.lengths(photo).max()) :] = 7 if tower.cls is None else tower.pad
-    features = tower.reference(other, plan.positions, first, deep)[0]
+    features = text_reference(tower, other, plan.positions, first, deep)[0]
     assert (features - expected).abs().max() < 1e-10 * scale
 
 
@@ -181,4 +182,21 @@ def test_image_features_of_a_large_model():
     prompt = torch.randn(4, tower.width, generator=stream(1, "prompt"), dtype=torch.float64)
     features = tower.features(pixels, prompt)
     assert (features - expected).abs().max() > 1e-3 * scale
-    assert (features - tower.reference(pixels, prompt)).abs().max() < 1e-10 * scale
+    assert (features - image_reference(tower, pixels, prompt)).abs().max() < 1e-10 * scale
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_image_features_equal_the_reference(kind, depth):
+    "In values and gradients, with a class token and with attentional pooling."
+    tower = ImageTower(tiny(kind))
+    generator = stream(1, "vision")
+    pixels = torch.randn(3, 3, 32, 32, generator=generator, dtype=torch.float64)
+    shapes = ((3, 32), (depth - 1, 3, 32))
+    first, deep = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
+    leaves = [first.requires_grad_(), deep.requires_grad_()][: 1 + (depth > 1)]
+    expected, gradient = with_gradients(image_reference(tower, pixels, first, deep), leaves)
+    features, own = with_gradients(tower.features(pixels, first, deep), leaves)
+    assert (features - expected).abs().max() < 1e-12
+    assert (own - gradient).abs().max() < 1e-10
+    assert gradient.abs().max() > 0.05

@@ -127,7 +127,9 @@ def root_names(pages):
     root = importlib.import_module("vlmadapt")
     lines = []
     for name in root.__all__:
-        symbol = getattr(root, name)
+        module, path = root._PLACES[name]  # `getattr` would add parameters to docstrings
+        found = importlib.import_module(module)
+        symbol = reduce(getattr, filter(None, path.split(".")), found)
         if inspect.ismodule(symbol):  # a name of its own for each function
             page = pages[symbol.__name__]
             for own, function in public(symbol.__name__).items():

@@ -39,21 +39,27 @@ OPTIONS_OF = {  # kind of source -> options that it takes
 }
 
 
+_KINDS = {
+    "name": "dataset",
+    "folder": "folder of images",
+    "table": "table",
+    "bundle": "folder of features",
+}
+
+
 def _kind_of(source):
     from vlmadapt.data.datasets import DATASETS
     from vlmadapt.data.tasks import TASKS
+    from vlmadapt.problems.named_data import locate_source, source_kind
 
-    names = {**dict.fromkeys(TASKS, "task"), **dict.fromkeys(DATASETS, "dataset")}
-    if source in names:
-        return names[source]
+    if source in TASKS:
+        return "task"
     path = Path(source).expanduser()
-    if (path / "features.safetensors").exists():
-        return "folder of features"
-    if path.exists():
-        return "folder of images" if path.is_dir() else "table"
-    if os.sep in source or path.suffix:
-        raise FileNotFoundError(f"{source}: no such file or folder")
-    return choose(source, names, "dataset")
+    if source not in DATASETS and not path.exists():
+        if os.sep in source or path.suffix:
+            raise FileNotFoundError(f"{source}: no such file or folder")
+        choose(source, {**TASKS, **DATASETS}, "dataset")
+    return _KINDS[source_kind(locate_source(source))]
 
 
 def _is_real(source):
@@ -70,6 +76,7 @@ def load_problem(
 ) -> Any:
     "Build the problem that one argument of the command line names."
     import vlmadapt as va
+    from vlmadapt.problems.named_data import locate_source, source_problem
 
     kind = _kind_of(source)
     allowed = OPTIONS_OF[kind]
@@ -81,14 +88,9 @@ def load_problem(
         example = "CoCa-B-32" if kind == "task" else "ViT-B-16"
         named = f"name the backbone that encodes its images, such as --backbone {example}"
         raise UsageError(f"{source}: {named}; `vlmadapt list backbones` shows more")
-    path = Path(source).expanduser()
-    if kind == "folder of features":
-        return va.FewShotProblem.from_bundle(path, **chosen)
-    if kind == "folder of images":
-        return va.from_folder(path, **chosen)
-    if kind == "table":
-        return va.from_dataset(path, **chosen)
-    return (va.load_task if kind == "task" else va.few_shot)(source, **chosen)
+    if kind == "task":
+        return va.load_task(source, **chosen)
+    return source_problem(locate_source(source), **chosen)
 
 
 def read_class_names(

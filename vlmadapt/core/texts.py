@@ -51,7 +51,11 @@ def one_line(
 ) -> str:
     "Return the message of `error` on one printable line, or its type where it says nothing."
     text = printable(" ".join(str(error).split())) or type(error).__name__
-    return text if len(text) <= length else text[: length - 3] + "..."
+    if len(text) <= length:
+        return text
+    cut = text[: length - 3]
+    words = cut.rpartition(" ")[0]  # a name is not cut where that costs little
+    return (words if len(words) > length // 2 else cut) + "..."
 
 
 def gibibytes(

@@ -27,25 +27,33 @@ from ..training.loop import fit
 from ..training.tuning import Tuned, tune, tune_many
 
 # %% ../../nbs/07_grid/07_measurement.ipynb #10973d93
+def _clocks() -> tuple[float, float]:
+    "Return seconds on the clock and of the processor, with a GPU's work finished."
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
+
+
 def timed(
     function: Callable,
     *arguments,
     **keywords,
 ) -> tuple[Any, float]:  # what the function returns, and seconds
     "Call a function and measure the seconds it takes, those of a GPU included."
-    start = time.perf_counter()
+    start = _clocks()
     result = function(*arguments, **keywords)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return result, time.perf_counter() - start
+    return result, _clocks()[0] - start[0]
 
 # %% ../../nbs/07_grid/07_measurement.ipynb #0a9d2e55
 ENCODED = ("text", "text_neg", "views", "train", "val", "test")
 
 
-def _encode(problem):
-    "Load or compute the features of a problem."
-    for name in ENCODED:
+def _encode(problem, cls):
+    "Load or compute the features of a problem that methods of a class read."
+    names = [*ENCODED]
+    if "auxiliary" in cls.needs:
+        names += [name for name in problem.features.names() if name.startswith("auxiliary:")]
+    for name in names:
         if name in problem.features:
             getattr(problem.features, name)
 
@@ -53,37 +61,43 @@ def _encode(problem):
 def _encoding_seconds(cls, problems):
     if "features" not in cls.needs:
         return 0.0
-    return sum(timed(_encode, problem)[1] for problem in problems)
+    return sum(timed(_encode, problem, cls)[1] for problem in problems)
 
 # %% ../../nbs/07_grid/07_measurement.ipynb #8b978070
-Fitted = tuple[Tuned, Method, float]  # hyper-parameters, fitted method, seconds
+Fitted = tuple[Tuned, Method, dict]  # hyper-parameters, fitted method, cost
+
+
+def _fit_cost(start, problems=1):
+    "Return what one problem has taken since `start`."
+    seconds, processor_seconds = (
+        (now - then) / problems for now, then in zip(_clocks(), start, strict=True)
+    )
+    return dict(fit_s=seconds, fit_processor_seconds=processor_seconds)
 
 
 def _tune_each(cls, problems, seeds, options) -> Iterator[Fitted]:
     "Tune and fit every seed on its own problem."
-
-    def settle():
-        tuned = tune_many(cls, problems, seeds, **options)
-        again = [i for i, t in enumerate(tuned) if t.method is None]
-        fresh = fit_many([(cls, tuned[i], problems[i], seeds[i]) for i in again])
-        fitted = dict(zip(again, fresh, strict=True))
-        return tuned, [fitted.get(i, t.method) for i, t in enumerate(tuned)]
-
-    (tuned, methods), spent = timed(settle)
-    for one, method in zip(tuned, methods, strict=True):
-        yield one, method, spent / len(problems)
+    start = _clocks()
+    tuned = tune_many(cls, problems, seeds, **options)
+    again = [i for i, t in enumerate(tuned) if t.method is None]
+    fresh = fit_many([(cls, tuned[i], problems[i], seeds[i]) for i in again])
+    fitted = dict(zip(again, fresh, strict=True))
+    cost = _fit_cost(start, len(problems))
+    for i, one in enumerate(tuned):
+        method: Any = fitted.get(i, one.method)
+        yield one, method, cost
 
 
 def _tune_once(cls, problems, seeds, options, tuning_seed) -> Iterator[Fitted]:
     "Tune with one seed, and fit the others with what it chose."
-    tuned, spent = timed(tune, cls, problems[0], seed=tuning_seed, **options)
+    start = _clocks()
+    tuned = tune(cls, problems[0], seed=tuning_seed, **options)
     for problem, seed in zip(problems, seeds, strict=True):
         method = tuned.method if seed == tuning_seed else None
         if method is None:
-            method, more = timed(fit, cls(problem, **tuned), problem, seed=seed, progress=False)
-            spent += more
-        yield tuned, method, spent
-        spent = 0.0
+            method = fit(cls(problem, **tuned), problem, seed=seed, progress=False)
+        yield tuned, method, _fit_cost(start)
+        start = _clocks()
 
 # %% ../../nbs/07_grid/07_measurement.ipynb #2dc754d4
 def _predictions_text(predictions):
@@ -196,5 +210,5 @@ def measure(
     else:
         fitted = _tune_once(cls, problems, seeds, options, tuning_seed)
     for problem, (tuned, method, spent) in zip(problems, fitted, strict=True):
-        cost = dict(encode_s=encoding / len(problems), fit_s=spent)
+        cost = dict(encode_s=encoding / len(problems), **spent)
         yield _fields(entry, tuned, method, problem, targets, cost)

@@ -18,7 +18,7 @@ from ..core.hashing import content_key, hash_file
 from ..data.benchmarks import BENCHMARKS
 from ..data.datasets import DATASETS, REBUILT, data_root, locate
 from ..data.tasks import TASKS
-from ..problems.named_data import TABLES, table_files
+from ..problems.named_data import TABLES, is_bundle, table_files
 
 # %% ../../nbs/07_grid/03_named_files.ipynb #eb75b1be
 _END_BYTES = 1 << 16  # bytes read at either end of a file
@@ -162,6 +162,13 @@ def _weight_files(value, settings):
     return found[:1]
 
 
+def _auxiliary_files(value, settings):
+    "Return the second bundle beside a bundle, or the checkpoint of a second encoder."
+    first = settings.get("bundle") or settings.get("dataset") or ""
+    second = (data_root() / first).parent / value
+    return [second] if is_bundle(second) else _weight_files(value, settings)
+
+
 def _root_files(value, settings):
     return [] if "task" in settings else [Path(value).expanduser()]
 
@@ -175,6 +182,7 @@ NAMED_FILES: dict[str, Callable[[Any, dict], list[Path]]] = dict(
     task=_task_files,
     root=_root_files,
     backbone=_weight_files,
+    auxiliary=_auxiliary_files,
 )
 
 

@@ -6,6 +6,8 @@
 __all__ = ['CHECKS', 'check_fixed', 'check_names']
 
 # %% ../../nbs/07_grid/14_names.ipynb #3abf2c3b
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from ..core.registry import choose
@@ -15,14 +17,16 @@ from .entries import MethodEntry, method_class, method_entry
 from .parameters import check_type, quotes_hint
 from .params_files import named_place
 from .templates import existing_file
-from ..methods.requirements import NEEDS
+from ..methods.requirements import NEEDS, offers
 from ..models.backbones import backbone_spec
+from ..models.image_encoders import TIMM
+from ..problems.classification import FewShotProblem
 from ..problems.named_data import check_source, source_kind, source_name
 
 # %% ../../nbs/07_grid/14_names.ipynb #62013190
 def _check_prompts(prompts):
     "Refuse a kind of prompts that does not exist, and a file of descriptions that is none."
-    if prompts.endswith(".json"):
+    if prompts.lower().endswith(".json"):
         existing_file(prompts)
     else:
         choose(prompts, dict.fromkeys(PROMPTS), "kind of prompts")
@@ -55,12 +59,26 @@ def _check_hyper_parameters(place, cls, label, values):
     return found
 
 
-def _check_offered(cls, label, dataset):
-    "Refuse a method that reads more than features for a bundle of features."
-    lacking = sorted(cls.needs - {"features"})
-    if lacking and dataset and source_kind(dataset) == "bundle":
-        needed = NEEDS.get(lacking[0], lacking[0])
-        raise ValueError(f"methods: {label} needs {needed}, which {source_name(dataset)} lacks")
+@lru_cache(maxsize=2)
+def _bundle_problem(dataset, auxiliary, changed):
+    return FewShotProblem.from_bundle(dataset, auxiliary=auxiliary or None)
+
+
+def _check_offered(cls, entry, parameters):
+    "Refuse a method that needs more than a bundle of features has."
+    dataset = parameters.get("dataset")
+    if not dataset or cls.needs == {"features"} or source_kind(dataset) != "bundle":
+        return
+    fixed = parameters.get("fixed") or {}
+    values = dict(method_entry(entry, fixed if isinstance(fixed, dict) else None).hyper_parameters)
+    needs = cls.required(cls.completed(values))
+    arrays = Path(dataset) / "features.safetensors"
+    changed = arrays.stat().st_mtime_ns if arrays.is_file() else 0
+    problem = _bundle_problem(dataset, parameters.get("auxiliary"), changed)
+    for need in sorted(needs):
+        if not offers(problem, need):
+            name = source_name(dataset)
+            raise ValueError(f"methods: {entry.label} needs {NEEDS[need]}, which {name} lacks")
 
 
 def _check_methods(methods, parameters):
@@ -71,7 +89,7 @@ def _check_methods(methods, parameters):
         entry = method_entry(value)
         with named_place("methods"):
             cls = method_class(entry, parameters)
-        _check_offered(cls, entry.label, parameters.get("dataset"))
+        _check_offered(cls, entry, parameters)
         if entry.name in names:
             raise ValueError(f"methods repeats {entry.label!r}")
         names.add(entry.name)
@@ -128,6 +146,18 @@ def _check_vary(vary, parameters):
     return found
 
 # %% ../../nbs/07_grid/14_names.ipynb #b062c047
+def _is_paired(parameters):
+    "Return whether the data are a bundle, whose auxiliary features are another bundle."
+    dataset = parameters.get("dataset")
+    return isinstance(dataset, str) and source_kind(dataset) == "bundle"
+
+
+def _check_encoder(name):
+    "Refuse an unknown image encoder; models of timm are looked up when they are loaded."
+    if not name.startswith(TIMM):
+        backbone_spec(name)
+
+
 CHECKS = dict(methods=_check_methods, fixed=check_fixed, space=_check_space, vary=_check_vary)
 
 
@@ -139,6 +169,9 @@ def check_names(
     for name, check in (("backbone", backbone_spec), ("prompts", _check_prompts)):
         if isinstance(parameters.get(name), str):
             check(parameters[name])
+    auxiliary = parameters.get("auxiliary") or ""
+    if "bundle" not in parameters and not _is_paired(parameters) and auxiliary:
+        _check_encoder(auxiliary)
     found = dict(parameters)
     for name, check in CHECKS.items():
         if isinstance(parameters.get(name), (dict, list)):

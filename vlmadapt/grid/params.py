@@ -78,9 +78,14 @@ def _fixed(parameters, fixed_by):
 def _point_name(point):
     if not point:
         return "run"
-    short = {k: source_name(value) if k in DATA_PARAMETERS else value for k, value in point.items()}
+    short = dict(point)
+    for k, value in point.items():
+        if k in DATA_PARAMETERS:
+            short[k] = source_name(value)
+        elif k == "prompts":
+            short[k] = Path(value).name
     parts = [value if isinstance(value, str) else f"{k}{value}" for k, value in short.items()]
-    return "_".join(re.sub(r"[^\w.+-]", "-", part) for part in parts)
+    return "_".join(re.sub(r"[^\w.+-]", "-", part) for part in parts if part) or "run"
 
 
 def _combine(axes, order):

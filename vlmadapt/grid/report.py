@@ -41,7 +41,12 @@ def report_of(
     if not runs:
         command = f"vlmadapt grid params/{Path(folder).name}.yml"
         raise ValueError(f"{folder}: no runs there; {command} makes them")
-    return report_notebook(validate(read_yaml(runs[0]), _ParamsOfRun, runs[0]).report)
+    name = validate(read_yaml(runs[0]), _ParamsOfRun, runs[0]).report
+    try:
+        return report_notebook(name)
+    except ValueError as e:
+        remedy = "write `report:` with a name or a notebook's path into the params file"
+        raise ValueError(f"{e}; {remedy}, and start its grid again") from None
 
 # %% ../../nbs/07_grid/26_report.ipynb #73e0210a
 def _hash_of(script):

@@ -219,7 +219,8 @@ def read_results(
 METHOD_ORDER = (
     *("ZeroShot", "LinearProbeScratch", "LinearProbe", "GDA", "TipAdapter", "TipAdapterF"),
     *("CLIPAdapter", "TaskRes", "GraphAdapter", "ProtoCLIP", "HeGraphAdapter", "CoOp", "CoCoOp"),
-    *("VPT", "MaPLe", "MuDPT", "PAdapter", "ZSLP", "CLAP", "LPPlusPlus"),
+    *("VPT", "MaPLe", "MuDPT", "PromptSRC", "PAdapter", "CLIPLoRA", "TwoSFS"),
+    *("LayerNormTuning", "AMUTuning", "ZSLP", "CLAP", "LPPlusPlus"),
     *("SSText", "CrossModal", "APE", "APET", "TIMO", "TIMOS", "ProKeR", "ProLIP"),
     *("AnchoredProbe", "AnchoredKernel"),
     *("Frozen", "Adapter", "GCNAdapter", "APPNPAdapter", "GCNIIAdapter", "LoRA", "Prefix"),

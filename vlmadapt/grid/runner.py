@@ -18,7 +18,7 @@ from .entries import method_class, method_entry, register_plugins
 from .logs import error_summary, make_folder
 from .progress import Progress, status_file, write_status
 from .run import Run
-from .runs import execute
+from .runs import execute, record_report
 from ..problems.named_data import source_kind, source_problem
 
 # %% ../../nbs/07_grid/24_runner.ipynb #9ace9189
@@ -110,15 +110,18 @@ def _follow(ray, jobs):
     return progress.failed
 
 
-def _one_by_one(runs):
+def _one_by_one(pending):
+    "Execute one run after another in this process, show progress, and return the failures."
     print("one run after another")
-    failed = {}
-    for i, run in enumerate(runs, 1):
+    progress = Progress({run: (run, count) for run, count in pending.items()})
+    left = dict(progress.jobs)
+    progress.show(left.values())
+    for run in pending:
         error = execute(run)
-        if error:
-            failed[run.name] = error
-        print(f"[{i}/{len(runs)}] {run.name}: {error or 'done'}", flush=True)
-    return failed
+        left.pop(run)
+        progress.finish(run, left.values(), error)
+        progress.show(left.values())
+    return progress.failed
 
 
 def _pending(runs) -> dict[Run, int]:
@@ -128,6 +131,7 @@ def _pending(runs) -> dict[Run, int]:
         store = run.results()
         if store.is_complete():
             run.clean_up()
+            record_report(run)
         else:
             pending[run] = len(store.missing())
     return pending

@@ -65,6 +65,7 @@ class Cost(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
     fit_s: StrictFloat | None = None
+    fit_processor_seconds: StrictFloat | None = None  # of this process, on all its threads
     evaluate_s: StrictFloat | None = None
     encode_s: StrictFloat | None = None
     peak_memory_mb: StrictFloat | None = None

@@ -63,8 +63,11 @@ def _read_units(path) -> dict[Unit, list[Result]] | None:
 
 # %% ../../nbs/07_grid/05_store.ipynb #9aeccb1c
 def _recorded(settings):
-    "Return settings with short names in the place of paths of data."
+    "Return settings with short names in the place of paths of data and prompts."
     found = dict(settings)
+    prompts = settings.get("prompts")
+    if isinstance(prompts, str) and os.path.isabs(prompts):
+        found["prompts"] = Path(prompts).name
     dataset = settings.get("dataset")
     if isinstance(dataset, str):
         found["dataset"] = source_name(dataset)

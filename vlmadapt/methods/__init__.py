@@ -47,7 +47,12 @@ _METHODS: tuple[tuple[str, str, Kind], ...] = (
     ("VPT", "vpt_maple", "prompts"),
     ("MaPLe", "vpt_maple", "prompts"),
     ("MuDPT", "mudpt", "prompts"),
+    ("PromptSRC", "prompt_src", "prompts"),
     ("PAdapter", "p_adapter", "towers"),
+    ("CLIPLoRA", "clip_lora", "towers"),
+    ("TwoSFS", "two_sfs", "towers"),
+    ("LayerNormTuning", "layer_norm_tuning", "towers"),
+    ("FullFineTuning", "layer_norm_tuning", "towers"),
     ("AnchoredProbe", "anchored_probe", "features"),
     ("AnchoredKernel", "anchored_kernel", "features"),
     ("ZSLP", "clap", "features"),
@@ -55,6 +60,7 @@ _METHODS: tuple[tuple[str, str, Kind], ...] = (
     ("LPPlusPlus", "lp_plus_plus", "features"),
     ("SSText", "ss_text", "features"),
     ("CrossModal", "cross_modal", "features"),
+    ("AMUTuning", "amu_tuning", "features"),
     ("Frozen", "generation", "generation"),
     ("FullFineTuning", "generation", "generation"),
     ("BitFit", "generation", "generation"),
@@ -68,6 +74,7 @@ _METHODS: tuple[tuple[str, str, Kind], ...] = (
 )
 _CLASSES = {  # where the class is called otherwise
     ("PAdapter", "generation"): "GenerationPAdapter",
+    ("FullFineTuning", "generation"): "GenerationFullFineTuning",
 }
 
 DEFAULT_METHODS = {  # kind of problem -> what `adapt` takes where no method is named

@@ -89,8 +89,7 @@ class APE(Method):
             "divergence": label_divergence(cut_keys, cut_text, y),
         }
 
-    def new_class_scores(self, batch, text):
-        return self.cosine_logits(batch.x, text)
+    new_class_scores = Method.zero_shot_scores
 
     def logits(self, batch):
         x = F.normalize(batch.x, dim=-1)
@@ -159,8 +158,7 @@ class APET(Method):
         cache = x.new_zeros(len(x), len(text)).index_add(1, self.labels, votes)
         return self.logit_scale * x @ text.T + alpha * cache
 
-    def new_class_scores(self, batch, text):
-        return self.cosine_logits(batch.x, text)
+    new_class_scores = Method.zero_shot_scores
 
     def logits(self, batch):
         return self.scores_with(batch.x, self.alpha, self.beta)

@@ -63,9 +63,10 @@ class Method(HyperParameters, TrainingHooks, nn.Module):
             "problem": problem.provenance,
             "feature_width": problem_width(problem),
         }
-        class_names = getattr(problem, "class_names", [])
         scale = getattr(problem, "logit_scale", 1.0)
-        self._setup(class_names, scale, values, lambda: self._shared(problem))
+        self._setup(
+            getattr(problem, "class_names", []), scale, values, lambda: self._shared(problem)
+        )
 
     # what a subclass gives
 
@@ -106,6 +107,10 @@ class Method(HyperParameters, TrainingHooks, nn.Module):
     ) -> torch.Tensor:  # (B, M)
         "Score classes that were not fitted by their text; methods without it refuse such classes."
         raise NotImplementedError
+
+    def zero_shot_scores(self, batch: Batch, text: torch.Tensor) -> torch.Tensor:
+        "Score classes by their text alone; the `new_class_scores` of most methods on features."
+        return self.cosine_logits(batch.x, text)
 
     def outputs(
         self,
@@ -170,11 +175,10 @@ class Method(HyperParameters, TrainingHooks, nn.Module):
         return values
 
     def _setup(self, class_names, logit_scale, values, constants):
-        name = type(self).__name__
         self.log = []
         self.diverged = None
         self.class_names = list(class_names)
-        self.logit_scale = convert(logit_scale, Positive, f"{name} logit_scale")
+        self.logit_scale = convert(logit_scale, Positive, f"{type(self).__name__} logit_scale")
         self.hyper_parameters = self.checked(values)
         batched = self.batched_names()
         for name in values.keys() - self.recipe.keys() - {*batched}:
@@ -339,8 +343,7 @@ class Method(HyperParameters, TrainingHooks, nn.Module):
         "Return the class name of each image."
         if texts is not None:
             raise ValueError(f"{type(self).__name__} classifies images; it takes no texts")
-        best = self.scores(inputs).argmax(-1).tolist()
-        return [self.class_names[k] for k in best]
+        return [self.class_names[k] for k in self.scores(inputs).argmax(-1).tolist()]
 
     def predict_proba(
         self,
@@ -374,12 +377,10 @@ class Method(HyperParameters, TrainingHooks, nn.Module):
         if self.reads_images():
             raise ValueError(refusal + "it changes the image tower")
         dtype = self._dtype() if self.runs_tower() else torch.float64
-        head = folded(self, self.feature_width or 0, dtype, Batch)
+        head = folded(self, self.input_width or 0, dtype, Batch)
         if head is None:
             raise ValueError(refusal + "its scores are not linear in the image feature")
         return head.to(self._dtype())
-
-    # files
 
     def save(
         self,

@@ -64,7 +64,9 @@ class GDA(Method):
     "Zero-shot scores plus Gaussian discriminant analysis of the support images; closed form."
 
     alpha: NonNegative = hyper_parameter(
-        0.1, "weight of the analysis", posthoc=[1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0]
+        0.1,
+        "weight of the analysis, to be chosen on validation data: 0.01 to 100 may be best",
+        posthoc=[1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0],
     )
     shrink: Positive = hyper_parameter(1.0, "multiplies the paper's shrinkage", batched=True)
     zero_shot: Flag = hyper_parameter(True, "add the zero-shot scores? False: images alone")
@@ -84,9 +86,7 @@ class GDA(Method):
         y = labels.repeat(len(views)).to(self.text.device)
         self.W, self.b = gda_classifier(x, y, len(self.text), self.shrink)
 
-    def new_class_scores(self, batch, text):
-        "A class without support images has no Gaussian: zero-shot."
-        return self.cosine_logits(batch.x, text)
+    new_class_scores = Method.zero_shot_scores  # a new class has no Gaussian
 
     def logits(self, batch):
         votes = self.alpha * F.linear(F.normalize(batch.x, dim=-1), self.W, self.b)

@@ -130,6 +130,7 @@ RECIPE: dict[str, Any] = {
     "optimizer": Literal["adamw", "adam", "sgd"],
     "schedule": Literal["warmup_cosine", "cosine", "linear", "constant", "step_warmup_cosine"],
     "lr": Positive,  # learning rate
+    "lr_end": NonNegative,  # learning rate at the end of a cosine; default: 0
     "weight_decay": NonNegative,
     "eps": Positive,  # of the optimiser
     "epochs": PositiveInteger,

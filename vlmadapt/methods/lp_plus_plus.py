@@ -15,7 +15,7 @@ from torch import nn
 from ..core.values import NonNegative, PositiveInteger
 from .base import Method
 from .hyper_parameters import hyper_parameter
-from ..problems.batches import Batch
+from ..problems.batches import Batch, WholeBatches
 from ..problems.classification import FewShotProblem
 from ..problems.prompt_features import class_means
 
@@ -113,11 +113,9 @@ class LPPlusPlus(Method):
     def stackable(self) -> bool:
         return False
 
-    def batches(self, problem: FewShotProblem, seed: int) -> list[Batch]:
+    def batches(self, problem: FewShotProblem, seed: int) -> WholeBatches:
         "Return the one batch of an epoch: all support images."
-        x = problem.features.views[0].to(self.text)
-        y = problem.labels["train"].to(self.text.device)
-        return [Batch(x, y, torch.arange(len(y), device=y.device))]
+        return WholeBatches(problem, self.device, turns=False)
 
     def logits(self, batch):
         rows = self.W + self.alpha[:, None] * self.text

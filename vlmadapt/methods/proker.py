@@ -76,8 +76,7 @@ class ProKeR(Method):
         found = residual_coefficients(keys, residual, self.beta, self.lam)
         self.coefficients = found / self.lam if self.form == "ridge" else found
 
-    def new_class_scores(self, batch, text):
-        return self.cosine_logits(batch.x, text)
+    new_class_scores = Method.zero_shot_scores
 
     def logits(self, batch):
         x = F.normalize(batch.x, dim=-1)

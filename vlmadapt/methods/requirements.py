@@ -16,6 +16,7 @@ NEEDS = {
     "raw_text": "text features before normalisation",
     "prompts": "a text feature for each prompt of a class",
     "projection": "image features before CLIP's projection",
+    "auxiliary": "features of a second image encoder (auxiliary=)",
     "text_tower": "a backbone's text tower",
     "image_tower": "a backbone's vision transformer and support images",
     "generator": "a backbone's text decoder",
@@ -39,6 +40,8 @@ def offers(
         return problem.kind == "classification" and "sentences" in problem.features
     if need == "projection":
         return problem.kind == "classification" and "projection" in problem.features
+    if need == "auxiliary":
+        return bool(getattr(problem, "auxiliary", ()))
     if backbone is None:
         return False
     if need == "generator":

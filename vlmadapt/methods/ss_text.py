@@ -15,7 +15,6 @@ from ..core.values import Positive
 from .base import Method
 from .clap import class_confidence
 from .hyper_parameters import hyper_parameter
-from ..problems.batches import Batch
 from ..problems.prompt_features import class_means
 
 # %% ../../nbs/05_methods/23_ss_text.ipynb #a8a7a605
@@ -64,6 +63,4 @@ class SSText(Method):
     def logits(self, batch):
         return self.cosine_logits(batch.x, F.normalize(self.classifier(), dim=-1))
 
-    def new_class_scores(self, batch: Batch, text: torch.Tensor) -> torch.Tensor:
-        "A class without support images has its text row: zero-shot."
-        return self.cosine_logits(batch.x, text)
+    new_class_scores = Method.zero_shot_scores  # a new class has its text row

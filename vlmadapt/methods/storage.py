@@ -114,10 +114,10 @@ def _fill(method, tensors, card, path):
 @torch.no_grad()
 def _check_classes(method, path):
     "Refuse a card with another number of class names than the tensors have classes."
-    if method.runs_tower() or method.feature_width is None:
+    if method.runs_tower() or method.input_width is None:
         return
     try:
-        n = method.scores(torch.ones(1, method.feature_width)).shape[-1]
+        n = method.scores(torch.ones(1, method.input_width)).shape[-1]
     except MISFITS as error:
         raise ValueError(f"{path}: the tensors do not fit together ({one_line(error)})") from error
     if n != len(method.class_names):

@@ -37,29 +37,13 @@ class ImageTower:
         "Append a prompt (n, D) to the tokens (B, N, D) of all images."
         return torch.cat([x, prompt.to(x.dtype).expand(len(x), -1, -1)], 1)
 
-    def reference(
-        self,
-        images: torch.Tensor,  # (B, 3, s, s) pixels
-        first: torch.Tensor,  # (n, D) prompt that enters the first block
-        deep: torch.Tensor | tuple = (),  # (depth-1, n, D) prompts that enter the next ones
-    ) -> torch.Tensor:  # (B, D') image features, not normalised
-        "Compute image features by the model's own blocks, on every token."
-        x = self.visual._embeds(images)
-        own = x.shape[1]
-        x = self.append(x, self.visual.ln_pre(first))
-        for i, block in enumerate(self.blocks):
-            if 0 < i <= len(deep):
-                x = self.append(x[:, :own], deep[i - 1])
-            x = block(x)
-        return self.project(x[:, :own])
-
     def features(
         self,
         images: torch.Tensor,  # (B, 3, s, s) pixels
         first: torch.Tensor | None = None,  # (n, D) prompt that enters the first block; or none
         deep: torch.Tensor | tuple = (),  # (depth-1, n, D) prompts that enter the next ones
     ) -> torch.Tensor:  # (B, D') image features, not normalised
-        "Compute image features, the same as `reference` gives."
+        "Compute the image features of the model's own blocks on all tokens."
         x = self.visual._embeds(images)
         prompts = [] if first is None else [self.visual.ln_pre(first), *deep]
         for i, block in enumerate(self.blocks):

@@ -114,7 +114,8 @@ def squared_distances(
     gb = b if metric is None else b @ metric
     a2 = (ga * a).sum(-1)
     b2 = (gb * b).sum(-1)
-    return floored(a2[..., None] + b2[..., None, :] - 2 * ga @ b.mT, a2, eps)
+    d2 = (-2 * ga @ b.mT).add(a2[..., None]).add(b2[..., None, :])
+    return floored(d2, a2, eps)
 
 # %% ../../nbs/02_models/11_p_laplacian.ipynb #0ea93b43
 def plap_attention(

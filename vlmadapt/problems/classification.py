@@ -8,7 +8,7 @@ __all__ = ['from_features', 'Features', 'classification_metrics', 'FewShotProble
 # %% ../../nbs/04_problems/06_classification.ipynb #aaed9fc5
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,17 @@ from ..core.hashing import content_key
 from ..core.records import RecordError
 from ..core.texts import shown_path
 from ..core.values import Flag, NonNegativeInteger, Positive, PositiveInteger, Real, convert
-from ..data.bundles import read_bundle
+from ..data.bundles import auxiliary_folders, read_bundle
 from ..data.images import Images
 from ..data.prompts import check_class_names
 from ..models.backbones import Backbone
 from .base import Problem
 from vlmadapt.problems.features import (
     SealedLabels,
+    as_auxiliary,
     as_features,
     as_labels,
+    auxiliary_names,
     check_rows,
     same_count,
     seal_labels,
@@ -130,7 +132,9 @@ def _content(given, converted):
     return given if given.dtype.kind in "iuf" else converted
 
 
-def _features_key(texts: dict, given: dict, pairs: dict, scale: float, bias: float) -> str:
+def _features_key(
+    texts: dict, given: dict, pairs: dict, scale: float, bias: float, auxiliary: dict
+) -> str:
     "Return the content key of a problem from arrays; test labels stay unread."
     parts: dict[str, Any] = {}
     for name, (array, converted) in texts.items():
@@ -140,6 +144,8 @@ def _features_key(texts: dict, given: dict, pairs: dict, scale: float, bias: flo
         parts["logit_scale"] = scale
     if bias:
         parts["logit_bias"] = bias
+    if auxiliary:
+        parts["auxiliary"] = auxiliary
     for split, pair in given.items():
         if pair is not None:
             n = 1 if split == "test" else 2
@@ -188,7 +194,7 @@ def _texts(class_names, text, text_neg, text_all) -> dict[str, tuple]:
     return dict(text=(text, rows), text_neg=(text_neg, negative), text_all=(text_all, every))
 
 
-def _arrays(texts, pairs):
+def _arrays(texts, pairs, auxiliary):
     "Return the arrays of a problem by name, in double precision where any of them has it."
     rows, negative, every = (texts[name][1] for name in ("text", "text_neg", "text_all"))
     unit = unit_rows(rows)
@@ -201,10 +207,11 @@ def _arrays(texts, pairs):
         val=pairs["val"][0],
         test=pairs["test"][0],
     )
-    arrays = _one_dtype(arrays)
     views = arrays["views"]
+    if views is not None and views.ndim == 2:
+        arrays["views"] = views[None]
+    arrays = _one_dtype(arrays | as_auxiliary(auxiliary, arrays))
     if views is not None:
-        arrays["views"] = views if views.ndim == 3 else views[None]
         arrays["train"] = arrays["views"].mean(0)
     if every is not None:
         arrays["owner"] = torch.arange(len(rows)).repeat_interleave(len(every))
@@ -259,6 +266,11 @@ class FewShotProblem(Problem):
     def K(self) -> int:
         "Number of classes."
         return len(self.class_names)
+
+    @property
+    def auxiliary(self) -> list[str]:
+        "Names of the auxiliary features, those of further image encoders."
+        return auxiliary_names(self.features.names())
 
     def images(self, split: str) -> Images:
         "Return the `Images` of a `split`; a problem built from arrays has none."
@@ -316,6 +328,7 @@ class FewShotProblem(Problem):
         logit_scale: float = 100.0,  # CLIP's exp(logit_scale)
         logit_bias: float = 0.0,  # SigLIP's logit_bias
         text_all: ArrayLike | None = None,  # (T, K, D) text features of each of T prompts
+        auxiliary: Mapping | None = None,  # name -> {"train": x, "val": x, "test": x}, (N, E) each
     ) -> "FewShotProblem":
         "Build a problem from feature arrays; rows need not be normalised."
         class_names = check_class_names(class_names)
@@ -325,12 +338,17 @@ class FewShotProblem(Problem):
         width = texts["text"][1].shape[1]
         given = dict(train=train, val=val, test=test)
         pairs = {s: _pair(pair, s, class_names, width) for s, pair in given.items()}
-        features = Features(**_arrays(texts, pairs))
+        auxiliary = {} if auxiliary is None else auxiliary
+        arrays = _arrays(texts, pairs, auxiliary)
         labels = {s: y for s, (_, y) in pairs.items()}
-        key = _features_key(texts, given, pairs, logit_scale, logit_bias)
+        further = {name: x for name, x in arrays.items() if name.startswith("auxiliary:")}
+        key = _features_key(texts, given, pairs, logit_scale, logit_bias, further)
         provenance: dict[str, Any] = dict(source="features", content=key)
         if logit_bias:
             provenance["logit_bias"] = logit_bias
+        if auxiliary:
+            provenance["auxiliary"] = dict.fromkeys(auxiliary, "features")
+        features = Features(**arrays)
         problem = cls(class_names, features, labels, logit_scale, provenance=provenance)
         problem.logit_bias = logit_bias
         return problem
@@ -346,6 +364,7 @@ class FewShotProblem(Problem):
         whole_val: bool = False,  # with `shots`: keep all validation images, or min(shots, 4)?
         indices: str | Path | None = None,  # folder of published lists, see `read_bundle`
         logit_bias: float = 0.0,  # SigLIP's logit_bias
+        auxiliary: str | Path | Mapping | None = None,  # another bundle, or name -> bundle
     ) -> "FewShotProblem":
         "Build a problem from a folder of features, perhaps with some of its support images."
         logit_scale = convert(logit_scale, Positive, "logit_scale")
@@ -357,7 +376,7 @@ class FewShotProblem(Problem):
                 options["whole_val"] = True
         if text != "text":
             options["text"] = text
-        class_names, arrays = read_bundle(folder, indices=indices, **options)
+        class_names, arrays = read_bundle(folder, indices=indices, auxiliary=auxiliary, **options)
         try:
             problem = cls.from_features(
                 class_names, logit_scale=logit_scale, logit_bias=logit_bias, **arrays
@@ -369,6 +388,9 @@ class FewShotProblem(Problem):
         if shots is not None:
             problem.provenance["dataset"] = Path(folder).resolve().name
         problem.provenance |= options
+        if auxiliary is not None:
+            folders = auxiliary_folders(folder, auxiliary)
+            problem.provenance["auxiliary"] = {name: path.name for name, path in folders.items()}
         return problem
 
 

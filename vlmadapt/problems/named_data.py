@@ -19,8 +19,9 @@ from ..core.registry import choose
 from ..core.texts import one_line, shown_path
 from ..data.annotations import is_system
 from ..data.datasets import DATASETS, Dataset, load_dataset
-from ..data.photos import read_photos
+from ..data.photos import OnCorrupt, read_photos
 from ..models.backbones import Backbone
+from .base import require_backbone
 from .classification import FewShotProblem
 from .few_shot import few_shot
 from .own_data import from_dataset
@@ -130,6 +131,7 @@ def table_files(
 
 def load_source(
     dataset: str,  # name, or the path of a folder of images
+    on_corrupt: OnCorrupt = "refuse",  # a file that cannot be decoded: "refuse" or "skip"
 ) -> Dataset:
     "Load a dataset by name, or a folder of images under its short name."
     kind = check_source(dataset)
@@ -139,27 +141,31 @@ def load_source(
         raise ValueError(f"{shown_path(dataset)} is a table; a name or a folder is needed")
     if kind == "name":
         return load_dataset(dataset)
-    return replace(read_photos(dataset), name=source_name(dataset))
+    return replace(read_photos(dataset, on_corrupt), name=source_name(dataset))
 
 
 def source_problem(
     dataset: str | Dataset,  # name, path of images or of a bundle of features, or a dataset
-    backbone: str | Backbone,  # of images; a bundle takes none
-    shots: int,  # support images per class
-    seed: int,  # draws the support images
-    **options: Any,  # further arguments of `few_shot`, which concern images alone
+    backbone: str | Backbone | None = None,  # of images; a bundle takes none
+    shots: int | None = None,  # support images per class; default: 16, of a bundle all
+    seed: int = 1,  # draws the support images
+    on_corrupt: OnCorrupt = "refuse",  # a file of a folder that cannot be decoded, or "skip"
+    **options: Any,  # further arguments of `few_shot`, of which a bundle takes `auxiliary`
 ) -> FewShotProblem:
     "Build a few-shot problem from a dataset, images, a table, or a bundle of features."
+    given: dict[str, Any] = dict(backbone=backbone, shots=16 if shots is None else shots, seed=seed)
     if isinstance(dataset, Dataset):
-        return few_shot(dataset, backbone=backbone, shots=shots, seed=seed, **options)
+        return few_shot(dataset, **given, **options)
     kind = check_source(dataset)
-    if kind in ("name", "folder"):
-        source = load_source(dataset)
-        return few_shot(source, backbone=backbone, shots=shots, seed=seed, **options)
+    if kind == "name":
+        return few_shot(dataset, **given, **options)
+    if kind == "folder":
+        require_backbone(backbone, shown_path(dataset))
+        return few_shot(load_source(dataset, on_corrupt), **given, **options)
     if kind == "table":
         options |= dict(name=source_name(dataset), root=Path(dataset).parent)
-        table = read_table(dataset)
-        return from_dataset(table, backbone=backbone, shots=shots, seed=seed, **options)
-    problem = FewShotProblem.from_bundle(dataset, shots=shots, seed=seed)
+        return from_dataset(read_table(dataset), **given, **options)
+    auxiliary = options.get("auxiliary")
+    problem = FewShotProblem.from_bundle(dataset, shots=shots, seed=seed, auxiliary=auxiliary)
     problem.provenance["dataset"] = source_name(dataset)
     return problem

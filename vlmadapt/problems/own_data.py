@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.texts import shown_path
+from ..core.texts import quoted, shown_path
 from ..data.benchmarks import PHOTO
 from ..data.datasets import Dataset
 from ..data.images import Images, check_same_pictures
@@ -67,6 +67,17 @@ def _names_of(parts: dict[str, SourcePart], class_names: Any, name: str) -> tupl
             f"{name}: its labels have no names; give class_names=[...], in label order"
         )
     return check_class_names(texts), False
+
+
+def _with_spaces(names: list[str], name: str) -> list[str]:
+    "Return names with spaces for underscores, as those of class folders; refuse two of one name."
+    known = {}
+    for own in names:
+        before = known.setdefault(own.replace("_", " "), own)
+        if before != own:
+            both = f"{quoted(before)} and {quoted(own)}"
+            raise ValueError(f"{name}: {both} become one class name; rename one")
+    return list(known)
 
 
 def _check_same_names(names, others, first, part):
@@ -130,7 +141,8 @@ def from_dataset(
     splits = {part: _images(found, part, names, name) for part, found in parts.items()}
     files = {part: list(x.items) for part, x in splits.items() if not isinstance(x, LazyImages)}
     check_same_pictures(files, name)
-    dataset = Dataset(name, names, splits, [PHOTO], flip=flip, note="given by the user")
     if not final:
+        names = _with_spaces(names, name)
         kwargs["class_names"] = class_names
+    dataset = Dataset(name, names, splits, [PHOTO], flip=flip, note="given by the user")
     return few_shot(dataset, backbone, shots, seed, **kwargs)

@@ -130,7 +130,10 @@ def _controls(dataset, backbone) -> dict[str, Any]:
 
     datasets = sorted({*_mini_datasets(), dataset})
     backbones = sorted({"mini", "mini-rn", backbone})
-    methods = [name for name, method in METHODS.classifiers().items() if not method.reads_images()]
+    methods = []
+    for name, method in METHODS.classifiers().items():
+        if not method.reads_images() and "auxiliary" not in method.needs:
+            methods.append(name)
     shown = ("ZeroShot", "TaskRes", "HeGraphAdapter")
     classes = load_dataset(dataset).class_names
     slider = {"continuous_update": False, "style": {"description_width": "initial"}}

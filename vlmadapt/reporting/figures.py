@@ -62,6 +62,7 @@ STYLE = dict(
     VPT=("#666600", "8"),
     MaPLe=("#C51B7D", "P"),
     MuDPT=("#0072B2", "o"),
+    PromptSRC=("#E31A1C", "D"),
     PAdapter=("#009E73", "s"),
     AnchoredProbe=("#882255", "H"),
     AnchoredKernel=("#332288", "*"),

@@ -110,6 +110,11 @@ METHOD_NAMES: dict[str, tuple[str, str]] = {
     "TIMO": ("TIMO", ""),
     "TIMO-S": ("TIMOS", ""),
     "GDA": ("GDA", ""),
+    "PromptSRC": ("PromptSRC", ""),
+    "Independent V-L prompting": ("MuDPT", "no injection"),
+    "CLIP-LoRA": ("CLIPLoRA", ""),
+    "2SFS": ("TwoSFS", ""),
+    "AMU-Tuning": ("AMUTuning", ""),
 }  # name in print -> method and variant
 
 # %% ../../nbs/08_reporting/05_published.ipynb #927a7ae0

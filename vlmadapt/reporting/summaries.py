@@ -189,13 +189,14 @@ COMPACT = (
         "given",
         "trainable_parameters",
         "fit_s",
+        "fit_processor_seconds",
         "split",
     ),
-    *("commit", "device", "versions", "reason"),
+    *("commit", "device", "versions", "reason", "as_released"),
 )  # columns
 
 
-def _compact_line(result: Result) -> dict[str, Any]:
+def _compact_line(result: Result, released: dict) -> dict[str, Any]:
     given, versions = result.selection.given, result.environment.versions
     applies = result.metric != NOT_APPLICABLE
     return {
@@ -215,11 +216,13 @@ def _compact_line(result: Result) -> dict[str, Any]:
         "given": json.dumps(given, sort_keys=True) if given else "",
         "trainable_parameters": result.trainable_parameters,
         "fit_s": result.cost.fit_s,
+        "fit_processor_seconds": result.cost.fit_processor_seconds,
         "split": result.provenance.get("split"),
         "commit": result.environment.commit,
         "device": result.environment.device,
         "versions": listed(f"{name} {version}" for name, version in versions.items()),
         "reason": "" if applies else result.details["reason"],
+        "as_released": released.get(result.unit),
     }
 
 
@@ -227,8 +230,11 @@ def compact(
     *folders: str | Path,  # outputs of one grid, or of many
 ) -> pd.DataFrame:  # columns COMPACT and `label`
     "Read one line for each accuracy below `folders`, without predictions."
-    wanted = ("accuracy", NOT_APPLICABLE)
-    found = [r for _, results in read_runs_below(*folders) for r in results if r.metric in wanted]
+    found = []
+    for _, results in read_runs_below(*folders):
+        released = {r.unit: r.value for r in results if r.metric == "accuracy_as_released"}
+        own = [r for r in results if r.metric in ("accuracy", NOT_APPLICABLE)]
+        found += [_compact_line(r, released) for r in own]
     if not found:
         raise ValueError(f"{listed(folders)}: no results there")
-    return with_labels(pd.DataFrame(map(_compact_line, found), columns=list(COMPACT)))
+    return with_labels(pd.DataFrame(found, columns=list(COMPACT)))

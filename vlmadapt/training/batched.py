@@ -120,7 +120,8 @@ def train_stacked(
     steps = len(sources[0])
     stack = Stacked(methods)
     optimizer = make_optimizer(methods)
-    schedule = make_schedule(optimizer, recipe["schedule"], recipe["epochs"], steps)
+    end = recipe.get("lr_end", 0.0)
+    schedule = make_schedule(optimizer, recipe["schedule"], recipe["epochs"], steps, end)
     name = f"{type(methods[0]).__name__} x {len(methods)}"
     for epoch in progress_bar(range(recipe["epochs"]), desc=name, disable=not progress):
         total = torch.zeros(())

@@ -189,6 +189,12 @@ def _without_validation(method, problem, seed):
     return evaluate(own, problem)["accuracy"], "defaults"
 
 
+def _amu_tuning(method, problem, seed):
+    own = _untuned(method, problem)
+    epochs = best_epoch(own, problem, seed, lambda m: evaluate(m, problem)["accuracy"])
+    return max(epochs), "test_epoch"
+
+
 def _lp_plus_plus(method, problem, seed):
     own = _untuned(method, problem)
     best_epoch(own, problem, seed, _validation_accuracy(problem), ties="last")
@@ -316,6 +322,7 @@ PAPER_RULES = dict(  # method -> the rule in words, and the function that follow
     ),
     ProKeR=("the first best of 20 x 100 (ImageNet: 10 x 10) pairs on validation images", _proker),
     ProLIP=("no validation data: fixed hyper-parameters", _without_validation),
+    AMUTuning=("the best test epoch", _amu_tuning),
 )
 
 # %% ../../nbs/06_training/08_paper_protocol.ipynb #2b2fc6b5

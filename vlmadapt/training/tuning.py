@@ -29,6 +29,7 @@ from ..models.pixels import Pixels
 from ..problems.base import Problem
 from ..problems.batches import Batch
 from ..problems.classification import Features, FewShotProblem
+from ..problems.features import auxiliary_array
 from .batched import fit_many
 from .checks import check_class, check_problem
 
@@ -67,7 +68,8 @@ def hold_out(
     sources = {}
     for name in features.names():
         sources[name] = lambda name=name: getattr(features, name)
-    for kind in ("", "unprojected_"):
+    further = [auxiliary_array(name, "") for name in problem.auxiliary]
+    for kind in ("", "unprojected_", *further):
         if f"{kind}views" in features:
             sources.update(_divided(features, kind, rest, aside))
     images = {}
