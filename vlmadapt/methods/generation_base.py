@@ -15,6 +15,7 @@ from torch import nn
 from ..core.tensors import load_arrays, save_arrays
 from ..core.texts import check_texts, shown_path
 from ..core.values import PositiveInteger, convert, plain
+from ..data.images import Images
 from .base import Method
 from .cards import Card, check_card, class_entries
 from .inputs import OpenedPixels, as_inputs
@@ -22,13 +23,14 @@ from .storage import empty_method, stored_backbone, stored_values
 from ..models.adapted_models import adapter_parameters, parameter_groups
 from ..models.answer_losses import answer_losses
 from ..models.backbones import Backbone
-from ..models.decoding import generate, image_tokens
+from ..models.decoding import image_tokens
 from ..problems.batches import TaskBatch, TaskBatches
 from vlmadapt.problems.generation import (
     GenerationProblem,
+    answer_prompts,
     answers_of,
-    check_search,
-    rank_candidates,
+    distinct_images,
+    resizing_transform,
 )
 
 # %% ../../nbs/05_methods/49_generation_base.ipynb #ebabecab
@@ -163,7 +165,7 @@ class GenerationMethod(Method):
         **search: Any,  # arguments of `generate`, where no candidates are ranked
     ) -> list[str]:  # a text for each example
         "Answer the examples of a `split`."
-        return answers_of(self.model, problem, split, **search)
+        return answers_of(self.model, problem, split, self.frozen_vision, **search)
 
     def _gives_text(self, *_: Any, **__: Any) -> Any:
         "Refuse what only classifiers have."
@@ -176,24 +178,23 @@ class GenerationMethod(Method):
         self,
         inputs: Any,  # paths, PIL images or arrays of pixels: one or a list
         texts: str | list[str] | None = None,  # questions or prompts: one for all, or one for each
-        batch_size: int = 64,  # images at once
+        batch_size: int = 128,  # questions at once
         **search: Any,  # arguments of `generate`, where no candidates are ranked
     ) -> list[str]:  # one answer for each image
         "Answer with one of the candidates where there are any, else with generated text."
         items = as_inputs(inputs)
         if isinstance(items, torch.Tensor):
             raise ValueError(f"{type(self).__name__} reads images, not features")
-        check_search(self.candidates, search)
         batch_size = convert(batch_size, PositiveInteger, "batch_size")
         prompts = _prompts(texts, len(items))
-        answers: list[str] = []
-        for x in OpenedPixels(items, self.backbone.preprocess).split(batch_size, self.device):
-            own = prompts[len(answers) : len(answers) + len(x)]
-            if self.candidates:
-                answers += rank_candidates(self.model, self.backbone, x, own, self.candidates)
-            else:
-                answers += generate(self.backbone, x, own, self.model, **search)
-        return answers
+        images: Any = items
+        rows = list(range(len(items)))
+        if not isinstance(items, Images):
+            images, rows = distinct_images(items)
+        resize = self.card["problem"].get("resize")
+        pixels = OpenedPixels(images, resizing_transform(self.backbone, resize))
+        options = dict(candidates=self.candidates, batch_size=batch_size, **search)
+        return answer_prompts(self.model, self.backbone, pixels, rows, prompts, **options)
 
     def save(
         self,

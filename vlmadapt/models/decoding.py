@@ -28,6 +28,7 @@ from vlmadapt.models.blocks import (
     causal_mask,
     key_values,
 )
+from .vocabulary import most_probable
 
 # %% ../../nbs/02_models/18_decoding.ipynb #276adf7d
 class Stepper(Protocol):
@@ -65,11 +66,13 @@ def all_logits(
 
 def image_tokens(
     model: Any,  # an open_clip CoCa or a Blip, with or without adapters
-    images: torch.Tensor,  # (B, 3, s, s) preprocessed
+    images: torch.Tensor,  # (B, 3, s, s) preprocessed; image tokens (B, N, D) are returned
     backbone: Backbone
     | None = None,  # whose precision the image tower computes in; default: single
 ) -> torch.Tensor:  # (B, N, D), in the type of `images`
     "Compute the image tokens that the decoder reads, the same in training and in generation."
+    if images.ndim == 3:
+        return images
     with nullcontext() if backbone is None else backbone.autocast():
         return model._encode_image(images)[1].to(images.dtype)
 
@@ -132,6 +135,14 @@ class CachedStepper:
         check_causal(model)
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.state(tokens) @ self.model.text_decoder.text_projection
+
+    def best(self, tokens: torch.Tensor, pad: int) -> torch.Tensor:  # (B, n) -> (B,)
+        "Append new tokens and return the most probable next one."
+        return most_probable(self.state(tokens), self.model.text_decoder.text_projection, pad)
+
+    def state(self, tokens: torch.Tensor) -> torch.Tensor:  # (B, n) -> (B, D)
+        "Append new tokens and return the decoder's state of the last one."
         text = self.model.text
         decoder = self.model.text_decoder
         end = self.length + tokens.shape[1]
@@ -144,7 +155,7 @@ class CachedStepper:
             x = self.self_attention(block, x)
             x = block_forward(cross, x, memory=self.cache[cross], offset=self.length)
         self.length = end
-        return decoder.ln_final(x[:, -1]) @ decoder.text_projection
+        return decoder.ln_final(x[:, -1])
 
     def self_attention(self, block: Any, x: torch.Tensor) -> torch.Tensor:
         "Run a self-attention block on new tokens, and add their keys and values to the cache."
@@ -183,6 +194,13 @@ def without_padding(
     return logits.index_fill(-1, torch.tensor([pad], device=logits.device), -torch.inf)
 
 
+def _next_token(step, tokens, pad):
+    "The most probable next token of each row, (B,)."
+    if hasattr(step, "best"):
+        return step.best(tokens, pad)
+    return without_padding(step(tokens), pad).argmax(-1)
+
+
 @torch.no_grad()
 def greedy_search(
     step: Stepper,  # of `stepper`
@@ -196,18 +214,17 @@ def greedy_search(
     last = given + torch.as_tensor(max_new_tokens, device=prompts.device)
     done = torch.zeros(len(prompts), dtype=torch.bool, device=prompts.device)
     tokens = prompts[:, : int(given.min())]
-    logits = step(tokens)
+    new = _next_token(step, tokens, pad)
     while True:
         t = tokens.shape[1]
         forced = t < given
-        new = without_padding(logits, pad).argmax(-1)
         new = torch.where(forced, prompts[:, min(t, prompts.shape[1] - 1)], new)
         new = new.masked_fill(done, pad)
         tokens = torch.cat([tokens, new[:, None]], 1)
         done = done | (new == end) & ~forced | (t + 1 >= last)
         if done.all():
             return tokens
-        logits = step(new[:, None])
+        new = _next_token(step, new[:, None], pad)
 
 # %% ../../nbs/02_models/18_decoding.ipynb #7fb91e91
 def _only(token, shape, size):
@@ -301,13 +318,16 @@ def text_tokens(
 
 def prompt_tokens(
     tokenizer: Any,  # of a backbone
-    prompts: Sequence[str],  # B prompts
+    prompts: Sequence[str | list[int]],  # B prompts, or their tokens
     context_length: int,  # of the model
 ) -> list[list[int]]:  # start token and prompt, for each
     "Tokenize prompts; refuse one that leaves no room for a new token."
     start = getattr(tokenizer, "start", START)  # CLIP's tokenizer does not name it
     rows = []
     for prompt in prompts:
+        if isinstance(prompt, list):
+            rows.append(prompt)
+            continue
         if not isinstance(prompt, str):
             raise ValueError(f"task prompt: expected a text, got {prompt!r:.60}")
         row = [start, *text_tokens(tokenizer, prompt)]
@@ -334,12 +354,13 @@ SEARCH = {"min_new_tokens": NonNegativeInteger, "length_penalty": Real}
 @torch.no_grad()
 def generate(
     backbone: Backbone,  # that holds a CoCa
-    images: torch.Tensor,  # (B, 3, s, s) preprocessed
-    prompts: str | Sequence[str] = "a photo of a",  # one for all, or one for each
+    images: torch.Tensor,  # (I, 3, s, s) preprocessed, or their image tokens (I, N, D)
+    prompts: str | Sequence[str | list[int]] = "a photo of a",  # one for all, or one for each
     model: Any = None,  # a copy with adapters; default: the backbone's own
     num_beams: int = 1,  # 1 is greedy
     max_new_tokens: int = 20,  # fewer where the context ends before
     cache: bool = True,  # cache keys and values
+    rows: Sequence[int] | None = None,  # the image of each prompt; default: one prompt an image
     **search,  # `min_new_tokens` and `length_penalty` of `beam_search`
 ) -> list[str]:  # the text after each prompt
     """Generate a text about each image; it does not depend on the other rows of the batch.
@@ -353,14 +374,17 @@ def generate(
         choose(name, SEARCH, "argument of the search")
     search = {name: convert(value, SEARCH[name], name) for name, value in search.items()}
     tokenizer: Any = backbone.tokenizer
-    prompts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
-    if len(prompts) != len(images):
-        raise ValueError(f"{len(images)} images, but {len(prompts)} prompts")
-    rows = prompt_tokens(tokenizer, prompts, model.context_length)
-    tokens = pad_rows(rows).to(images.device)
-    given = torch.tensor([len(row) for row in rows], device=images.device)
+    n = len(images) if rows is None else len(rows)
+    prompts = [prompts] * n if isinstance(prompts, str) else list(prompts)
+    if len(prompts) != n:
+        raise ValueError(f"{n} images, but {len(prompts)} prompts")
+    prefixes = prompt_tokens(tokenizer, prompts, model.context_length)
+    tokens = pad_rows(prefixes).to(images.device)
+    given = torch.tensor([len(prefix) for prefix in prefixes], device=images.device)
     limits = (model.context_length - given).clamp(max=max_new_tokens)
     step = stepper(model, images, cache, backbone)
+    if rows is not None:
+        step.select(torch.as_tensor(rows, device=images.device))
     end = getattr(tokenizer, "end", END)  # CLIP's tokenizer does not name it
     if num_beams == 1 and not search:
         found = greedy_search(step, tokens, limits, end)

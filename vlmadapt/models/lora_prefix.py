@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QKV', 'PROJECTIONS', 'LoRALayer', 'add_lora', 'LowRankBranch', 'BranchedAttention', 'add_branches', 'merge_branches',
-           'PrefixLayer', 'add_prefix']
+           'PrefixLayer', 'add_prefix', 'Scaling', 'add_ia3']
 
 # %% ../../nbs/02_models/14_lora_prefix.ipynb #9337b7d2
 import math
@@ -237,4 +237,45 @@ def add_prefix(
             generator = stream(seed, "prefix", block.name)
             layer = PrefixLayer(block.attn.num_heads, block.attn.embed_dim, length, generator)
             block.block.attn = AdaptedAttention(block.attn, layer.to(block.attn.out_proj.weight))
+    return model
+
+# %% ../../nbs/02_models/14_lora_prefix.ipynb #b0e0340c
+class Scaling(nn.Module):
+    "Trained factors of the rows of a weight or bias, or of the columns of a weight."
+
+    def __init__(
+        self,
+        factors: nn.Parameter,  # (n,); several weights may share them
+        axis: int = 0,  # 0: the last n rows; 1: the columns
+    ):
+        super().__init__()
+        self.factors = factors
+        self.axis = axis
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        if self.axis:
+            return weight * self.factors
+        kept, scaled = weight.split([len(weight) - len(self.factors), len(self.factors)])
+        return torch.cat([kept, scaled * self.factors.view(-1, *[1] * (weight.ndim - 1))])
+
+
+@singledispatch
+def add_ia3(
+    model: nn.Module,  # a CoCa; it is not changed
+) -> Any:
+    "Make a thin copy of `model` with trained factors of keys, values and inner activations."
+    model = thin_copy(model)
+    for block in tower_blocks(model, "decoder"):
+        attn = block.attn
+        if not attn._qkv_same_embed_dim:
+            raise ValueError(
+                f"{block.name}: keys of another width than queries; IA3 needs them in one matrix"
+            )
+        factors = nn.Parameter(torch.ones(2 * attn.embed_dim).to(attn.in_proj_weight))
+        for name in ("in_proj_weight", "in_proj_bias"):
+            if getattr(attn, name) is not None:
+                parametrize.register_parametrization(attn, name, Scaling(factors))
+        projection = block.block.mlp.c_proj
+        inner = nn.Parameter(torch.ones(projection.in_features).to(projection.weight))
+        parametrize.register_parametrization(projection, "weight", Scaling(inner, axis=1))
     return model

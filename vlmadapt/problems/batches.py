@@ -18,7 +18,7 @@ from ..models.answer_losses import TokenizedBatch, tokenize_answers
 from ..models.pixels import CROP_SCALE, drawn, prefetch
 from .classification import FewShotProblem
 from .few_shot import drawing_from
-from .generation import GenerationProblem
+from .generation import GenerationProblem, distinct_images
 
 # %% ../../nbs/04_problems/08_batches.ipynb #3508723d
 class Batch(NamedTuple):
@@ -159,7 +159,8 @@ class TaskBatches:
         self.drop_last = drop_last
         self.tokens = None
         if frozen and problem.stores_tokens("train"):
-            self.tokens = problem.patches("train")
+            self.tokens = problem.stored_tokens("train")
+        self.rows = torch.tensor(distinct_images(problem.images("train"))[1])
         self.pixels = problem.pixels("train")
         self.order = stream(seed, "batches")
         self.choice = stream(seed, "answers")
@@ -171,7 +172,7 @@ class TaskBatches:
     def inputs(self, index: list[int]) -> torch.Tensor:
         "Return the image tokens or the pixels of the examples `index`."
         if self.tokens is not None:
-            return self.tokens[index]
+            return self.tokens[self.rows[index]]
         x = self.pixels[index]
         return self.problem.encode(x) if self.frozen else x
 

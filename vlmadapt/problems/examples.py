@@ -356,20 +356,21 @@ def _image_size(image):
 
 def warn_crops(
     images: list,  # anything that `open_image` takes
-    backbone: Backbone,  # whose transform crops
+    name: str,  # of the backbone
+    transform: Callable,  # PIL image -> tensor
 ) -> None:
     "Warn once of images of which the central crop leaves less than half."
     distinct = list({id(image): image for image in images}.values())
     sampled = distinct[:: -(-len(distinct) // SIZES_READ)]
     sizes = [_image_size(image) for image in sampled]
-    shares = [kept_share(backbone.preprocess, size) for size in sizes]
+    shares = [kept_share(transform, size) for size in sizes]
     narrow = [n for n, share in enumerate(shares) if share < 0.5]
     if narrow:
         image, (width, height) = sampled[narrow[0]], sizes[narrow[0]]
-        name = f"{image}, " if isinstance(image, (str, Path)) else ""
+        place = f"{image}, " if isinstance(image, (str, Path)) else ""
         warnings.warn(
             f"{len(narrow)} of {len(sampled)} images lose more than half to the central crop of "
-            f"{backbone.name}, for example {name}{width} x {height}; crop or pad them yourself "
-            "where that matters",
+            f"{name}, for example {place}{width} x {height}; resize='pad' or 'squash' shows them "
+            "whole",
             stacklevel=2,
         )
