@@ -18,13 +18,13 @@ from derived import ROOT, settings, shown
 from nbdev.showdoc import BasicMarkdownRenderer
 from sphinx.cmd.build import main as sphinx
 
-<<<<<<< HEAD
 TUTORIALS = (
     "explore",
     "own_images",
     "own_features",
     "compare_methods",
     "choose_a_method",
+    "adapters_for_hf",
     "add_a_method",
     "add_a_dataset",
     "add_an_experiment",
@@ -44,38 +44,6 @@ INTERNALS = {
     "Command line": "09_cli",
     "The package": "10_api",
     "Experiments": "experiments",
-=======
-CHAPTERS = {
-    "Results": ["results/*"],
-    "Tutorials": [
-        f"tutorials/{n}.ipynb"
-        for n in (
-            "explore",
-            "own_images",
-            "own_features",
-            "choose_a_method",
-            "adapters_for_hf",
-            "add_a_method",
-            "add_a_dataset",
-            "add_an_experiment",
-            "cluster",
-        )
-    ],
-    "Methods": ["05_methods/*"],
-    "Core": ["00_core/*"],
-    "Data": ["01_data/*"],
-    "Models": ["02_models/*"],
-    "The synthetic benchmark": ["03_mini/*"],
-    "Problems": ["04_problems/*"],
-    "Training": ["06_training/*"],
-    "Grid": ["07_grid/*"],
-    "Reporting": ["08_reporting/*"],
-    "Command line": ["09_cli/*"],
-    "The package": ["10_api/*"],
-    "Experiments": ["experiments/*"],
-    "Reports": ["reports/*"],
-    "The project": ["api.md", "CONTRIBUTING.md"],
->>>>>>> hf
 }
 
 

@@ -22,19 +22,11 @@ from vlmadapt.methods import METHODS
 from vlmadapt.training.batched import fit_many
 from vlmadapt.training.tuning import random_candidates
 
-<<<<<<< HEAD
-SIZES = {
-    "10x64": (10, 64, 30),
-    "100x512": (100, 512, 4),
-    "1000x512": (1000, 512, 1),
-}  # K, D, epochs
-=======
 SIZES = {  # K, D, epochs
     "10x64": (10, 64, 30),
     "100x512": (100, 512, 4),
     "1000x512": (1000, 512, 1),
 }
->>>>>>> speed
 NAMES = ["GraphAdapter", "HeGraphAdapter", "TipAdapterF", "TaskRes", "CLIPAdapter", "LinearProbe"]
 
 
@@ -67,13 +59,7 @@ def measure(name: str, size: str, trials: int, repeats: int) -> dict:
     first = {n: v for n, v in cls.defaults().items() if n in space}
     candidates = random_candidates(space, first, trials, 1)
     runs = [(cls, {**candidate, "epochs": epochs}, problem, 1) for candidate in candidates]
-<<<<<<< HEAD
-    warm_up = [
-        (cls, {**values, "epochs": 1}, problem, seed) for cls, values, problem, seed in runs[:2]
-    ]
-=======
     warm_up = [(cls, {**run[1], "epochs": 1}, problem, 1) for run in runs[:2]]
->>>>>>> speed
     fit_many(warm_up, progress=False)  # imports, and what all trials share
     stacked, alone = [], []
     for _ in range(repeats):

@@ -380,20 +380,3 @@ class Method(HyperParameters, TrainingHooks, MethodFiles, nn.Module):
         if head is None:
             raise ValueError(refusal + "its scores are not linear in the image feature")
         return head.to(self._dtype())
-
-    def save(
-        self,
-        path: str | Path,  # the file to write
-        **notes: Any,  # plain values for the card, such as `accuracy=93.2`
-    ) -> None:
-        "Store the method as one safetensors file."
-        store(self, path, notes)
-
-    @classmethod
-    def load(
-        cls,
-        path: str | Path,  # a file made by `save`
-        backbone: str | Backbone | None = None,  # default: the one that the card names
-    ) -> "Method":
-        "Load a stored method; raise ValueError where card, tensors, class and backbone differ."
-        return restore(cls, path, backbone)
