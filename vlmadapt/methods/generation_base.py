@@ -193,7 +193,11 @@ class GenerationMethod(Method):
             images, rows = distinct_images(items)
         resize = self.card["problem"].get("resize")
         pixels = OpenedPixels(images, resizing_transform(self.backbone, resize))
-        options = dict(candidates=self.candidates, batch_size=batch_size, **search)
+        options: dict[str, Any] = {
+            "candidates": self.candidates,
+            "batch_size": batch_size,
+            **search,
+        }
         return answer_prompts(self.model, self.backbone, pixels, rows, prompts, **options)
 
     def save(

@@ -187,8 +187,9 @@ class AnswerTree(NamedTuple):
     def to(self, device: str | torch.device) -> "AnswerTree":
         "Move the tensors to a device."
         tokens, depth, hidden, edges, paths = self
-        tensors = [x.to(device) for x in (tokens, depth, hidden)]
-        return AnswerTree(*tensors, edges, paths.to(device))
+        return AnswerTree(
+            tokens.to(device), depth.to(device), hidden.to(device), edges, paths.to(device)
+        )
 
 
 def answer_tree(

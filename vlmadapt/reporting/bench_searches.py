@@ -177,7 +177,8 @@ def measure_cells(settings: BenchSettings) -> dict:
     shapes = [(BENCHMARKS[name].classes, shots) for name, shots in settings.sizes.cells]
     seconds = {name: [[] for _ in shapes] for name in CELL_METHODS}
     for i, cell in enumerate(settings.sizes.cells):
-        problem = _cell_problem(*cell, settings)
+        classes, shots = cell
+        problem = _cell_problem(classes, shots, settings)
         for name in CELL_METHODS:
             for _ in range(settings.repeats):
                 seconds[name][i].append(_cell_seconds(METHODS[name], problem, settings))
