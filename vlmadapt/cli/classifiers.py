@@ -24,7 +24,7 @@ from vlmadapt.cli.commands import (
     given,
     load_plugins,
     print_table,
-    write_csv,
+    write_csv_table,
 )
 from ..core.registry import choose
 
@@ -326,7 +326,7 @@ def _run_predict(options: argparse.Namespace):
     work = _classify if options.text is None else _answer
     header, lines = work(method, paths, options)
     if options.csv:
-        write_csv(options.csv, header, lines)
+        write_csv_table(options.csv, header, lines)
         print(f"written to {options.csv}", file=sys.stderr)
     elif not options.json:
         print_table(lines)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UsageError', 'CommandParser', 'Command', 'add_verbosity', 'given', 'add_plugins', 'load_plugins', 'print_table',
-           'cell_text', 'write_csv']
+           'cell_text', 'write_csv_table']
 
 # %% ../../nbs/09_cli/00_commands.ipynb #ce183c83
 import argparse
@@ -133,7 +133,7 @@ def cell_text(
     return f"'{text}" if is_formula else text
 
 
-def write_csv(
+def write_csv_table(
     file: str,
     header: list[str],
     lines: list[tuple],  # of texts
