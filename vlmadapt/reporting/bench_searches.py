@@ -159,7 +159,7 @@ def estimate_cells(
     from scipy.optimize import nnls
 
     weights = 1 / np.maximum(np.array(seconds), 1e-6)
-    rows = np.stack([_predictors(*shape) for shape in shapes])
+    rows = np.stack([_predictors(K, shots) for K, shots in shapes])
     coefficients, _ = nnls(rows * weights[:, None], np.ones(len(seconds)))
     datasets = [b.classes for b in BENCHMARKS.values() if b.sizes[0]]
     cells = [_predictors(K, shots) for K in datasets for shots in CELL_SHOTS]
@@ -176,8 +176,8 @@ def measure_cells(settings: BenchSettings) -> dict:
     "Measure a few cells of the benchmark and estimate all of them."
     shapes = [(BENCHMARKS[name].classes, shots) for name, shots in settings.sizes.cells]
     seconds = {name: [[] for _ in shapes] for name in CELL_METHODS}
-    for i, cell in enumerate(settings.sizes.cells):
-        problem = _cell_problem(*cell, settings)
+    for i, (dataset, shots) in enumerate(settings.sizes.cells):
+        problem = _cell_problem(dataset, shots, settings)
         for name in CELL_METHODS:
             for _ in range(settings.repeats):
                 seconds[name][i].append(_cell_seconds(METHODS[name], problem, settings))
