@@ -10,10 +10,12 @@ __all__ = ['SEARCHED', 'CELL_METHODS', 'CELL_SHOTS', 'CELL_SEEDS', 'AGREEMENT_TO
 import math
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 
+from ..core.verbosity import set_verbosity, verbosity
 from ..data.benchmarks import BENCHMARKS
 from ..methods import METHODS
 from vlmadapt.reporting.bench_parts import (
@@ -92,6 +94,17 @@ def measure_training(settings: BenchSettings) -> dict:
 SEARCHED = ("HeGraphAdapter", "GraphAdapter", "TipAdapterF", "TaskRes")
 
 
+@contextmanager
+def _quiet():
+    "Show no progress bars inside the block."
+    before = verbosity()
+    set_verbosity("quiet")
+    try:
+        yield
+    finally:
+        set_verbosity(before)
+
+
 def _measure_search(name, problem, settings):
     sizes = settings.sizes
     cls = METHODS[name]
@@ -100,7 +113,8 @@ def _measure_search(name, problem, settings):
     reset_peak_memory(settings)
 
     def search():
-        tune_many(cls, [problem] * len(seeds), seeds, {"epochs": epochs}, trials=sizes.trials)
+        with _quiet():
+            tune_many(cls, [problem] * len(seeds), seeds, {"epochs": epochs}, trials=sizes.trials)
 
     seconds = [clocked(settings, search) for _ in range(settings.repeats)]
     median = float(np.median(seconds))
