@@ -52,6 +52,19 @@ def test_a_single_run_without_memory_fails(problem, monkeypatch):
         va.fit_many(runs(problem, 2))
 
 
+def test_large_runs_are_trained_one_by_one_on_a_processor(problem, monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("a stack")
+
+    expected = va.fit_many(runs(problem, 2))
+    monkeypatch.setattr(batched, "train_stacked", refuse)
+    with pytest.raises(AssertionError, match="a stack"):
+        va.fit_many(runs(problem, 2))
+    monkeypatch.setattr(batched, "PROCESSOR_LIMIT", 10)
+    found = va.fit_many(runs(problem, 2))
+    torch.testing.assert_close(found[1].X, expected[1].X, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU computes asynchronously")
 @pytest.mark.parametrize("name", ["TaskRes", "GraphAdapter", "HeGraphAdapter", "TipAdapterF"])
 def test_a_step_of_training_does_not_wait_for_the_gpu(problem, name):

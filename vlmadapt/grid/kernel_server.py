@@ -82,11 +82,8 @@ def serve(
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     preload()
     request = None
-    with (
-        socket.socket(fileno=number) as server,
-        suppress(ConnectionError),
-        server.makefile("rwb") as connection,
-    ):
+    own = socket.socket(fileno=number)
+    with own, suppress(ConnectionError), own.makefile("rwb") as connection:
         request = next_kernel(connection)
     if request is not None:
         kernelapp = importlib.import_module("ipykernel.kernelapp")

@@ -10,10 +10,12 @@ __all__ = ['SEARCHED', 'CELL_METHODS', 'CELL_SHOTS', 'CELL_SEEDS', 'AGREEMENT_TO
 import math
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 
+from ..core.verbosity import set_verbosity, verbosity
 from ..data.benchmarks import BENCHMARKS
 from ..methods import METHODS
 from vlmadapt.reporting.bench_parts import (
@@ -92,6 +94,17 @@ def measure_training(settings: BenchSettings) -> dict:
 SEARCHED = ("HeGraphAdapter", "GraphAdapter", "TipAdapterF", "TaskRes")
 
 
+@contextmanager
+def _quiet():
+    "Show no progress bars inside the block."
+    before = verbosity()
+    set_verbosity("quiet")
+    try:
+        yield
+    finally:
+        set_verbosity(before)
+
+
 def _measure_search(name, problem, settings):
     sizes = settings.sizes
     cls = METHODS[name]
@@ -100,7 +113,8 @@ def _measure_search(name, problem, settings):
     reset_peak_memory(settings)
 
     def search():
-        tune_many(cls, [problem] * len(seeds), seeds, {"epochs": epochs}, trials=sizes.trials)
+        with _quiet():
+            tune_many(cls, [problem] * len(seeds), seeds, {"epochs": epochs}, trials=sizes.trials)
 
     seconds = [clocked(settings, search) for _ in range(settings.repeats)]
     median = float(np.median(seconds))
@@ -159,7 +173,7 @@ def estimate_cells(
     from scipy.optimize import nnls
 
     weights = 1 / np.maximum(np.array(seconds), 1e-6)
-    rows = np.stack([_predictors(*shape) for shape in shapes])
+    rows = np.stack([_predictors(K, shots) for K, shots in shapes])
     coefficients, _ = nnls(rows * weights[:, None], np.ones(len(seconds)))
     datasets = [b.classes for b in BENCHMARKS.values() if b.sizes[0]]
     cells = [_predictors(K, shots) for K in datasets for shots in CELL_SHOTS]
@@ -176,9 +190,8 @@ def measure_cells(settings: BenchSettings) -> dict:
     "Measure a few cells of the benchmark and estimate all of them."
     shapes = [(BENCHMARKS[name].classes, shots) for name, shots in settings.sizes.cells]
     seconds = {name: [[] for _ in shapes] for name in CELL_METHODS}
-    for i, cell in enumerate(settings.sizes.cells):
-        classes, shots = cell
-        problem = _cell_problem(classes, shots, settings)
+    for i, (dataset, shots) in enumerate(settings.sizes.cells):
+        problem = _cell_problem(dataset, shots, settings)
         for name in CELL_METHODS:
             for _ in range(settings.repeats):
                 seconds[name][i].append(_cell_seconds(METHODS[name], problem, settings))
