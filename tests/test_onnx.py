@@ -18,7 +18,7 @@ FEATURES = [n for n in va.list_methods() if n in va.list_methods("features")]
 
 @pytest.fixture(scope="module")
 def problem():
-    return va.few_shot("mini-digits", backbone="mini", shots=2, views=2)
+    return va.few_shot("mini-digits", backbone="mini", shots=2, views=2, auxiliary="mini-rn")
 
 
 def fitted(name, problem):
@@ -41,14 +41,15 @@ def texts_of(path):
 def test_every_method_on_features(problem, tmp_path, name):
     method = fitted(name, problem)
     method.export_onnx(tmp_path / "m.onnx")
-    x = problem.features.test[:17]
+    x = method.inputs(problem, "test")[:17]
     given, found = scores_of(tmp_path / "m.onnx", x)
     expected = method.scores(x).numpy()
     assert given == "features" and found.shape == expected.shape
     assert np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max()
     texts = texts_of(tmp_path / "m.onnx")
     assert json.loads(texts["class_names"]) == problem.class_names
-    assert texts["method"] == name and texts["input"] == "image features (N, 96)"
+    assert texts["method"] == name and texts["input"] == f"image features (N, {x.shape[1]})"
+    assert x.shape[1] == (192 if name == "AMUTuning" else 96)
 
 
 @pytest.mark.parametrize("name", ["TaskRes", "CoOp", "VPT", "MaPLe", "MuDPT", "PAdapter"])

@@ -161,7 +161,7 @@ STORED_NAME = "method.safetensors"  # the file of a repository
 
 
 class _ScoreModule(nn.Module):
-    "A method as a function from one tensor to scores; `encoder` makes features of pixels."
+    "A method as a function from one tensor to scores; `model` makes features of pixels."
 
     def __init__(self, method, model=None):
         super().__init__()
@@ -184,7 +184,7 @@ def _onnx_metadata(method, backbone):
         "made_by": f"vlmadapt {__version__}",
     }
     if backbone is None:
-        return {**found, "input": f"image features (N, {method.feature_width})"}
+        return {**found, "input": f"image features (N, {method.input_width})"}
     pixels = vars(backbone.preprocess_cfg)
     names = ("mean", "std", "interpolation", "resize_mode")
     prepared = {"size": backbone.size, **{name: pixels[name] for name in names}}
@@ -215,7 +215,7 @@ def export_scores(
         raise ValueError(f"{name} runs its towers in {backbone.precision}, ONNX needs fp32; {fix}")
     generator = stream(0, "onnx")
     if backbone is None:
-        x = torch.randn(3, method.feature_width, generator=generator)
+        x = torch.randn(3, method.input_width, generator=generator)
     else:
         count = 1 if method.reads_images() else 3  # towers with prompts take one image at a time
         x = torch.randn(count, 3, backbone.size, backbone.size, generator=generator)
