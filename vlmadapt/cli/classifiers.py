@@ -24,7 +24,6 @@ from vlmadapt.cli.commands import (
     given,
     load_plugins,
     print_table,
-    write_csv_table,
 )
 from ..core.registry import choose
 
@@ -40,8 +39,12 @@ OPTIONS_OF = {  # kind of source -> options that it takes
 }
 
 
-_KINDS = dict(name="dataset", folder="folder of images", table="table")
-_KINDS |= dict(bundle="folder of features")
+_KINDS = {
+    "name": "dataset",
+    "folder": "folder of images",
+    "table": "table",
+    "bundle": "folder of features",
+}
 
 
 def _kind_of(source):
@@ -318,7 +321,10 @@ def _answer(method, paths, options) -> tuple[list[str], list[tuple]]:
 
 
 def _run_predict(options: argparse.Namespace):
+    import pandas as pd
+
     import vlmadapt as va
+    from vlmadapt.reporting.tables import write_csv
 
     load_plugins(options)
     paths = image_files(options.images)
@@ -326,7 +332,7 @@ def _run_predict(options: argparse.Namespace):
     work = _classify if options.text is None else _answer
     header, lines = work(method, paths, options)
     if options.csv:
-        write_csv_table(options.csv, header, lines)
+        write_csv(pd.DataFrame(lines, columns=header), options.csv, index=False)
         print(f"written to {options.csv}", file=sys.stderr)
     elif not options.json:
         print_table(lines)

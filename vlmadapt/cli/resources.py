@@ -150,7 +150,7 @@ BENCH_COMMAND = Command(
         "--device cpu --parts matmul,hegraph_epoch --repeats 1": "two parts, each measured once",
     },
     notes=(
-        "parts: matmul, hegraph_epoch, graph_adapter_epoch, training, search, agreement, cells, "
+        "parts: matmul, hegraph_epoch, graph_adapter_epoch, training, search, agreement, cells,\n"
         "p_adapter, extraction, tower_steps\n"
         "The report is written after each part; an interruption keeps what was measured."
     ),
