@@ -33,6 +33,7 @@ from vlmadapt.problems.features import (
     as_labels,
     auxiliary_names,
     check_rows,
+    is_auxiliary,
     same_count,
     seal_labels,
     unit_rows,
@@ -341,7 +342,7 @@ class FewShotProblem(Problem):
         auxiliary = {} if auxiliary is None else auxiliary
         arrays = _arrays(texts, pairs, auxiliary)
         labels = {s: y for s, (_, y) in pairs.items()}
-        further = {name: x for name, x in arrays.items() if name.startswith("auxiliary:")}
+        further = {name: x for name, x in arrays.items() if is_auxiliary(name)}
         key = _features_key(texts, given, pairs, logit_scale, logit_bias, further)
         provenance: dict[str, Any] = dict(source="features", content=key)
         if logit_bias:

@@ -18,6 +18,7 @@ from ..core.verbosity import progress_bar
 from ..methods import resolve_method
 from ..methods.base import Method
 from ..problems.base import Problem
+from ..problems.features import load_features
 from .adaptation import adapt
 from .checks import check_problem
 from .evaluation import evaluate
@@ -35,15 +36,6 @@ DEFAULT_COMPARED = {  # kind of problem -> methods where none are named
     ),
     "generation": ("Frozen", "BitFit", "LoRA", "Adapter", "PAdapter"),
 }
-
-
-def _encode(problem):
-    "Encode what methods share, so that no method's seconds hold it."
-    if problem.kind != "classification":
-        return
-    for name in ("text", "train", "views", "val", "test"):
-        if name in problem.features:
-            getattr(problem.features, name)
 
 
 def _validation(method, problem):
@@ -129,7 +121,8 @@ def compare(
         if name not in names:
             raise ValueError(f"fixed: {name!r} is not among the methods")
     for own in built.values():
-        _encode(own)
+        for cls in classes:
+            load_features(own.features, cls.needs)
     lines = {}
     with progress_bar(total=len(names), desc="methods", unit="method") as bar:
         for name, cls in zip(names, classes, strict=True):
