@@ -193,12 +193,8 @@ class GenerationMethod(Method):
             images, rows = distinct_images(items)
         resize = self.card["problem"].get("resize")
         pixels = OpenedPixels(images, resizing_transform(self.backbone, resize))
-        options: dict[str, Any] = {
-            "candidates": self.candidates,
-            "batch_size": batch_size,
-            **search,
-        }
-        return answer_prompts(self.model, self.backbone, pixels, rows, prompts, **options)
+        given = (self.model, self.backbone, pixels, rows, prompts, self.candidates, batch_size)
+        return answer_prompts(*given, **search)
 
     def save(
         self,

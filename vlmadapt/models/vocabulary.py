@@ -20,6 +20,8 @@ class DistinctColumns(NamedTuple):
     columns: torch.Tensor  # (D, U)
     index: torch.Tensor  # (V,) the column of each word
     count: torch.Tensor  # (U,) how many words share each column
+    first: torch.Tensor  # (U,) the first word of each column
+    second: torch.Tensor  # (U,) the second word, V where there is none
 
 
 _DISTINCT: Any = WeakIdKeyDictionary()
@@ -31,9 +33,13 @@ def _find_distinct_columns(matrix):
     marks = matrix.double().T @ direction.to(matrix.device)
     _, index, count = marks.unique(return_inverse=True, return_counts=True)
     words = torch.arange(len(index), device=index.device)
-    columns = matrix[:, torch.zeros_like(count).scatter(0, index, words)]
+    none = torch.full_like(count, len(index))
+    first = none.scatter_reduce(0, index, words, "amin")
+    later = words.masked_fill(words == first[index], len(index))
+    second = none.scatter_reduce(0, index, later, "amin")
+    columns = matrix[:, first]
     if 2 * len(count) < len(index) and torch.equal(columns[:, index], matrix):
-        return DistinctColumns(columns, index, count)
+        return DistinctColumns(columns, index, count, first, second)
     return None
 
 
@@ -59,10 +65,7 @@ def most_probable(
         logits = states @ matrix
         logits[:, pad] = -torch.inf
         return logits.argmax(-1)
-    words = torch.arange(len(distinct.index), device=matrix.device)
-    last = len(words)
-    allowed = words.masked_fill(words == pad, last)
-    first = torch.full_like(distinct.count, last)
-    first = first.scatter_reduce(0, distinct.index, allowed, "amin")
-    logits = (states @ distinct.columns).masked_fill(first == last, -torch.inf)
-    return first[logits.argmax(-1)]
+    allowed = torch.where(distinct.first == pad, distinct.second, distinct.first)
+    none = allowed == len(distinct.index)
+    logits = (states @ distinct.columns).masked_fill(none, -torch.inf)
+    return allowed[logits.argmax(-1)]

@@ -7,6 +7,7 @@ __all__ = ['Resize', 'TOKENS_LIMIT', 'IMAGES', 'TaskImages', 'distinct_images', 
            'load_task', 'check_search', 'answer_prompts', 'answers_of']
 
 # %% ../../nbs/04_problems/05_generation.ipynb #48492078
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -281,6 +282,12 @@ def _groups(model, backbone, pixels, rows) -> Iterator[tuple[torch.Tensor, list[
         start += len(x)
 
 
+@functools.lru_cache(maxsize=4)
+def _tokenized(tokenizer, candidates):
+    "The candidates with their tokens, the same object in every call."
+    return CandidateAnswers(tokenizer, candidates)
+
+
 def _prefixes(backbone, model, prompts, candidates):
     "The tokens of each prompt; prompts that leave no room for an answer are refused."
     tokenizer = backbone.tokenizer
@@ -309,7 +316,7 @@ def answer_prompts(
 ) -> list[str]:  # N answers
     "Answer prompts about images: with the most probable candidate, or with generated text."
     check_search(candidates, search)
-    ranked = CandidateAnswers(backbone.tokenizer, candidates) if candidates else None
+    ranked = _tokenized(backbone.tokenizer, tuple(candidates)) if candidates else None
     tokens = _prefixes(backbone, model, prompts, ranked)
     if isinstance(pixels, torch.Tensor):
         groups: Any = [(pixels, list(range(len(rows))), list(rows))]
