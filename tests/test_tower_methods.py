@@ -114,6 +114,20 @@ def logged(method, key):
     return torch.tensor([entry[key] for entry in method.log], dtype=torch.float64)
 
 
+def record_gradients(method, parameters):
+    "Record in a list, which is returned, the gradients of each later loss of the method."
+    gradients = []
+    loss = method.loss
+
+    def watched(batch):
+        found = loss(batch)
+        gradients.append(torch.autograd.grad(found, parameters(), retain_graph=True))
+        return found
+
+    method.loss = watched
+    return gradients
+
+
 def named_branches(method):
     "The branches of a method by the names of the file."
     towers = [(tower, i) for tower in method.towers for i in range(3)]
@@ -135,16 +149,7 @@ def test_clip_lora_trains_as_the_official_program():
 
     problem = golden_problem(metadata["classnames"], labels=LABELS)
     method = Official(problem, epochs=steps, lr=metadata["lr"], dropout=0.0, batch_size=2)
-    gradients = []
-    loss = method.loss
-
-    def watched(batch):
-        found = loss(batch)
-        parameters = list(method.branches.parameters())
-        gradients.append(torch.autograd.grad(found, parameters, retain_graph=True))
-        return found
-
-    method.loss = watched
+    gradients = record_gradients(method, lambda: list(method.branches.parameters()))
     initialise_method(method, problem, seed=1)
     train(method, problem, seed=1, progress=False)
     assert relative(logged(method, "loss"), golden["losses"]) < 1e-9
@@ -177,17 +182,14 @@ def test_two_sfs_trains_as_the_official_program():
     problem = golden_problem(metadata["classnames"], labels=LABELS)
     method = cls(problem, epochs=steps, lr=metadata["lr"], batch_size=2)
     assert method.stages() == {0: 6, 6: 4}
-    gradients, starts = [], []
-    loss = method.loss
+    starts = []
 
-    def watched(batch):
-        found = loss(batch)
-        ((_, parameters),) = method.decays()
-        gradients.append(torch.autograd.grad(found, parameters, retain_graph=True))
+    def trained():
         starts.append(method.classifier.detach().clone())
-        return found
+        ((_, parameters),) = method.decays()
+        return parameters
 
-    method.loss = watched
+    gradients = record_gradients(method, trained)
     initialise_method(method, problem, seed=1)
     train(method, problem, seed=1, progress=False)
     assert relative(logged(method, "loss"), golden["losses"]) < 1e-9

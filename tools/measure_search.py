@@ -14,11 +14,10 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
-import vlmadapt as va
 from vlmadapt.core.environment import environment
 from vlmadapt.methods import METHODS
+from vlmadapt.reporting.bench_parts import BenchSizes, feature_problem
 from vlmadapt.training.batched import fit_many
 from vlmadapt.training.tuning import random_candidates
 
@@ -28,19 +27,6 @@ SIZES = {  # K, D, epochs
     "1000x512": (1000, 512, 1),
 }
 NAMES = ["GraphAdapter", "HeGraphAdapter", "TipAdapterF", "TaskRes", "CLIPAdapter", "LinearProbe"]
-
-
-def problem_of(K: int, D: int, shots: int, views: int) -> va.FewShotProblem:
-    "A problem of random features."
-    generator = torch.Generator().manual_seed(1)
-
-    def rows(*shape):
-        return F.normalize(torch.randn(*shape, D, generator=generator), dim=-1)
-
-    labels = torch.arange(K).repeat_interleave(shots)
-    support = rows(views, K * shots)
-    names = [f"class {k}" for k in range(K)]
-    return va.from_features(names, rows(K), train=(support, labels), text_neg=rows(K))
 
 
 def spent(function) -> float:
@@ -53,7 +39,8 @@ def spent(function) -> float:
 def measure(name: str, size: str, trials: int, repeats: int) -> dict:
     "Times of both ways for one method and size."
     K, D, epochs = SIZES[size]
-    problem = problem_of(K, D, shots=4 if K == 1000 else 16, views=2)
+    sizes = BenchSizes(classes=K, width=D, shots=4 if K == 1000 else 16)
+    problem = feature_problem(sizes, views=2)
     cls = METHODS[name]
     space = dict(cls.space)
     first = {n: v for n, v in cls.defaults().items() if n in space}

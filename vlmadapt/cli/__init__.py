@@ -105,14 +105,10 @@ def _verbosity(options):
     if not (options.quiet or options.verbose):
         yield
         return
-    from vlmadapt.core.verbosity import set_verbosity, verbosity
+    from vlmadapt.core.verbosity import at_verbosity
 
-    before = verbosity()
-    set_verbosity("quiet" if options.quiet else "debug")
-    try:
+    with at_verbosity("quiet" if options.quiet else "debug"):
         yield
-    finally:
-        set_verbosity(before)
 
 
 def _status_of(error: Exception) -> int:

@@ -194,7 +194,7 @@ def read_bundle(
     if auxiliary is not None:
         own = {split: found[split] for split in ("train", "val", "test") if split in found}
         found["auxiliary"] = {
-            name: _auxiliary_bundle(place, class_names, own, drawing)
-            for name, place in auxiliary_folders(folder, auxiliary).items()
+            name: _auxiliary_bundle(other, class_names, own, drawing)
+            for name, other in auxiliary_folders(folder, auxiliary).items()
         }
     return class_names, found

@@ -8,7 +8,7 @@ __all__ = ['PROTOCOLS', 'imagenet_templates', 'template_mean', 'Averaging', 'gau
 
 # %% ../../nbs/05_methods/37_prompt_src.ipynb #64bf65f4
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,6 @@ from ..models.backbones import Backbone
 from ..models.open_clip_import import import_open_clip
 from ..problems.batches import ImageBatches
 from ..problems.cache import cached
-from ..problems.classification import FewShotProblem
 from ..problems.prompt_features import class_means
 
 # %% ../../nbs/05_methods/37_prompt_src.ipynb #06df8257
@@ -186,13 +185,10 @@ class PromptSRC(MuDPT):
     def stackable(self) -> bool:
         return False
 
-    def batches(self, problem, seed):
+    def image_batches(self, *arguments):
         "Return batches of new crops, or of crops that are drawn once."
         if not self.fixed_views:
-            return super().batches(problem, seed)
-        recipe = self.hyper_parameters
-        size, drop_last, crop = (recipe[name] for name in ("batch_size", "drop_last", "crop"))
-        arguments = (cast(FewShotProblem, problem), seed, size, self.device, drop_last, crop)
+            return super().image_batches(*arguments)
         return FixedViewBatches(*arguments, views=self.fixed_views, encode=self.frozen_image)
 
     @torch.no_grad()

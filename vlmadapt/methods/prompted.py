@@ -7,7 +7,7 @@ __all__ = ['PromptMethod', 'ImagePromptMethod', 'ShotBatches', 'TowerMethod']
 
 # %% ../../nbs/05_methods/30_prompted.ipynb #391957da
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -212,12 +212,9 @@ class TowerMethod(Method):
         self.__dict__["text_plan"] = None  # of the method's own classes
         self.__dict__["text_cache"] = {}  # class names -> classifier of the frozen text tower
 
-    def batches(self, problem, seed) -> ShotBatches:
+    def image_batches(self, *arguments):
         "Return batches of random crops, one iteration for each shot in an epoch."
-        recipe = self.hyper_parameters
-        size, drop_last, crop = recipe["batch_size"], recipe["drop_last"], recipe["crop"]
-        few_shot = cast(FewShotProblem, problem)
-        return ShotBatches(few_shot, seed, size, self.device, drop_last, crop)
+        return ShotBatches(*arguments)
 
     def inference_model(self) -> Any:
         "Return the model that scores are computed with."

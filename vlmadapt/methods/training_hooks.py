@@ -60,4 +60,11 @@ class TrainingHooks:
         common = (few_shot, seed, recipe["batch_size"], self.device, drop_last)
         if not self.reads_images():
             return Batches(*common)
-        return ImageBatches(*common, recipe.get("crop", CROP_SCALE[0]))
+        return self.image_batches(*common, recipe.get("crop", CROP_SCALE[0]))
+
+    def image_batches(
+        self,
+        *arguments: Any,  # of `ImageBatches`
+    ) -> ImageBatches:
+        "Return the training batches of a method that reads images."
+        return ImageBatches(*arguments)

@@ -6,7 +6,7 @@
 __all__ = ['TIMM', 'TimmEncoder', 'load_image_encoder']
 
 # %% ../../nbs/02_models/07_image_encoders.ipynb #87d6a1d2
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def _build_timm(name):
     model, colon, weights = name.removeprefix(TIMM).partition(":")
     check_among(model.partition(".")[0], timm.list_models(), "timm model")
     if not colon:
-        build = lambda: timm.create_model(model, pretrained=True, num_classes=0)  # noqa: E731
+        build = partial(timm.create_model, model, pretrained=True, num_classes=0)
         return from_hub(build, name, fix=f"give a local file: '{name}:/path/weights.safetensors'")
     if weights:
         if not is_weight_path(weights):

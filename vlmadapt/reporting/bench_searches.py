@@ -10,12 +10,11 @@ __all__ = ['SEARCHED', 'CELL_METHODS', 'CELL_SHOTS', 'CELL_SEEDS', 'AGREEMENT_TO
 import math
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 
-from ..core.verbosity import set_verbosity, verbosity
+from ..core.verbosity import at_verbosity
 from ..data.benchmarks import BENCHMARKS
 from ..methods import METHODS
 from vlmadapt.reporting.bench_parts import (
@@ -94,17 +93,6 @@ def measure_training(settings: BenchSettings) -> dict:
 SEARCHED = ("HeGraphAdapter", "GraphAdapter", "TipAdapterF", "TaskRes")
 
 
-@contextmanager
-def _quiet():
-    "Show no progress bars inside the block."
-    before = verbosity()
-    set_verbosity("quiet")
-    try:
-        yield
-    finally:
-        set_verbosity(before)
-
-
 def _measure_search(name, problem, settings):
     sizes = settings.sizes
     cls = METHODS[name]
@@ -113,7 +101,7 @@ def _measure_search(name, problem, settings):
     reset_peak_memory(settings)
 
     def search():
-        with _quiet():
+        with at_verbosity("quiet"):  # no progress bars
             tune_many(cls, [problem] * len(seeds), seeds, {"epochs": epochs}, trials=sizes.trials)
 
     seconds = [clocked(settings, search) for _ in range(settings.repeats)]
