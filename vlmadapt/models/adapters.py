@@ -223,8 +223,10 @@ class ReleasedAdapterLayer(AdapterLayer):
         p: Positive = 1.25,  # initial exponent: 1.25 VQA, 1.5 entailment, 1.75 captions
         mu: NonNegative = 0.1,  # mu is mu*(2 + tanh(theta)), theta learned from 0
         pool: PositiveInteger = 16,  # groups of keys in cross-attention
-        **bottleneck,  # of `AdapterLayer`; the hidden size must be a multiple of the heads
+        **bottleneck,  # of `AdapterLayer`; the hidden size is a multiple of the heads
     ):
+        if bottleneck.get("hidden") is None:
+            bottleneck["hidden"] = math.ceil(site.width / 8 / site.heads) * site.heads
         super().__init__(site, **bottleneck)
         if self.hidden % site.heads:
             raise ValueError(f"hidden size {self.hidden} is not a multiple of {site.heads} heads")

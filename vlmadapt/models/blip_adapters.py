@@ -20,7 +20,7 @@ from .adapted_models import TowerBlock, thin_copy, tower_blocks
 from .adapters import AdapterLayer, AttentionHeads
 from .blip_model import Blip, import_blip
 from .blocks import AttentionGraph, split_heads
-from .lora_prefix import QKV, add_lora, add_prefix
+from .lora_prefix import QKV, add_ia3, add_lora, add_prefix
 
 # %% ../../nbs/02_models/21_blip_adapters.ipynb #faa9c351
 @contextmanager
@@ -180,6 +180,17 @@ def _(model: Blip, rank=8, alpha=32.0, parts=("query", "key"), seed=1):
         if ".lora_A." in name:
             initial = torch.randn(p.shape, generator=stream(seed, "lora", name))
             p.data.copy_(initial / p.shape[1] ** 0.5)
+    return model
+
+
+@add_ia3.register
+def _(model: Blip):
+    peft = import_blip("peft")
+    model = thin_copy(model)
+    inner = r".*layer\.\d+\.output\.dense"
+    keys = r".*attention\.self\.(key|value)"
+    config = peft.IA3Config(target_modules=f"{keys}|{inner}", feedforward_modules=inner)
+    peft.inject_adapter_in_model(config, model.text_decoder)
     return model
 
 
