@@ -49,8 +49,9 @@ parameters:
   methods: [ZeroShot, TipAdapter]
   seeds: [1, 2]
 """
-# status; in each of two runs params.yml, two of the notebook, four of results and result.json
-WRITES = 17
+# status, and again after each run; in each of two runs params.yml, two of the notebook, four of
+# results and result.json
+WRITES = 19
 SMALL = GRID.replace(", mini-shapes", "")
 DEADLINE_S = 300
 

@@ -112,7 +112,6 @@ def _follow(ray, jobs):
 
 def _one_by_one(pending):
     "Execute one run after another in this process, show progress, and return the failures."
-    print("one run after another")
     progress = Progress({run: (run, count) for run, count in pending.items()})
     left = dict(progress.jobs)
     progress.show(left.values())
@@ -137,12 +136,17 @@ def _pending(runs) -> dict[Run, int]:
     return pending
 
 
+def _tidy(runs):
+    "Remove what a driver that was killed left beside the status file."
+    for folder in {status_file(run).parent for run in runs}:
+        for left in folder.glob(".status.txt.*.tmp"):
+            left.unlink(missing_ok=True)
+
+
 def _prepare(pending):
     "Make the folder of the grid; raise CannotWrite where nothing can be written."
     status = status_file(next(iter(pending)))
     make_folder(status.parent)
-    for left in status.parent.glob(".status.txt.*.tmp"):  # of a driver that was killed
-        left.unlink(missing_ok=True)
     total = sum(pending.values())
     write_status(status, [f"0 of {total} measurements, 0 of {len(pending)} runs"])
 
@@ -157,15 +161,18 @@ def execute_all(
     "Execute what is missing of `runs`, side by side, and return the failures."
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be 1 or more, not {workers}")
+    _tidy(runs)
     pending = _pending(runs)
     if not pending:
         return {}
     _prepare(pending)
     if not address and not has_loopback():
-        warnings.warn("there is no loopback network, which Ray needs", stacklevel=2)
+        why = "there is no loopback network, which Ray needs: one run after another"
+        warnings.warn(why, stacklevel=2)
         return _one_by_one(pending)
     with cluster(address, workers) as ray:
         if ray is None:
+            print("one run after another")
             return _one_by_one(pending)
         measured = measured_costs(runs)
         gpus = gpus_for_each(ray, gpus_per_run, needed_memory(measured, gpu=True))
