@@ -13,6 +13,7 @@ require("papermill", "workbook", "executing notebooks")
 
 # %% ../../nbs/07_grid/11_kernels.ipynb #0eb738e5
 import json
+import logging
 import os
 import shutil
 import socket
@@ -270,6 +271,9 @@ def _handled(notebook, target, plugins):
         papermill_io.register(*entry)
     try:
         yield
+    except KeyboardInterrupt:  # nobody awaits the tasks that watch the kernel, which ends now
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
     finally:
         for entry in entries:
             papermill_io._handlers.remove(entry)
