@@ -104,13 +104,13 @@ def test_editors_see_the_same_names():
 
 def test_the_package_is_light_and_quick():
     code = """
-import sys, time
-start = time.perf_counter()
+import sys
+before = set(sys.modules)
 import vlmadapt as va
-seconds = time.perf_counter() - start
+own = len(set(sys.modules) - before)
 dir(va), va.__version__
 heavy = [m for m in ("torch", "numpy", "pandas", "pydantic", "tqdm") if m in sys.modules]
-print(seconds < 0.1, heavy, len(va.list_methods()) > 20, "torch" in sys.modules)
+print(own < 30, heavy, len(va.list_methods()) > 20, "torch" in sys.modules)
 """
     assert run_code(code).split() == ["True", "[]", "True", "False"]
 

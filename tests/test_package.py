@@ -223,13 +223,13 @@ print(json.dumps([vlmadapt.__file__, len(problem.class_names)]))
 
 def test_import_is_light(tmp_path):
     code = """
-import sys, time
-began = time.perf_counter()
+import sys
+before = set(sys.modules)
 import vlmadapt
-print(time.perf_counter() - began, "torch" in sys.modules)
+print(len(set(sys.modules) - before), "torch" in sys.modules)
 """
-    seconds, torch = away(code, tmp_path, ROOT).split()
-    assert float(seconds) < 0.5 and torch == "False"
+    modules, torch = away(code, tmp_path, ROOT).split()
+    assert int(modules) < 30 and torch == "False"
 
 
 COMMANDS = [line.partition("=")[0] for line in settings()["console_scripts"].split()]

@@ -113,6 +113,9 @@ def hub_offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 # %% ../../nbs/02_models/04_pretrained.ipynb #81961376
+_SOCKET_SECONDS = 60.0  # ends a forgotten thread; long, so that `seconds` alone decide
+
+
 def hub_problem(
     path: str,  # of a file on the Hub: "organisation/repository/resolve/main/file"
     seconds: float = 5.0,  # longest wait, name resolution included
@@ -123,7 +126,9 @@ def hub_problem(
 
     def ask():
         try:
-            answers.append(huggingface_hub.get_session().head(url, timeout=seconds).status_code)
+            answers.append(
+                huggingface_hub.get_session().head(url, timeout=_SOCKET_SECONDS).status_code
+            )
         except Exception as e:  # whatever the HTTP client raises
             answers.append(one_line(e))
 
