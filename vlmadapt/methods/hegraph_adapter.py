@@ -176,11 +176,7 @@ class HeGraphAdapter(Method):
         source="Table 3",
     )
     alpha_np: Real = hyper_parameter(
-        0.2,
-        "negative to positive, training",
-        search=[0.0, 0.1, 0.2],
-        batched=True,
-        source="Table 3",
+        0.2, "negative to positive", search=[0.0, 0.1, 0.2], batched=True, source="Table 3"
     )
     beta_pn: Real = hyper_parameter(0.5, "positive to negative", batched=True, source="third party")
     beta_vn: Real = hyper_parameter(0.5, "visual to negative", batched=True, source="third party")
