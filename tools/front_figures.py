@@ -18,22 +18,35 @@ from vlmadapt.reporting.figures import look, page_style, palette_png
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ROOT / "outputs/measured/features.parquet"
 HERO = ROOT / "nbs/images/hero.png"
+NAMES = {
+    "clip_vitb32_imagenet": "ImageNet",
+    "clip_vitb32_stanford_cars": "Stanford Cars",
+    "clip_vitb32_whurs19": "WHU-RS19",
+    "clip_rn50_whurs19": "WHU-RS19 (RN50)",
+    "clip_vitl14_whurs19": "WHU-RS19 (ViT-L/14)",
+}  # bundle -> its name in a sentence
 PANELS = {
     "clip_vitb32_imagenet": "ImageNet",
     "clip_vitb32_stanford_cars": "Stanford Cars",
     "clip_vitb32_whurs19": "WHU-RS19 (aerial)",
 }  # bundles of one backbone, ViT-B/32
+VARIANTS = {"HeGraphAdapter": "T-P"}  # the features have no negative texts
 SEEDS = 3
 EMPHASISED = ("AnchoredKernel", "ProKeR", "GDA", "TipAdapter", "ZeroShot")
 GREY = {"color": "#c4c4c4", "lw": 0.6, "zorder": 1}
 
 
 @cache
-def measured() -> pd.DataFrame:
+def measured(name: str = "features") -> pd.DataFrame:
     "Return means over the seeds: dataset, method, shots, mean, seeds, parameters, seconds."
-    table = pd.read_parquet(MEASURED)
-    own = table[(table["text"] == "text") & (table["variant"] == "") & table["value"].notna()]
-    groups = own.groupby(["dataset", "method", "shots"])
+    table = pd.read_parquet(ROOT / f"outputs/measured/{name}.parquet")
+    if name == "towers":  # all classes of the dataset that was adapted to
+        table = table[(table["part"] == "short") & (table["variant"] == "")]
+        table = table.assign(rule="given")
+    else:
+        table = table[(table["text"] == "text") | (table["source"] == "vlmadapt")]
+        table = table[table["variant"] == table["method"].map(VARIANTS).fillna("")]
+    groups = table[table["value"].notna()].groupby(["dataset", "method", "shots"])
     return groups.agg(
         mean=("value", "mean"),
         seeds=("seed", "nunique"),
@@ -41,6 +54,17 @@ def measured() -> pd.DataFrame:
         seconds=("fit_processor_seconds", "median"),
         rule=("rule", "first"),
     ).reset_index()
+
+
+def level(dataset: str, shots: int, kind: str) -> float | None:
+    "Return the accuracy of zero-shot in a cell, or None."
+    for name in ("towers",) if kind in ("prompts", "towers") else ("features", "amu_tuning"):
+        table = measured(name)
+        own = table[(table["dataset"] == dataset) & (table["shots"] == shots)]
+        own = own[own["method"] == "ZeroShot"]
+        if len(own):
+            return float(own["mean"].iloc[0])
+    return None
 
 
 def whole(table: pd.DataFrame) -> pd.DataFrame:

@@ -42,7 +42,7 @@ class ZSLP(Method):
     )
     arxiv = "2312.12730"
     source = "https://github.com/jusiro/CLAP"
-    advice = "as the trained probe without validation images that CLAP improves on"
+    advice = "as the plain form of CLAP"
 
     needs = {"features", "raw_text"}
     validation_free = True
@@ -106,7 +106,7 @@ def class_confidence(
 class CLAP(ZSLP):
     "ZS-LP with a penalty on each class's distance from its text, weighted by zero-shot confidence."
 
-    advice = "without validation images, when training is no matter"
+    advice = "as a trained probe; the paper uses no validation images"
 
     constraint: Literal["class-wise", "constant", "corrected", "balanced"] = hyper_parameter(
         "class-wise",

@@ -57,7 +57,9 @@ class TwoSFS(TowerMethod):
     )
     arxiv = "2503.11609"
     source = "https://github.com/FarinaMatteo/rethinking_fewshot_vlms"
-    advice = "where the towers have to change and there is a GPU; needs no validation images"
+    advice = (
+        "where the towers have to change and there is a GPU; the paper uses no validation images"
+    )
     recipe = {**TowerMethod.recipe}
 
     towers: OneOrMore[Literal["vision", "text"]] = hyper_parameter(
