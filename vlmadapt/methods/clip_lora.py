@@ -58,7 +58,7 @@ class CLIPLoRA(TowerMethod):
     )
     arxiv = "2405.18541"
     source = "https://github.com/MaxZanella/CLIP-LoRA"
-    advice = "where the image tower has to change and there is a GPU; the paper uses no validation images"
+    advice = "where the image tower has to change; its paper uses no validation images"
     recipe = {**TowerMethod.recipe, "epochs": 500}
 
     towers: OneOrMore[Literal["vision", "text"]] = hyper_parameter(

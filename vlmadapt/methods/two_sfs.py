@@ -58,7 +58,7 @@ class TwoSFS(TowerMethod):
     arxiv = "2503.11609"
     source = "https://github.com/FarinaMatteo/rethinking_fewshot_vlms"
     advice = (
-        "where the towers have to change and there is a GPU; the paper uses no validation images"
+        "where the towers have to change and there is a GPU; its paper uses no validation images"
     )
     recipe = {**TowerMethod.recipe}
 
