@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
@@ -154,8 +155,65 @@ def test_every_page_in_a_browser(site, pages):
     assert not trouble, trouble[:8]
 
 
+QUERIES = {
+    "HeGraphAdapter": "05_methods/18_hegraph_adapter",
+    "install": "index",
+    "cite": "index",
+    "own images": "tutorials/own_images",
+}
+
+
 def test_search(site):
+    hits = "return [...document.querySelectorAll('#search-results li a')].map(a => a.pathname)"
     with served(site) as address, chromium() as driver:
-        driver.get(f"{address}/search.html?q=HeGraphAdapter")
-        hits = "return [...document.querySelectorAll('#search-results li a')].map(a => a.pathname)"
-        wait(driver, lambda d: any("18_hegraph_adapter" in h for h in d.execute_script(hits)))
+        for query, page in QUERIES.items():
+            driver.get(f"{address}/search.html?q={query}")
+            wait(driver, lambda d, p=page: any(p in hit for hit in d.execute_script(hits)))
+
+
+@pytest.mark.skipif(find_spec("ziamath") is None, reason="ziamath has the font of formulas")
+def test_formulas_have_their_font(site):
+    "Bars, norms and brackets grow with what they hold, whatever fonts the machine has."
+    loaded = (
+        "return document.fonts.ready.then(() => document.fonts.check('16px Formulas', '\u2211'))"
+    )
+    with served(site) as address, chromium() as driver:
+        driver.get(f"{address}/05_methods/29_anchored_kernel.html")
+        assert driver.execute_script(loaded)
+        family = "return getComputedStyle(document.querySelector('math')).fontFamily"
+        assert driver.execute_script(family).startswith("Formulas")
+
+
+def test_method_pages_begin_with_paper_and_use(site, pages):
+    from site_pages import entries
+
+    for info in entries():
+        module = info.cls.__module__.rpartition(".")[2]
+        (page,) = [p for p in pages if re.fullmatch(rf"05_methods/\d+_{module}\.html", p)]
+        assert not info.arxiv or f"https://arxiv.org/abs/{info.arxiv}" in pages[page].links
+        assert not info.source or info.source in pages[page].links
+    text = (site / "05_methods/15_task_res.html").read_text()
+    order = ["When to use it", "Best result", "va.from_folder", "figures/", "The residual"]
+    places = [text.index(part) for part in order[:1]]
+    assert places and all(part in text for part in order)
+
+
+def test_zoo_is_sorted_by_numbers(site):
+    column = "[...document.querySelectorAll('table.sortable tbody tr')].map(r => r.cells[2])"
+    numbers = (
+        f"return {column}.map(c => c.textContent).filter(t => t).map(t => +t.replace(/,/g, ''))"
+    )
+    with served(site) as address, chromium() as driver:
+        driver.get(f"{address}/zoo.html")
+        assert len(driver.find_elements("css selector", "table.sortable tbody tr")) > 40
+        driver.find_elements("css selector", "table.sortable th button")[2].click()
+        found = driver.execute_script(numbers)
+        assert found == sorted(found) and found[-1] > 10**6
+
+
+def test_no_docstring_of_torch(pages, site):
+    "What the library does not describe itself is not described in the words of a base class."
+    for page in pages:
+        text = (site / page).read_text()
+        assert "Define the computation performed at every call" not in text, page
+        assert "Return the extra representation of the module" not in text, page

@@ -1,6 +1,7 @@
 "Registries: names that are taken, plug-ins that fail, threads, entry points."
 
 import importlib.metadata
+import re
 import sys
 import threading
 
@@ -95,3 +96,20 @@ def test_control_characters_are_escaped():
     with pytest.raises(ValueError) as caught:
         choose("\x1b[31mred", {"cats\x07\n": 1}, "class")
     assert str(caught.value).isprintable()
+
+
+OWN_METHODS = {"LinearProbe", "AnchoredProbe", "AnchoredKernel", "FullFineTuning", "Frozen"}
+WITHOUT_OFFICIAL_CODE = {"HeGraphAdapter", "ProKeR"}
+
+
+def test_every_method_names_its_paper_its_code_and_its_use():
+    "Methods of ours and plain fine-tuning have no paper."
+    from site_pages import entries
+
+    for info in entries():
+        assert info.advice, info.name
+        assert bool(info.paper) == bool(info.arxiv) == (info.name not in OWN_METHODS), info.name
+        coded = bool(info.paper) and info.name not in WITHOUT_OFFICIAL_CODE
+        assert bool(info.source) == coded, info.name
+        assert not info.arxiv or re.fullmatch(r"\d{4}\.\d{4,5}", info.arxiv)
+        assert not info.source or re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", info.source)

@@ -78,7 +78,7 @@ def test_notebooks_are_clean(copy):
     assert not same(ROOT / "nbs", copy / "nbs", ".ipynb"), "run `make export`"
 
 
-@pytest.mark.parametrize("made", [derived.readme, derived.environment])
+@pytest.mark.parametrize("made", [derived.readme, derived.environment, derived.badges])
 def test_derived_files_agree(made):
     stale = [
         path

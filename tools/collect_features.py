@@ -1,7 +1,8 @@
-"""Write the results of params/features.yml and params/amu_tuning.yml to outputs/measured.
+"""Write the results of three grids to outputs/measured, for reports and README.
 
-`python tools/collect_features.py [folder of outputs]`. The files hold no predictions. Cells that an
-earlier run measured and that are not measured again stay.
+`python tools/collect_features.py [folder of outputs]`. The files of params/features.yml and
+params/amu_tuning.yml hold no predictions; cells that an earlier run measured and that are not
+measured again stay. Of params/mini.yml the table of the README is kept.
 """
 
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from vlmadapt.reporting.summaries import compact
+from vlmadapt.grid.results import read_results
+from vlmadapt.reporting.summaries import averages, cells, compact
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = "github.com/bunnieslala/IMAS (images)"
@@ -39,8 +41,23 @@ def collect(name, outputs):
     print(f"{target.name}: {len(found)} results, {target.stat().st_size / 1e3:.0f} kB")
 
 
+def collect_mini(outputs, shots=16):
+    "Write means and standard deviations over the seeds, by dataset and on average."
+    results = read_results(outputs / "mini")
+    results = results[results["shots"] == shots]
+    each = cells(results).rename(columns={"evaluated_on": "dataset"})
+    seeds = each.groupby("label")["seeds"].min()
+    average = averages(results).assign(dataset="Average")
+    average["seeds"] = average["label"].map(seeds)
+    both = pd.concat([each, average], ignore_index=True).drop(columns="method")
+    both = both.rename(columns={"label": "method"})[["method", "dataset", "mean", "sd", "seeds"]]
+    both.round(2).to_csv(ROOT / "outputs/measured/mini.csv", index=False)
+
+
 if __name__ == "__main__":
     outputs = Path(sys.argv[1]) if sys.argv[1:] else ROOT / "outputs"
     for grid in ("features", "amu_tuning"):
         if (outputs / grid).exists():
             collect(grid, outputs)
+    if (outputs / "mini").exists():
+        collect_mini(outputs)

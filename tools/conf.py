@@ -20,7 +20,7 @@ html_show_sphinx = False
 html_copy_source = False
 html_static_path = ["static"]
 html_css_files = ["site.css"]
-html_js_files = ["zoo.js"]
+html_js_files = ["zoo.js", "copy.js"]
 html_favicon = "static/favicon.svg"
 html_theme_options = {
     "source_repository": cfg["git_url"],
@@ -28,7 +28,7 @@ html_theme_options = {
     "source_directory": f"{cfg['nbs_path']}/",
 }
 
-# KaTeX comes with the extension; as MathML it needs neither fonts nor a style sheet from a CDN.
+# KaTeX comes with the extension and writes MathML; `docs.py` adds the font of formulas.
 html_math_renderer = "katex"
 katex_css_path = "site.css"
 katex_options = 'output: "mathml"'

@@ -1,6 +1,7 @@
-"""Derived files: README.md from nbs/index.ipynb, environment.yml from settings.ini.
+"""Derived files: README.md from nbs/index.ipynb, environments and badges from settings.ini.
 
-`python tools/derived.py` writes them; a test checks that they agree. No Quarto, no network.
+`python tools/derived.py` writes them, and the cells for visitors (`visitors.py`); tests check that
+they agree. No Quarto, no network.
 """
 
 import posixpath
@@ -83,11 +84,22 @@ def readme(root=ROOT):
 
 
 def environment(root=ROOT):
-    "Return the conda environment: Python from conda, packages of settings.ini by pip."
+    "Return the conda environments of contributors, and of Binder with torch for processors."
     cfg = settings(root)
     needs = []
     for key in requirement_keys(cfg):
         needs += cfg[key].split()
+    visitors = [*cfg["requirements"].split(), *cfg["workbook_requirements"].split()]
+    wheels = "--extra-index-url https://download.pytorch.org/whl/cpu"
+    found = {
+        "environment.yml": conda(cfg, ["-c constraints.txt"], needs, "-e ."),
+        "binder/environment.yml": conda(cfg, [wheels, "-c ../constraints.txt"], visitors, "-e .."),
+    }
+    return {path: text.encode() for path, text in found.items()}
+
+
+def conda(cfg, options, needs, package):
+    "Return a conda environment: Python from conda, packages by pip."
     lines = [
         "# Made from settings.ini by `make export`; the tested versions are in constraints.txt.",
         f"name: {cfg['lib_name']}",
@@ -97,16 +109,48 @@ def environment(root=ROOT):
         "  - python=3.11",
         "  - pip",
         "  - pip:",
-        "      - -c constraints.txt",
     ]
+    lines += [f"      - {option}" for option in options]
     lines += [f'      - "{requirement}"' for requirement in needs]
-    text = "\n".join([*lines, "      - -e ."]) + "\n"
-    return {"environment.yml": text.encode()}
+    return "\n".join([*lines, f"      - {package}"]) + "\n"
+
+
+BADGE = """<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20" role="img">
+<title>{label}: {text}</title>
+<rect width="{width}" height="20" rx="3" fill="#555"/>
+<path d="M{left} 0h{right}a3 3 0 0 1 3 3v14a3 3 0 0 1-3 3h-{right}z" fill="#1f6feb"/>
+<g fill="#fff" font-family="Verdana,DejaVu Sans,sans-serif" font-size="11" text-anchor="middle">
+<text x="{first}" y="14">{label}</text><text x="{second}" y="14">{text}</text></g></svg>
+"""
+
+
+def badge(label, text):
+    "Return a picture with a label and a text."
+    left, right = 7 * len(label) + 10, 7 * len(text) + 10
+    places = {"width": left + right, "left": left, "right": right - 3}
+    middle = {"first": left / 2, "second": left + right / 2}
+    return BADGE.format(label=label, text=text, **places, **middle).encode()
+
+
+def badges(root=ROOT):
+    "Return the badges of the README, path to bytes."
+    cfg = settings(root)
+    newest = max(re.findall(r"Python :: 3\.(\d+)", (root / "pyproject.toml").read_text()), key=int)
+    texts = {
+        "version": ("version", cfg["version"]),
+        "python": ("Python", f"{cfg['min_python']} to 3.{newest}"),
+        "licence": ("licence", "Apache 2.0"),
+    }
+    return {f"nbs/images/badge_{name}.svg": badge(*text) for name, text in texts.items()}
 
 
 if __name__ == "__main__":
     (ROOT / "nbs/images").mkdir(exist_ok=True)
     for old in (ROOT / "nbs/images").glob("index_*"):
         old.unlink()
-    for path, data in {**readme(), **environment()}.items():
+    for path, data in {**readme(), **environment(), **badges()}.items():
+        (ROOT / path).parent.mkdir(exist_ok=True)
         (ROOT / path).write_bytes(data)
+    from visitors import write  # which imports this module
+
+    write()

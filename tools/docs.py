@@ -4,7 +4,7 @@
 """
 
 import ast
-import importlib
+import importlib.util
 import inspect
 import re
 import shutil
@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 import site_pages
 from derived import ROOT, settings, shown
+from fontTools import subset
 from nbdev.showdoc import BasicMarkdownRenderer
 from sphinx.cmd.build import main as sphinx
 
@@ -30,6 +31,12 @@ TUTORIALS = (
     "add_an_experiment",
     "cluster",
 )
+CHARACTERS = (
+    *((0x20, 0x7F), (0xA0, 0x100), (0x131, 0x132), (0x237, 0x238), (0x2C6, 0x2DE), (0x300, 0x339)),
+    *((0x370, 0x400), (0x2010, 0x2058), (0x20D0, 0x20E1), (0x2100, 0x2150), (0x2190, 0x2300)),
+    *((0x2300, 0x230C), (0x239B, 0x23BA), (0x23DC, 0x23E2), (0x25A0, 0x2600), (0x27E6, 0x27F0)),
+    *((0x27F5, 0x2800), (0x2A00, 0x2A0D), (0x1D400, 0x1D800)),
+)  # of formulas: Latin, Greek, accents, operators, brackets, mathematical letters
 TASKS = ("01_data/18_tasks", "03_mini/16_tasks", "04_problems/05_generation", "05_methods/5*")
 INTERNALS = {
     "Core": "00_core",
@@ -94,7 +101,10 @@ def signatures(module):
     blocks = []
     for name, symbol in public(module).items():
         symbol = getattr(symbol, "fget", symbol)
-        doc = BasicMarkdownRenderer(symbol)._repr_markdown_()
+        renderer = BasicMarkdownRenderer(symbol)
+        if not own_docstring(symbol):
+            renderer.docs = ""
+        doc = renderer._repr_markdown_()
         body = doc.partition("\n### ")[2].partition("\n")[2].strip()
         blocks += [part for part in (f"### `{name}`", body, source(symbol)) if part]
     if not blocks:
@@ -109,9 +119,14 @@ def exports(nb):
     return f"vlmadapt.{found[1]}".removesuffix(".__init__") if found else None
 
 
+def own_docstring(symbol):
+    "Return the docstring that `symbol` itself has; that of torch's base class says nothing new."
+    return inspect.cleandoc(getattr(getattr(symbol, "fget", symbol), "__doc__", None) or "")
+
+
 def summary(symbol):
-    "Return the first line of the docstring of `symbol`."
-    doc = inspect.getdoc(getattr(symbol, "fget", symbol)) or ""
+    "Return the first line of the own docstring of `symbol`, not of one that it inherits."
+    doc = own_docstring(symbol)
     return doc.partition("\n")[0].replace("$", "\\$")
 
 
@@ -159,16 +174,19 @@ def api(folder):
     return "\n\n".join(parts) + "\n"
 
 
-def page(path):
-    "Return the notebook at `path` as a page."
+def page(path, pictures):
+    "Return the notebook at `path` as a page; `pictures` are figures of methods."
     nb = nbformat.read(path, as_version=4)
     module = exports(nb)
     nb = shown(nb)
     infos = method_modules().get(module)
     if infos:
-        whole = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
-        head, break_, rest = nb.cells[0].source.partition("\n\n")
-        nb.cells[0].source = "\n\n".join([head, site_pages.method_head(infos, whole), rest])
+        head, _, rest = nb.cells[0].source.partition("\n\n")
+        top = site_pages.method_head(infos, pictures)
+        nb.cells[0].source = "\n\n".join([head, top, rest])
+    if path.parent.name == "reports":
+        for cell in nb.cells:
+            cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
     text = signatures(module) if module else ""
     if text:
         nb.cells.append(nbformat.v4.new_markdown_cell(text))
@@ -213,7 +231,7 @@ def groups(stage):
         "Methods": ["zoo.md", *methods],
         "Tasks": tasks,
         "Results": matching("results/*", "reports/*"),
-        "Internals": ["api.md", "CONTRIBUTING.md", "internals.md"],
+        "Internals": ["api.md", "CONTRIBUTING.md", "CHANGELOG.md", "internals.md"],
     }
 
 
@@ -245,13 +263,11 @@ def write_internals(stage, known):
 
 def write_zoo(stage):
     "Write the page of all methods."
-    pages, texts = {}, {}
+    pages = {}
     for path in sorted(stage.glob("05_methods/*.ipynb")):
-        nb = nbformat.read(path, as_version=4)
-        module = exports(nb)
+        module = exports(nbformat.read(path, as_version=4))
         pages[module] = path.relative_to(stage).with_suffix(".html").as_posix()
-        texts[module] = "\n".join(c.source for c in nb.cells if c.cell_type == "markdown")
-    (stage / "zoo.md").write_text(site_pages.zoo(pages, texts))
+    (stage / "zoo.md").write_text(site_pages.zoo(pages))
 
 
 def staged(stage):
@@ -260,13 +276,14 @@ def staged(stage):
     shutil.copytree(ROOT / "nbs", stage, ignore=shutil.ignore_patterns(".ipynb_checkpoints", ".*"))
     (stage / "api.md").write_text(api(stage))
     write_zoo(stage)
+    pictures = site_pages.pictures(stage)
     for path in stage.rglob("*.ipynb"):
-        nbformat.write(page(path), path)
+        nbformat.write(page(path, pictures), path)
     (stage / "results").mkdir()
     for report in ROOT.glob("outputs/*/report/report.ipynb"):
         grid = report.parts[-3]
         nbformat.write(result(report, grid), stage / "results" / f"{grid}.ipynb")
-    for name in ("CONTRIBUTING.md", "LICENSE"):
+    for name in ("CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"):
         shutil.copy(ROOT / name, stage)
 
     found = groups(stage)
@@ -278,9 +295,10 @@ def staged(stage):
     index = nbformat.read(stage / "index.ipynb", as_version=4)
     cfg = settings()
     repository = f"{cfg['git_url']}/blob/{cfg['branch']}"
+    site = re.escape(cfg["doc_host"] + cfg["doc_baseurl"])
     for cell in index.cells:
-        for name in ("CHANGELOG.md", "CITATION.cff"):  # files of the repository, no pages
-            cell.source = cell.source.replace(f"](../{name})", f"]({repository}/{name})")
+        cell.source = cell.source.replace("](../CITATION.cff)", f"]({repository}/CITATION.cff)")
+        cell.source = re.sub(rf"\]\({site}/(\w+)\.html\)", r"](\1.md)", cell.source)
         cell.source = re.sub(r"\]\((\w+)/\)", first_page, cell.source.replace("](../", "]("))
     write_internals(stage, {page for pages in found.values() for page in pages})
     trees = [toctree(pages, title) for title, pages in found.items() if pages]
@@ -289,13 +307,40 @@ def staged(stage):
     return found
 
 
+def write_formula_font(folder):
+    """Write the font of formulas, cut to the characters that they use, with its style sheet.
+
+    It comes from the package ziamath. Without it formulas have a font of the reader's machine.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = importlib.util.find_spec("ziamath")
+    if found is None:
+        (folder / "formulas.css").write_text("/* ziamath is not installed */\n")
+        return
+    options = subset.Options(
+        flavor="woff", hinting=False, glyph_names=False, layout_features=["ssty", "rtlm"]
+    )
+    source = Path(found.origin).parent / "fonts/STIXTwoMath-Regular.ttf"
+    font = subset.load_font(str(source), options)
+    cutter = subset.Subsetter(options)
+    cutter.populate(unicodes=[code for first, last in CHARACTERS for code in range(first, last)])
+    cutter.subset(font)
+    subset.save_font(font, str(folder / "formulas.woff"), options)
+    face = '@font-face { font-family: "Formulas"; src: url("formulas.woff") format("woff"); }'
+    (folder / "formulas.css").write_text(f'{face}\nmath {{ font-family: "Formulas", math; }}\n')
+
+
 def build(folder):
     "Build the site in `folder`/html and return the exit status of Sphinx."
     pages = staged(folder / "source")
+    write_formula_font(folder / "formulas")
+    static = f"{ROOT / 'tools/static'},{folder / 'formulas'}"
     options = ["-q", "-E", "-c", str(ROOT / "tools"), "-d", str(folder / "doctrees")]
+    options += ["-D", f"html_static_path={static}", "-D", "html_css_files=site.css,formulas.css"]
     status = sphinx([*options, str(folder / "source"), str(folder / "html")])
     if status == 0:
-        text = site_pages.llms_text(folder / "source", pages, settings()["doc_host"])
+        cfg = settings()
+        text = site_pages.llms_text(folder / "source", pages, cfg["doc_host"] + cfg["doc_baseurl"])
         (folder / "html/llms.txt").write_text(text)
     return status
 

@@ -97,6 +97,13 @@ def with_second_encoder(
 class AMUTuning(Method):
     "Zero-shot plus a linear probe on the features of a second image encoder."
 
+    paper = (
+        "Tang et al., CVPR 2024: AMU-Tuning, Effective Logit Bias for CLIP-based Few-shot Learning"
+    )
+    arxiv = "2404.08958"
+    source = "https://github.com/TJU-sjyj/AMU-Tuning"
+    advice = "where a second image encoder is at hand"
+
     needs = {"features", "auxiliary"}
     recipe = dict(
         optimizer="adamw",

@@ -127,6 +127,8 @@ def unit_support(
 class AnchoredKernel(Method):
     "Kernel softmax regression around zero-shot in a metric from the texts; nothing to tune (ours)."
 
+    advice = "as the default: one set of values for all problems, without validation images"
+
     validation_free = True
 
     strength: Positive = hyper_parameter(

@@ -20,6 +20,11 @@ from ..problems.classification import FewShotProblem
 class AnchoredProbe(Method):
     "Logistic regression that is L2-regularised towards the text classifier (ours)."
 
+    advice = (
+        "with validation images and from four images per class on; convex, so no step size to "
+        "choose"
+    )
+
     penalty: NonNegative = hyper_parameter(
         3e-4,
         "lambda, weight of the regularisation",

@@ -63,6 +63,14 @@ def kept_channels(
 class APE(Method):
     "Zero-shot scores plus a cache on refined channels, weighted by label divergence."
 
+    paper = (
+        "Zhu et al., ICCV 2023: Not All Features Matter, Enhancing Few-shot CLIP with "
+        "Adaptive Prior Refinement"
+    )
+    arxiv = "2304.01195"
+    source = "https://github.com/yangyangyang127/APE"
+    advice = "training-free, with few images of classes that look alike"
+
     alpha: NonNegative = hyper_parameter(1.0, "weight of the cache", posthoc=ALPHAS)
     beta: NonNegative = hyper_parameter(1.0, "sharpness", posthoc=BETAS)
     gamma: NonNegative = hyper_parameter(
@@ -102,6 +110,14 @@ class APE(Method):
 # %% ../../nbs/05_methods/25_ape.ipynb #aab77386
 class APET(Method):
     "APE with trained residuals on the refined channels and a trained weight per support image."
+
+    paper = (
+        "Zhu et al., ICCV 2023: Not All Features Matter, Enhancing Few-shot CLIP with "
+        "Adaptive Prior Refinement"
+    )
+    arxiv = "2304.01195"
+    source = "https://github.com/yangyangyang127/APE"
+    advice = "where APE is used and a minute of training is no matter"
 
     recipe = dict(
         optimizer="adamw",

@@ -36,6 +36,14 @@ class PooledBatches(Batches):
 class ZSLP(Method):
     "A linear probe over unit rows, initialised with the text features."
 
+    paper = (
+        "Silva-Rodriguez et al., CVPR 2024: A Closer Look at the Few-Shot Adaptation of Large "
+        "Vision-Language Models"
+    )
+    arxiv = "2312.12730"
+    source = "https://github.com/jusiro/CLAP"
+    advice = "as the plain form of CLAP"
+
     needs = {"features", "raw_text"}
     validation_free = True
     recipe = dict(
@@ -97,6 +105,8 @@ def class_confidence(
 # %% ../../nbs/05_methods/21_clap.ipynb #af899c05
 class CLAP(ZSLP):
     "ZS-LP with a penalty on each class's distance from its text, weighted by zero-shot confidence."
+
+    advice = "as a trained probe; the paper uses no validation images"
 
     constraint: Literal["class-wise", "constant", "corrected", "balanced"] = hyper_parameter(
         "class-wise",

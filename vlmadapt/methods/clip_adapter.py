@@ -18,6 +18,13 @@ from .hyper_parameters import hyper_parameter
 class CLIPAdapter(Method):
     "A bottleneck on the image feature, mixed with the feature; the text classifier is CLIP's own."
 
+    paper = (
+        "Gao et al., IJCV 2023: CLIP-Adapter, Better Vision-Language Models with Feature Adapters"
+    )
+    arxiv = "2110.04544"
+    source = "https://github.com/gaopengcuhk/CLIP-Adapter"
+    advice = "as the baseline that later adapters are compared with"
+
     recipe = dict(
         optimizer="sgd",
         lr=2e-3,

@@ -53,9 +53,12 @@ def _drawing_from(seed, step, device):
 class CLIPLoRA(TowerMethod):
     "Low-rank branches beside the attention projections of both towers."
 
-    paper = "Zanella and Ben Ayed: Low-Rank Few-Shot Adaptation of Vision-Language Models"
+    paper = (
+        "Zanella and Ben Ayed, CVPRW 2024: Low-Rank Few-Shot Adaptation of Vision-Language Models"
+    )
     arxiv = "2405.18541"
     source = "https://github.com/MaxZanella/CLIP-LoRA"
+    advice = "where the image tower has to change; its paper uses no validation images"
     recipe = {**TowerMethod.recipe, "epochs": 500}
 
     towers: OneOrMore[Literal["vision", "text"]] = hyper_parameter(

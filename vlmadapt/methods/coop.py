@@ -22,6 +22,11 @@ from ..problems.few_shot import drawing_from
 class CoOp(PromptMethod):
     "Trained context vectors around the class names."
 
+    paper = "Zhou et al., IJCV 2022: Learning to Prompt for Vision-Language Models"
+    arxiv = "2109.01134"
+    source = "https://github.com/KaiyangZhou/CoOp"
+    advice = "as the classic prompt method; it works with every backbone"
+
     recipe = dict(
         optimizer="sgd",
         lr=2e-3,
@@ -74,6 +79,11 @@ MAX_PROMPTS = 4096  # class prompts per forward when scoring
 
 class CoCoOp(PromptMethod):
     "Context vectors shifted by a small network of the image feature."
+
+    paper = "Zhou et al., CVPR 2022: Conditional Prompt Learning for Vision-Language Models"
+    arxiv = "2203.05557"
+    source = "https://github.com/KaiyangZhou/CoOp"
+    advice = "where new classes matter more than the trained ones"
 
     recipe = dict(
         optimizer="sgd",

@@ -83,6 +83,14 @@ class CrossModalBatches(Batches):
 class CrossModal(Method):
     "A linear probe on images and class texts, initialised with the text rows."
 
+    paper = (
+        "Lin et al., CVPR 2023: Multimodality Helps Unimodality, Cross-Modal Few-Shot "
+        "Learning with Multimodal Models"
+    )
+    arxiv = "2301.06267"
+    source = "https://github.com/linzhiqiu/cross_modal_adaptation"
+    advice = "where classes have many prompts, which it uses as further samples"
+
     recipe = dict(
         optimizer="adamw",
         lr=1e-3,

@@ -63,6 +63,13 @@ def gda_classifier(
 class GDA(Method):
     "Zero-shot scores plus Gaussian discriminant analysis of the support images; closed form."
 
+    paper = (
+        "Wang et al., ICLR 2024: A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation"
+    )
+    arxiv = "2402.04087"
+    source = "https://github.com/mrflogs/ICLR24"
+    advice = "from four images per class on, when a fit has to take less than a second"
+
     alpha: NonNegative = hyper_parameter(
         0.1,
         "weight of the analysis, to be chosen on validation data: 0.01 to 100 may be best",

@@ -26,6 +26,8 @@ from ..models.lora_prefix import add_ia3, add_lora, add_prefix
 class Frozen(GenerationMethod):
     "The backbone as it is, with which every method is compared."
 
+    advice = "as the level to compare with"
+
     space = {}
 
     def adapt(self, model, seed):
@@ -37,6 +39,8 @@ class Frozen(GenerationMethod):
 
 class GenerationFullFineTuning(GenerationMethod):
     "All parameters of the model."
+
+    advice = "as the bound that methods with few parameters are compared with"
 
     name = "FullFineTuning"
     frozen_vision = False
@@ -50,6 +54,14 @@ class GenerationFullFineTuning(GenerationMethod):
 class BitFit(GenerationMethod):
     "The biases of the decoder."
 
+    paper = (
+        "Ben Zaken et al., ACL 2022: BitFit, Simple Parameter-efficient Fine-tuning for "
+        "Transformer-based Masked Language-models"
+    )
+    arxiv = "2106.10199"
+    source = "https://github.com/benzakenelad/BitFit"
+    advice = "where very few parameters may be stored"
+
     def adapt(self, model, seed):
         adapted: Any = thin_copy(model)
         for name, parameter in adapted.text_decoder.named_parameters():
@@ -61,6 +73,11 @@ class BitFit(GenerationMethod):
 # %% ../../nbs/05_methods/50_generation.ipynb #83fcb681
 class LoRA(GenerationMethod):
     "Low-rank changes to some of the queries, keys and values of the decoder's attentions."
+
+    paper = "Hu et al., ICLR 2022: LoRA, Low-Rank Adaptation of Large Language Models"
+    arxiv = "2106.09685"
+    source = "https://github.com/microsoft/LoRA"
+    advice = "as the standard baseline"
 
     rank: PositiveInteger = hyper_parameter(8, "r")
     alpha: NonNegative = hyper_parameter(32.0, "the change is scaled by alpha/r")
@@ -75,12 +92,25 @@ class LoRA(GenerationMethod):
 class IA3(GenerationMethod):
     "Trained factors of the keys, values and inner activations of the decoder."
 
+    paper = (
+        "Liu et al., NeurIPS 2022: Few-Shot Parameter-Efficient Fine-Tuning is Better and "
+        "Cheaper than In-Context Learning"
+    )
+    arxiv = "2205.05638"
+    source = "https://github.com/r-three/t-few"
+    advice = "where the fewest parameters may be stored"
+
     def adapt(self, model, seed):
         return add_ia3(model)
 
 # %% ../../nbs/05_methods/50_generation.ipynb #9f9d9ab0
 class Prefix(GenerationMethod):
     "Trained keys and values before those of the decoder's self-attentions."
+
+    paper = "Li and Liang, ACL 2021: Prefix-Tuning, Optimizing Continuous Prompts for Generation"
+    arxiv = "2101.00190"
+    source = "https://github.com/XiangLi1999/PrefixTuning"
+    advice = "as a baseline of the p-adapter paper"
 
     length: PositiveInteger = hyper_parameter(
         16,
@@ -93,6 +123,11 @@ class Prefix(GenerationMethod):
 # %% ../../nbs/05_methods/50_generation.ipynb #7c4ab04d
 class Adapter(GenerationMethod):
     "Adapters in the decoder."
+
+    paper = "Houlsby et al., ICML 2019: Parameter-Efficient Transfer Learning for NLP"
+    arxiv = "1902.00751"
+    source = "https://github.com/google-research/adapter-bert"
+    advice = "as the baseline that p-adapters extend"
 
     adapter = "adapter"  # which of `ADAPTERS`
 
@@ -114,11 +149,27 @@ class Adapter(GenerationMethod):
 class GCNAdapter(Adapter):
     "Adapters on a graph convolution over the attention graph."
 
+    paper = (
+        "Kipf and Welling, ICLR 2017: Semi-Supervised Classification with Graph Convolutional "
+        "Networks"
+    )
+    arxiv = "1609.02907"
+    source = "https://github.com/tkipf/gcn"
+    advice = "as a control of the p-adapter paper: another aggregation"
+
     adapter = "gcn"
 
 
 class APPNPAdapter(Adapter):
     "Adapters on APPNP's aggregation."
+
+    paper = (
+        "Gasteiger et al., ICLR 2019: Predict then Propagate, Graph Neural Networks meet "
+        "Personalized PageRank"
+    )
+    arxiv = "1810.05997"
+    source = "https://github.com/gasteigerjo/ppnp"
+    advice = "as a control of the p-adapter paper: another aggregation"
 
     adapter = "appnp"
 
@@ -126,11 +177,24 @@ class APPNPAdapter(Adapter):
 class GCNIIAdapter(Adapter):
     "Adapters on GCNII's aggregation."
 
+    paper = "Chen et al., ICML 2020: Simple and Deep Graph Convolutional Networks"
+    arxiv = "2007.02133"
+    source = "https://github.com/chennnM/GCNII"
+    advice = "as a control of the p-adapter paper: another aggregation"
+
     adapter = "gcnii"
 
 
 class GenerationPAdapter(Adapter):
     "Adapters on p-Laplacian message passing: the paper's own."
+
+    paper = (
+        "Wu et al., AAAI 2024: p-Laplacian Adaptation for Generative Pre-trained "
+        "Vision-Language Models"
+    )
+    arxiv = "2312.10613"
+    source = "https://github.com/wuhy68/p-Adapter"
+    advice = "to study or rebuild the paper"
 
     name = "PAdapter"
     adapter = "p-adapter"
@@ -138,6 +202,14 @@ class GenerationPAdapter(Adapter):
 
 class ReleasedPAdapter(Adapter):
     "The p-adapter of its authors' released code: gated, beside the feed-forward layer."
+
+    paper = (
+        "Wu et al., AAAI 2024: p-Laplacian Adaptation for Generative Pre-trained "
+        "Vision-Language Models"
+    )
+    arxiv = "2312.10613"
+    source = "https://github.com/wuhy68/p-Adapter"
+    advice = "to rebuild what the authors' program computes"
 
     adapter = "released"
 

@@ -77,6 +77,14 @@ def graph_inputs(
 class GraphAdapter(Method):
     "Graph convolutions over text nodes and over visual nodes shift the text classifier."
 
+    paper = (
+        "Li et al., NeurIPS 2023: GraphAdapter, Tuning Vision-Language Models With Dual "
+        "Knowledge Graph"
+    )
+    arxiv = "2309.13625"
+    source = "https://github.com/lixinustc/GraphAdapter"
+    advice = "to compare with graphs over the classes"
+
     recipe = dict(
         optimizer="adam",
         lr=1e-3,

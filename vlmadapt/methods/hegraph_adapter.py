@@ -144,6 +144,10 @@ def cache_layout(
 class HeGraphAdapter(Method):
     "Messages over a heterogeneous graph of class nodes shift the text classifier and the cache."
 
+    paper = "Zhao et al., 2024: HeGraphAdapter"
+    arxiv = "2410.07854"
+    advice = "to study or rebuild the paper; needs negative texts for its full graph"
+
     recipe = dict(
         optimizer="adamw",
         lr=1e-3,
@@ -172,11 +176,7 @@ class HeGraphAdapter(Method):
         source="Table 3",
     )
     alpha_np: Real = hyper_parameter(
-        0.2,
-        "negative to positive while training",
-        search=[0.0, 0.1, 0.2],
-        batched=True,
-        source="Table 3",
+        0.2, "negative to positive", search=[0.0, 0.1, 0.2], batched=True, source="Table 3"
     )
     beta_pn: Real = hyper_parameter(0.5, "positive to negative", batched=True, source="third party")
     beta_vn: Real = hyper_parameter(0.5, "visual to negative", batched=True, source="third party")

@@ -68,6 +68,9 @@ def hyper_parameters_of(
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
+_REFERENCES = ("paper", "arxiv", "source", "advice")  # attributes of a class that describe it
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class MethodInfo:
     "What is known of a method without training it."
@@ -83,6 +86,7 @@ class MethodInfo:
     paper: str = ""
     arxiv: str = ""
     source: str = ""  # address of the reference implementation
+    advice: str = ""  # when to choose it
 
     def __repr__(self) -> str:
         trained = "training-free" if self.training_free else "trained"
@@ -92,7 +96,7 @@ class MethodInfo:
             f"  kind: {self.kind} ({trained}, {chosen})",
             f"  needs: {', '.join(self.needs)}",
         ]
-        for label in ("paper", "arxiv", "source"):
+        for label in _REFERENCES:
             if getattr(self, label):
                 lines.append(f"  {label}: {getattr(self, label)}")
         table = self.hyper_parameters[["default", "range", "search"]]
@@ -107,7 +111,7 @@ def information(
     "Import a registered method and return what is known of it."
     cls = entry.load()
     summary = (cls.__doc__ or "").strip().partition("\n")[0]
-    references = {name: str(getattr(cls, name, "")) for name in ("paper", "arxiv", "source")}
+    references = {name: str(getattr(cls, name, "")) for name in _REFERENCES}
     return MethodInfo(
         name=entry.name,
         kind=entry.kind,

@@ -20,6 +20,14 @@ from ..models.adapted_models import thin_copy
 class LayerNormTuning(TowerMethod):
     "The LayerNorms of CLIP's image tower, or of both towers."
 
+    paper = (
+        "Farina et al., CVPR 2025: Rethinking Few-Shot Adaptation of Vision-Language Models "
+        "in Two Stages"
+    )
+    arxiv = "2503.11609"
+    source = "https://github.com/FarinaMatteo/rethinking_fewshot_vlms"
+    advice = "to see what the LayerNorms alone can do"
+
     recipe = {**TowerMethod.recipe}
 
     towers: OneOrMore[Literal["vision", "text"]] = hyper_parameter(
@@ -37,6 +45,8 @@ class LayerNormTuning(TowerMethod):
 # %% ../../nbs/05_methods/38_layer_norm_tuning.ipynb #fe58bb52
 class FullFineTuning(TowerMethod):
     "All weights of CLIP's image tower."
+
+    advice = "as the upper bound of training, with many images"
 
     recipe = {**TowerMethod.recipe, "lr": 1e-5}
     space = dict(lr=[3e-6, 1e-5, 3e-5])

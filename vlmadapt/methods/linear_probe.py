@@ -21,6 +21,8 @@ from ..problems.classification import FewShotProblem
 class LinearProbe(Method):
     "Linear classifier, initialised with the text classifier."
 
+    advice = "as a plain trained baseline, from four images per class on"
+
     recipe = dict(
         optimizer="adamw",
         lr=1e-3,
@@ -61,6 +63,14 @@ def _full_classifier(solution, K):
 
 class LinearProbeScratch(Method):
     "Logistic regression on raw image features, without any text; scikit-learn's solver."
+
+    paper = (
+        "Radford et al., ICML 2021: Learning Transferable Visual Models From Natural Language "
+        "Supervision"
+    )
+    arxiv = "2103.00020"
+    source = "https://github.com/openai/CLIP"
+    advice = "as a baseline that ignores the class names, with 16 or more images per class"
 
     C: Positive = hyper_parameter(
         1.0, "inverse of the L2 penalty", search=[10.0**k for k in range(-6, 7)], batched=True

@@ -65,6 +65,11 @@ class BlockDescent(torch.optim.SGD):
 class LPPlusPlus(Method):
     "A linear probe with a trained share of the text row in each class's row; full batch."
 
+    paper = "Huang et al., CVPR 2024: LP++, A Surprisingly Strong Linear Probe for Few-Shot CLIP"
+    arxiv = "2404.02285"
+    source = "https://github.com/FereshteShakeri/FewShot-CLIP-Strong-Baseline"
+    advice = "as a linear probe whose step sizes follow from the data"
+
     recipe = dict(lr=1.0, epochs=300, schedule="constant")
     space = dict(lr=[1.0, 0.1, 0.3, 3.0])
 

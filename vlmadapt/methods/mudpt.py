@@ -96,6 +96,14 @@ def _add(P, injection, other):
 class MuDPT(ImagePromptMethod):
     "Deep prompts in both towers that inject into each other."
 
+    paper = (
+        "Miao et al., ICME 2023: MuDPT, Multi-modal Deep-symphysis Prompt Tuning for Large "
+        "Pre-trained Vision-Language Models"
+    )
+    arxiv = "2306.11400"
+    source = "https://github.com/YzM1a0/MuDPT"
+    advice = "to study or rebuild the paper, or for prompts in both towers"
+
     injection: Literal["transformer", "linear", "linear_per_layer", "silent", "none"] = (
         hyper_parameter("transformer", "how prompts of one tower enter those of the other")
     )

@@ -24,6 +24,14 @@ from ..models.class_prompts import photo_tokens
 class PAdapter(Method):
     "p-adapters in CLIP's image tower, or in both towers, for classification."
 
+    paper = (
+        "Wu et al., AAAI 2024: p-Laplacian Adaptation for Generative Pre-trained "
+        "Vision-Language Models"
+    )
+    arxiv = "2312.10613"
+    source = "https://github.com/wuhy68/p-Adapter"
+    advice = "to compare p-adapters with prompts and heads in one grid"
+
     needs = {"text_tower", "image_tower"}
     recipe = dict(
         optimizer="adamw",

@@ -42,6 +42,13 @@ def residual_coefficients(
 class ProKeR(Method):
     "Zero-shot cosines plus a kernel ridge regression of their residual on the support images."
 
+    paper = (
+        "Bendou et al., CVPR 2025: ProKeR, A Kernel Perspective on Few-Shot Adaptation of "
+        "Large Vision-Language Models"
+    )
+    arxiv = "2501.11175"
+    advice = "in closed form, with validation images to choose its two values"
+
     space = {
         "beta": [0.1, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0],
         "lam": [0.003, 0.01, 0.03, 0.1, 0.3, 1.0],

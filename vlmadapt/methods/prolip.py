@@ -23,6 +23,11 @@ from ..problems.classification import FewShotProblem
 class ProLIP(Method):
     "The image projection, trained with a penalty on its distance from CLIP's."
 
+    paper = "Fahes et al., WACV 2026: CLIP's Visual Embedding Projector is a Few-shot Cornucopia"
+    arxiv = "2410.05270"
+    source = "https://github.com/astra-vision/ProLIP"
+    advice = "where the features before CLIP's projection can be stored"
+
     needs = {"features", "projection"}
     validation_free = True
     recipe = dict(

@@ -118,6 +118,14 @@ class FixedViewBatches(ImageBatches):
 class PromptSRC(MuDPT):
     "Deep prompts in both towers, regularised towards the frozen model and averaged over epochs."
 
+    paper = (
+        "Khattak et al., ICCV 2023: Self-regulating Prompts, Foundational Model Adaptation "
+        "without Forgetting"
+    )
+    arxiv = "2307.06948"
+    source = "https://github.com/muzairkhattak/PromptSRC"
+    advice = "for prompts that have to keep what the model knows of new classes"
+
     validation_free = True
     recipe = {**MuDPT.recipe, "epochs": 50}
     injection = "none"

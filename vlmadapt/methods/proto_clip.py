@@ -110,6 +110,14 @@ def adapt_features(
 class ProtoCLIP(Method):
     "Distances to image and text prototypes, trained or not."
 
+    paper = (
+        "Jaykumar et al., IROS 2024: Proto-CLIP, Vision-Language Prototypical Network for "
+        "Few-Shot Learning"
+    )
+    arxiv = "2307.03073"
+    source = "https://github.com/IRVLUTD/Proto-CLIP"
+    advice = "to compare with methods that learn prototypes"
+
     recipe = dict(
         optimizer="adamw",
         lr=1e-3,

@@ -21,6 +21,14 @@ from ..problems.prompt_features import class_means
 class SSText(Method):
     "Text rows plus weighted sums of support features, in closed form."
 
+    paper = (
+        "Silva-Rodriguez et al., IPMI 2025: Full Conformal Adaptation of Medical "
+        "Vision-Language Models"
+    )
+    arxiv = "2506.06076"
+    source = "https://github.com/jusiro/SS-Text"
+    advice = "in closed form, with one or two images per class or with classes that lack images"
+
     validation_free = True
 
     variant: Literal["base", "plus"] = hyper_parameter("base", "SS-Text or SS-Text+")

@@ -39,6 +39,11 @@ def raw_text(
 class TaskRes(Method):
     "Text classifier plus a trained residual."
 
+    paper = "Yu et al., CVPR 2023: Task Residual for Tuning Vision-Language Models"
+    arxiv = "2211.10277"
+    source = "https://github.com/geekyutao/TaskRes"
+    advice = "as a simple trained classifier that begins at zero-shot"
+
     recipe = dict(
         optimizer="adam",
         lr=2e-3,

@@ -84,6 +84,14 @@ def matched_prompts(
 class TIMO(Method):
     "Text weighted by support images plus Gaussian discriminant analysis of images and prompts."
 
+    paper = (
+        "Li et al., AAAI 2025: Text and Image Are Mutually Beneficial, Enhancing "
+        "Training-free Few-shot Classification with CLIP"
+    )
+    arxiv = "2412.11375"
+    source = "https://github.com/lyymuwu/TIMO"
+    advice = "training-free, where each class has several prompts or descriptions"
+
     needs = {"features", "prompts"}
 
     alpha: NonNegative = hyper_parameter(
@@ -121,6 +129,8 @@ class TIMO(Method):
 # %% ../../nbs/05_methods/26_timo.ipynb #cbe4a66a
 class TIMOS(TIMO):
     "TIMO with a search over the sharpness and the number of text samples."
+
+    advice = "as TIMO, with more values to choose on validation images"
 
     space = {
         "gamma": [float(gamma) for gamma in range(5, 101, 5)],

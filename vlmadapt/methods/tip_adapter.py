@@ -61,6 +61,14 @@ def class_sums(
 class TipAdapter(Method):
     "Zero-shot scores plus the votes of a cache of support images."
 
+    paper = (
+        "Zhang et al., ECCV 2022: Tip-Adapter, Training-free Adaption of CLIP for Few-shot "
+        "Classification"
+    )
+    arxiv = "2207.09519"
+    source = "https://github.com/gaopengcuhk/Tip-Adapter"
+    advice = "as the classic training-free baseline, with one to four images per class"
+
     beta: NonNegative = hyper_parameter(
         1.0, "sharpness", posthoc=[0.3, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0, 50.0]
     )
@@ -96,6 +104,8 @@ class TipAdapter(Method):
 # %% ../../nbs/05_methods/12_tip_adapter.ipynb #6b8a3a59
 class TipAdapterF(TipAdapter):
     "Tip-Adapter with trained keys."
+
+    advice = "as Tip-Adapter, where a minute of training is no matter"
 
     recipe = dict(
         optimizer="adamw",

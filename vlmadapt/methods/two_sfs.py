@@ -51,9 +51,15 @@ def trained_norms(
 class TwoSFS(TowerMethod):
     "LayerNorms of both towers in a first stage, a linear classifier in a second."
 
-    paper = "Farina et al.: Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages"
+    paper = (
+        "Farina et al., CVPR 2025: Rethinking Few-Shot Adaptation of Vision-Language Models "
+        "in Two Stages"
+    )
     arxiv = "2503.11609"
     source = "https://github.com/FarinaMatteo/rethinking_fewshot_vlms"
+    advice = (
+        "where the towers have to change and there is a GPU; its paper uses no validation images"
+    )
     recipe = {**TowerMethod.recipe}
 
     towers: OneOrMore[Literal["vision", "text"]] = hyper_parameter(

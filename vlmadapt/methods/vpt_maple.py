@@ -21,6 +21,11 @@ from ..models.class_prompts import PHOTO_WORDS, depth_within, photo_tokens
 class VPT(ImagePromptMethod):
     "Deep visual prompts beside a fixed class prompt."
 
+    paper = "Jia et al., ECCV 2022: Visual Prompt Tuning"
+    arxiv = "2203.12119"
+    source = "https://github.com/KMnP/vpt"
+    advice = "to see what prompts of the image tower alone can do"
+
     recipe = {**ImagePromptMethod.recipe, "epochs": 5}
 
     depth: PositiveInteger | None = hyper_parameter(None, "blocks that receive prompts; None: all")
@@ -51,6 +56,11 @@ class VPT(ImagePromptMethod):
 # %% ../../nbs/05_methods/33_vpt_maple.ipynb #8b80f2e5
 class MaPLe(MuDPT):
     "Deep text prompts, and visual prompts made of them by a linear map per layer."
+
+    paper = "Khattak et al., CVPR 2023: MaPLe, Multi-modal Prompt Learning"
+    arxiv = "2210.03117"
+    source = "https://github.com/muzairkhattak/multimodal-prompt-learning"
+    advice = "as the standard of prompts in both towers"
 
     recipe = {**MuDPT.recipe, "lr": 3.5e-3, "epochs": 5}
     space = dict(lr=[1e-3, 3.5e-3, 1e-2])

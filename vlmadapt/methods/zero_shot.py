@@ -12,6 +12,14 @@ from .base import Method
 class ZeroShot(Method):
     "CLIP's own classifier: scaled cosine between image and class text."
 
+    paper = (
+        "Radford et al., ICML 2021: Learning Transferable Visual Models From Natural Language "
+        "Supervision"
+    )
+    arxiv = "2103.00020"
+    source = "https://github.com/openai/CLIP"
+    advice = "as the level to compare with, or without any labelled image"
+
     def constants(self, problem):
         return {"text": problem.features.text}
 
