@@ -75,6 +75,8 @@ def _recorded(settings):
             found["backbone"] = FEATURES_BACKBONE
     if isinstance(settings.get("targets"), list):
         found["targets"] = [source_name(name) for name in settings["targets"]]
+    if settings.get("root"):
+        found["root"] = Path(settings["root"]).name
     return found
 
 # %% ../../nbs/07_grid/05_store.ipynb #3e9b341b
