@@ -117,7 +117,9 @@ def check_fixed(
 def _check_space(space, parameters):
     "Convert the values to search of hyper-parameters, for the methods that search them."
     methods = parameters.get("methods", [])
-    return _checked_space("space", space, [method_class(method_entry(m), parameters) for m in methods])
+    return _checked_space(
+        "space", space, [method_class(method_entry(m), parameters) for m in methods]
+    )
 
 
 def _check_spaces(spaces, parameters):
