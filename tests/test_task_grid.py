@@ -1,4 +1,4 @@
-"A grid on a task of one's own: its folder, its candidates, its metric, and rates of single methods."
+"A grid on a task of one's own: its folder, candidates and metric, and rates of single methods."
 
 import json
 
