@@ -22,6 +22,7 @@ from sphinx.cmd.build import main as sphinx
 TUTORIALS = (
     "explore",
     "own_images",
+    "questions_and_captions",
     "own_features",
     "compare_methods",
     "choose_a_method",

@@ -8,6 +8,7 @@ __all__ = ['KARPATHY_PARTS', 'VERDICT_WORDS', 'CAPTION_PROMPT', 'TASKS', 'read_v
            'TaskSpec', 'register_task', 'read_task']
 
 # %% ../../nbs/01_data/18_tasks.ipynb #08416c94
+import importlib.util
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -236,6 +237,9 @@ class TaskSpec:
     metric: str
     candidates: tuple[str, ...] = ()  # where answers are ranked
     default_backbone: str | None = None  # where none is named; real images have no default
+    package: str | None = (
+        None  # an installed package that holds the files, where `folder` is absent
+    )
 
 
 def _read_snli_ve_splits(root):
@@ -285,7 +289,7 @@ TASKS: Registry[TaskSpec] = Registry(
         "vizwiz-captions": TaskSpec("vizwiz_caps", _read_vizwiz_captions, "captions"),
         "jsonl": TaskSpec("jsonl", _read_jsonl_splits, "accuracy"),
     },
-    plugins=["vlmadapt.mini.plugin"],
+    plugins=["vlmadapt.data.easy_vqa", "vlmadapt.mini.plugin"],
 )
 
 
@@ -300,12 +304,16 @@ def register_task(
 # %% ../../nbs/01_data/18_tasks.ipynb #f1fe7e97
 def _task_folder(name, spec, root):
     folder = Path(root).expanduser() if root else data_root() / spec.folder
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"task {name}: no folder {folder}; put its files there, name another root, or set "
-            "VLMADAPT_DATA"
-        )
-    return folder
+    if folder.is_dir():
+        return folder
+    found = importlib.util.find_spec(spec.package) if spec.package and not root else None
+    if found is not None and found.origin:
+        return Path(found.origin).parent
+    install = f", pip install {spec.package}" if spec.package else ""
+    raise FileNotFoundError(
+        f"task {name}: no folder {folder}; put its files there{install}, name another root, or "
+        "set VLMADAPT_DATA"
+    )
 
 
 def read_task(

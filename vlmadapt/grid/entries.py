@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLASSIFICATION_KINDS', 'NOT_IN_KEY', 'YOUNGER_SETTINGS', 'register_plugins', 'MethodEntry', 'method_entry',
-           'method_names', 'method_class', 'result_key']
+           'method_names', 'method_class', 'own_space', 'result_key']
 
 # %% ../../nbs/07_grid/04_entries.ipynb #37b49b9f
 from collections.abc import Iterable
@@ -128,8 +128,31 @@ def method_class(
     return METHODS.find(entry.method, SimpleNamespace(kind=kind))
 
 # %% ../../nbs/07_grid/04_entries.ipynb #3ad3a52e
-NOT_IN_KEY = ("fixed", "variants", "methods", "seeds", "out")  # parameters that are not in the key
-YOUNGER_SETTINGS = ("auxiliary",)  # parameters that are in the key only where they are given
+NOT_IN_KEY = (  # parameters that are not in the key
+    "fixed",
+    "variants",
+    "methods",
+    "seeds",
+    "out",
+    "spaces",
+    "root",
+)
+YOUNGER_SETTINGS = (  # parameters that are in the key only where they are given
+    "auxiliary",
+    "candidates",
+    "metric",
+    "open_answers",
+    "resize",
+)
+
+
+def own_space(
+    settings: dict,  # parameters of the experiment
+    method: str,  # name of a method
+) -> dict[str, list] | None:  # hyper-parameter -> values; None: the method's own
+    "Return the values that a method searches: those for it in `spaces`, or `space` of all."
+    spaces = settings.get("spaces") or {}
+    return spaces.get(method) or settings.get("space") or None
 
 
 def _enters_key(name, value):
@@ -146,8 +169,11 @@ def result_key(
     defaults = [sorted(part.items()) for part in (cls.defaults(), cls.space, cls.posthoc)]
     outside = source_of_class(cls)
     own = {} if outside is None else dict(source=outside["source"])
+    recorded = {k: v for k, v in settings.items() if _enters_key(k, v)}
+    if entry.method in (settings.get("spaces") or {}):
+        recorded["space"] = own_space(settings, entry.method)
     return content_key(
-        settings={k: v for k, v in settings.items() if _enters_key(k, v)},
+        settings=recorded,
         method=cls.__name__,
         fixed=entry.hyper_parameters,
         seed=seed,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.environment import environment
-from .entries import MethodEntry, method_class, method_entry
+from .entries import MethodEntry, method_class, method_entry, own_space
 from .measurement import measure
 from .schema import NOT_APPLICABLE
 from .store import ResultStore
@@ -152,7 +152,7 @@ def run_methods(
             own,
             missing,
             trials=settings.get("trials", 0),
-            space=settings.get("space") or None,
+            space=own_space(settings, entry.method),
             targets=targets,
             tuning_seed=seeds[0] if tune_once else None,
             shared=shared,

@@ -116,17 +116,34 @@ def check_fixed(
 
 def _check_space(space, parameters):
     "Convert the values to search of hyper-parameters, for the methods that search them."
+    methods = parameters.get("methods", [])
+    return _checked_space(
+        "space", space, [method_class(method_entry(m), parameters) for m in methods]
+    )
+
+
+def _check_spaces(spaces, parameters):
+    "Convert the values that single methods search."
     found = {}
-    classes = [method_class(method_entry(m), parameters) for m in parameters.get("methods", [])]
+    for name, space in spaces.items():
+        place = f"spaces: {name}"
+        with named_place("spaces"):
+            cls = method_class(MethodEntry(method=name), parameters)
+        found[name] = _checked_space(place, check_type(place, space, {}), [cls])
+    return found
+
+
+def _checked_space(place, space, classes):
+    found = {}
     for name, values in space.items():
         searching = [cls for cls in classes if name in cls.space]
         if not searching:
             known = {n: None for cls in classes for n in cls.space}
-            choose(name, known, "hyper-parameter in space")
-        if not check_type(f"space: {name}", values, []):
-            raise ValueError(f"space: {name} is empty")
+            choose(name, known, f"hyper-parameter in {place}")
+        if not check_type(f"{place}: {name}", values, []):
+            raise ValueError(f"{place}: {name} is empty")
         cls = searching[0]
-        checked = [_check_hyper_parameters("space", cls, cls.__name__, {name: v}) for v in values]
+        checked = [_check_hyper_parameters(place, cls, cls.__name__, {name: v}) for v in values]
         found[name] = [own[name] for own in checked]
     return found
 
@@ -158,7 +175,13 @@ def _check_encoder(name):
         backbone_spec(name)
 
 
-CHECKS = dict(methods=_check_methods, fixed=check_fixed, space=_check_space, vary=_check_vary)
+CHECKS = dict(
+    methods=_check_methods,
+    fixed=check_fixed,
+    space=_check_space,
+    spaces=_check_spaces,
+    vary=_check_vary,
+)
 
 
 def check_names(

@@ -82,7 +82,7 @@ def _point_name(point):
     for k, value in point.items():
         if k in DATA_PARAMETERS:
             short[k] = source_name(value)
-        elif k == "prompts":
+        elif k in ("prompts", "root"):
             short[k] = Path(value).name
     parts = [value if isinstance(value, str) else f"{k}{value}" for k, value in short.items()]
     return "_".join(re.sub(r"[^\w.+-]", "-", part) for part in parts if part) or "run"

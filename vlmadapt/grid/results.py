@@ -234,8 +234,8 @@ METHOD_ORDER = (
     *("LayerNormTuning", "AMUTuning", "ZSLP", "CLAP", "LPPlusPlus"),
     *("SSText", "CrossModal", "APE", "APET", "TIMO", "TIMOS", "ProKeR", "ProLIP"),
     *("AnchoredProbe", "AnchoredKernel"),
-    *("Frozen", "Adapter", "GCNAdapter", "APPNPAdapter", "GCNIIAdapter", "LoRA", "Prefix"),
-    *("BitFit", "FullFineTuning"),
+    *("Frozen", "Adapter", "ReleasedPAdapter", "GCNAdapter", "APPNPAdapter"),
+    *("GCNIIAdapter", "LoRA", "Prefix", "IA3", "BitFit", "FullFineTuning"),
 )
 
 

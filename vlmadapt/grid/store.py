@@ -20,7 +20,14 @@ from ..core.hashing import content_key
 from ..core.records import validate
 from ..core.values import plain
 from .conversion import OWN_FIELDS
-from .entries import NOT_IN_KEY, MethodEntry, method_entry, method_names, result_key
+from vlmadapt.grid.entries import (
+    NOT_IN_KEY,
+    MethodEntry,
+    method_entry,
+    method_names,
+    own_space,
+    result_key,
+)
 from .named_files import file_contents
 from .results import read_result_file, values_by_seed, warn_left_out
 from vlmadapt.grid.schema import (
@@ -75,7 +82,16 @@ def _recorded(settings):
             found["backbone"] = FEATURES_BACKBONE
     if isinstance(settings.get("targets"), list):
         found["targets"] = [source_name(name) for name in settings["targets"]]
+    if settings.get("root"):
+        found["root"] = Path(settings["root"]).name
     return found
+
+
+def _dataset_name(settings):
+    "Return the dataset or task of results; files of one's own have the name of their folder."
+    if settings.get("task") == "jsonl" and settings.get("root"):
+        return settings["root"]
+    return settings.get("dataset") or settings.get("task")
 
 # %% ../../nbs/07_grid/05_store.ipynb #3e9b341b
 YOUNGER = ("prompt_set",)  # only in newer results
@@ -214,7 +230,9 @@ class ResultStore:
     def _common_fields(self, entry, seed):
         own = {name: self.settings.get(name) for name in ("shots", "backbone", "prompts")}
         rest = {k: v for k, v in self.settings.items() if k not in (*OWN_FIELDS, *NOT_IN_KEY)}
-        dataset = self.settings.get("dataset") or self.settings.get("task")
+        if "spaces" in self.settings:
+            rest["space"] = own_space(self.settings, entry.method) or {}
+        dataset = _dataset_name(self.settings)
         given = entry.hyper_parameters
         return dict(
             method=entry.method,
