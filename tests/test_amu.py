@@ -7,9 +7,12 @@ from golden_clip import load_golden
 from test_golden import assert_close, from_arrays, gradients
 
 import vlmadapt as va
+from vlmadapt.grid.results import read_results
+from vlmadapt.grid.runs import execute_now
 from vlmadapt.methods.amu_tuning import UNCERTAINTIES, AMUTuning
 from vlmadapt.problems.batches import Batch
 from vlmadapt.problems.features import auxiliary_array
+from vlmadapt.reporting.summaries import of_metric
 from vlmadapt.training.batched import fit_many
 from vlmadapt.training.loop import fit
 from vlmadapt.training.paper_protocol import as_released
@@ -176,3 +179,29 @@ def test_bundles_of_the_same_images_are_paired(tmp_path):
     assert len(keys) == 3
     assert len(getattr(paired.features, ARRAY)) == 12
     fit(AMUTuning(paired, epochs=1), paired)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("experiment", "targets"),
+    [("base_to_new", ""), ("domain_generalisation", "targets: [mini-shapes-v2, mini-digits]")],
+)
+def test_experiments_take_a_second_encoder(experiment, targets):
+    "New classes and other datasets are scored as zero-shot scores them, shifted images are not."
+    folder = execute_now(f"""
+experiment: {experiment}
+parameters:
+  methods: [ZeroShot, AMUTuning]
+  views: 1
+  fixed: {{AMUTuning: {{epochs: 1}}}}
+  auxiliary: mini-rn
+  {targets}
+""")
+    found = of_metric(read_results(folder), "accuracy")
+    found = found.set_index(["evaluated_on", "class_split", "method"])["value"]
+    same = {place: values.nunique() == 1 for place, values in found.groupby(level=[0, 1])}
+    if experiment == "base_to_new":
+        assert same == {("mini-digits", "base"): False, ("mini-digits", "new"): True}
+    else:
+        names = {"mini-shapes": False, "mini-shapes-v2": False, "mini-digits": True}
+        assert {name: at for (name, _), at in same.items()} == names

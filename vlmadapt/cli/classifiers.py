@@ -379,7 +379,8 @@ def _run_evaluate(options: argparse.Namespace):
     load_plugins(options)
     file = local_file(options.file)
     card = read_card(file)
-    backbone, defaults = None, {}
+    backbone = None
+    defaults: dict[str, Any] = {}
     if card["backbone"] is not None:
         backbone = card_backbone(card, options.file)  # the message names what was written
         defaults = dict(backbone=backbone, shots=1)  # only the test split is used
