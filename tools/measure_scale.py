@@ -79,8 +79,8 @@ class Memory(threading.Thread):
 
     def __init__(self):
         super().__init__(daemon=True)
-        self.peaks = {"RssAnon": 0, "VmRSS": 0}
         self.start_values = self.now()
+        self.peaks = dict(self.start_values)
         self.start()
 
     def now(self) -> dict[str, float]:
