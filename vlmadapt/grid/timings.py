@@ -156,7 +156,7 @@ def _weights(method, backbone):
         return None
     sizes = rows.drop(columns=["method", "backbone", "seconds"]).astype(int).to_dict("records")
     terms = np.array([Work(**size).terms() for size in sizes])
-    seconds = np.maximum(rows["seconds"].to_numpy(dtype=float), 1e-3)
+    seconds = np.maximum(np.asarray(rows["seconds"], dtype=float), 1e-3)
     scale = np.maximum(terms.max(0), 1.0)  # terms differ by ten orders of magnitude
     found, _ = nnls(terms / scale / seconds[:, None], np.ones(len(rows)))
     return found / scale
