@@ -29,6 +29,7 @@ from vlmadapt.reporting.bench_parts import random_unit_rows
 
 SIZES = [(10, 1, 64), (10, 16, 64), (20, 16, 512), (100, 4, 256), (100, 16, 512)]  # K, S, D
 EPOCHS = {0: 3, 3: 1}  # trials -> epochs of each fit
+LONG = {(10, 16, 64): 30, (20, 16, 512): 12}  # size -> epochs: what a step costs beside a start
 TOWERS = ["CoOp", "CoCoOp", "VPT", "MaPLe", "MuDPT"]  # on the mini backbone
 COLUMNS = ["method", "backbone", *Work.__dataclass_fields__, "seconds"]
 
@@ -53,12 +54,12 @@ def drawn_problem(K: int, S: int, D: int) -> FewShotProblem:
     )
 
 
-def measured_line(name, problem, run, backbone=""):
+def measured_line(name, problem, run, backbone="", epochs=None):
     "Measure a method once; None where the problem lacks what it needs."
     cls = METHODS[name]
     if not all(offers(problem, need) for need in cls.required(cls.completed({}))):
         return None
-    epochs = EPOCHS[run["trials"]]
+    epochs = epochs or EPOCHS[run["trials"]]
     given = {n: epochs for n in ("epochs", "max_iter") if n in cls.defaults()}
     entry = method_entry(
         dict(method=name, variant="short", hyper_parameters=given) if given else name
@@ -77,6 +78,12 @@ def measured_lines():
         method=CALIBRATION, backbone="", seconds=round(calibration_seconds(), 5)
     )
     features = METHODS.names("features")
+    for (K, S, D), epochs in LONG.items():
+        problem = drawn_problem(K, S, D)
+        sized.update(classes=K, width=D)
+        for name in features:
+            if {"epochs", "max_iter"} & set(METHODS[name].defaults()):
+                yield measured_line(name, problem, dict(shots=S, trials=0), epochs=epochs)
     for K, S, D in SIZES:
         problem = drawn_problem(K, S, D)
         sized.update(classes=K, width=D)
