@@ -79,8 +79,8 @@ class Memory(threading.Thread):
 
     def __init__(self):
         super().__init__(daemon=True)
-        self.peaks = {"RssAnon": 0, "VmRSS": 0}
         self.start_values = self.now()
+        self.peaks = dict(self.start_values)
         self.start()
 
     def now(self) -> dict[str, float]:
@@ -137,11 +137,9 @@ def measure_one(folder: Path, name: str, options) -> dict:
         line["epoch_cpu_s"] = epoch
         line["whole_fit_cpu_s"] = fit_time["cpu_s"] + epoch * (recipe - epochs)
     time.sleep(0.05)
-    for peak, start, label in zip(
-        memory.peaks.values(), memory.start_values.values(), ("own_mb", "resident_mb"), strict=True
-    ):
-        line[f"peak_{label}"] = peak
-        line[f"peak_{label}_above_start"] = peak - start
+    for name, label in dict(RssAnon="own_mb", VmRSS="resident_mb").items():
+        line[f"peak_{label}"] = memory.peaks[name]
+        line[f"peak_{label}_above_start"] = memory.peaks[name] - memory.start_values[name]
     return line | dict(accuracy=found["accuracy"], tested=found["n"])
 
 

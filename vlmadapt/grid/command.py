@@ -26,6 +26,7 @@ from .run import Run
 from .runner import execute_all
 from .schema import to_record
 from .templates import notebooks
+from .timings import slowness
 from ..models.devices import cores
 
 # %% ../../nbs/07_grid/25_command.ipynb #ec04dff9
@@ -64,26 +65,33 @@ def _state(run):
     return missing, text
 
 
-def _forecast(runs, workers):
+def _forecast(runs, workers, smoke_runs=()):
     "Return in words what the missing results will take."
-    measured = measured_costs(runs)
+    measured = measured_costs([*runs, *smoke_runs])
     known = sum(map(len, measured.values()))
-    if not known:
+    estimate = estimate_seconds(runs, measured)
+    if estimate.unknown:
+        estimate = estimate_seconds(runs, measured, slowness())
+    if not known and not estimate.shipped:
         hint = "--smoke or one run makes some"
         return f"nothing has been measured yet, so there is no estimate; {hint}"
-    seconds, unknown = estimate_seconds(runs, measured)
+    seconds = estimate.seconds
+    sources = [f"{known} measurements that exist"] if known else []
+    if estimate.shipped:
+        rough = "shipped timings scaled to this machine, without encoding"
+        sources.append(f"{rough}, of {', '.join(estimate.shipped)}" if known else rough)
     unit = "GPU" if torch.cuda.is_available() else "core"
     times = f"about {seconds / 3600:.2f} {unit} hours, {seconds / 60 / workers:.1f} minutes"
-    parts = [f"{times} for {workers} at a time, from {known} measurements that exist"]
+    parts = [f"{times} for {workers} at a time, from {' and '.join(sources)}"]
     needed = needed_memory(measured)
     if needed:
         parts.append(f"{gibibytes(needed, 1)} of memory each")
-    if unknown:
-        parts.append(f"nothing is known of {', '.join(unknown)}")
+    if estimate.unknown:
+        parts.append(f"nothing is known of {', '.join(estimate.unknown)}")
     return "; ".join(parts)
 
 
-def _list(runs, workers=None):
+def _list(runs, workers=None, smoke_runs=()):
     "Print what is missing."
     states = {run: _state(run) for run in runs}
     missing = sum(count for count, _ in states.values())
@@ -91,7 +99,7 @@ def _list(runs, workers=None):
         print(f"{run.name:<50} {text}")
     print(f"{len(runs)} runs, {missing} measurements missing")
     if missing:
-        print(_forecast(runs, workers or cores()))
+        print(_forecast(runs, workers or cores(), smoke_runs))
 
 # %% ../../nbs/07_grid/25_command.ipynb #63b9bd36
 class _OldResults(BaseModel):
@@ -222,7 +230,8 @@ def run_grid(
         raise ValueError(f"{params}: no run matches --only {only}")
     _check_out(str(out), runs)
     if dry_run:
-        _list(runs, options["workers"])
+        tried = [] if smoke else read_runs(params, out, True, parse_changes(changes), only_methods)
+        _list(runs, options["workers"], tried)
         return {}
     if redo:
         redo_matching(runs, redo)

@@ -118,9 +118,8 @@ class Method(HyperParameters, TrainingHooks, MethodFiles, nn.Module):
     ) -> torch.Tensor:  # (N, K) scores
         "Return scores of the images of a `split` over the problem's class names."
         few_shot = cast(FewShotProblem, problem)
-        names = few_shot.class_names
-        if not self._new_classes(names):
-            return self.scores(cast(Any, self.inputs(few_shot, split)), names)
+        if not self._new_classes(few_shot.class_names):
+            return self.scores(self.inputs(few_shot, split), few_shot.class_names)
         return torch.cat(list(self._output_batches(few_shot, split)))
 
     def predicted_classes(

@@ -223,8 +223,8 @@ def _arrays(texts, pairs, auxiliary):
         arrays["views"] = views[None]
     arrays = _one_dtype(arrays | as_auxiliary(auxiliary, arrays))
     if views is not None:
-        every = arrays["views"]
-        arrays["train"] = every.mean(0) if len(every) > 1 else every[0]
+        several = len(arrays["views"]) > 1
+        arrays["train"] = arrays["views"].mean(0) if several else arrays["views"][0]
     if every is not None:
         arrays["owner"] = torch.arange(len(rows)).repeat_interleave(len(every))
     return arrays

@@ -111,7 +111,9 @@ def evaluate(
     if isinstance(truth, SealedLabels):
         truth = truth._labels
     keep = problem.kind != "classification" or any(name in FURTHER_METRICS for name in metrics)
-    output = (method.outputs if keep else method.predicted_classes)(problem, "test")
+    few_shot: Any = problem
+    score = method.outputs if keep else method.predicted_classes
+    output = score(few_shot, "test")
     result = problem.compare(output, truth)
     if metrics:
         class_names = getattr(problem, "class_names", [])
