@@ -67,6 +67,6 @@ def test_notebook(notebook, away):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("notebook", filter(has_slow_cells, NOTEBOOKS), ids=name)
+@pytest.mark.parametrize("notebook", [*filter(has_slow_cells, NOTEBOOKS)], ids=name)
 def test_notebook_with_its_slow_cells(notebook, away):
     run_cells(notebook)
