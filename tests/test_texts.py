@@ -17,6 +17,7 @@ from conftest import refused
 from golden_clip import golden_clip, golden_problem, load_golden
 from PIL import Image
 
+from vlmadapt.data import hub_cache
 from vlmadapt.data.datasets import load_dataset
 from vlmadapt.data.hub_cache import from_hub
 from vlmadapt.data.prompts import check_class_names, class_prompts, fill, read_descriptions
@@ -598,18 +599,18 @@ def test_no_network(monkeypatch, tmp_path, name, offline, part):
 
 
 def test_cache_before_network(monkeypatch):
-    monkeypatch.setattr(pretrained, "hub_problem", lambda path: pytest.fail("asked the network"))
+    monkeypatch.setattr(hub_cache, "hub_problem", lambda path: pytest.fail("asked the network"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    assert from_hub(pretrained.huggingface_hub.is_offline_mode, "state") is True
+    assert from_hub(huggingface_hub.is_offline_mode, "state") is True
 
 
 def test_network_where_the_cache_has_nothing(monkeypatch):
-    monkeypatch.setattr(pretrained, "hub_problem", lambda path: "")
+    monkeypatch.setattr(hub_cache, "hub_problem", lambda path: "")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    missing = pretrained.huggingface_hub.errors.LocalEntryNotFoundError
+    missing = huggingface_hub.errors.LocalEntryNotFoundError
 
     def build():
-        if pretrained.huggingface_hub.is_offline_mode():
+        if huggingface_hub.is_offline_mode():
             raise RuntimeError("wrapped") from missing("not in the cache")
         return "downloaded"
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-import huggingface_hub
+import huggingface_hub.constants
+import huggingface_hub.errors
 
 from ..core.texts import one_line
 
