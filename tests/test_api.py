@@ -4,7 +4,6 @@ import importlib
 import importlib.metadata
 import inspect
 import logging
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -17,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from filelock import FileLock
 from PIL import Image
+from warm_process import warm_python
 
 import vlmadapt as va
 
@@ -32,16 +31,21 @@ DESIGN = [
 FUNCTIONS = [name for name in va.__all__ if inspect.isroutine(getattr(va, name))]
 
 
-def run_code(code, *arguments, **variables):
-    "Run code in a new process; return what it prints."
-    run = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
+def run_warm(code, *arguments):
+    "Run code in another process; return what it prints."
+    run = warm_python().run(code, *arguments)
+    assert not run.returncode, run.stderr[-2000:]
+    return run.stdout
+
+
+def run_new(code, *arguments, **variables):
+    "Run code in a new interpreter with further variables of the environment."
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
         capture_output=True,
         text=True,
     )
-    assert not run.returncode, run.stderr[-2000:]
-    return run.stdout
 
 
 # --- names
@@ -112,7 +116,8 @@ dir(va), va.__version__
 heavy = [m for m in ("torch", "numpy", "pandas", "pydantic", "tqdm") if m in sys.modules]
 print(own < 30, heavy, len(va.list_methods()) > 20, "torch" in sys.modules)
 """
-    assert run_code(code).split() == ["True", "[]", "True", "False"]
+    run = run_new(code)
+    assert run.stdout.split() == ["True", "[]", "True", "False"], run.stderr[-2000:]
 
 
 def test_a_misspelt_name():
@@ -267,7 +272,7 @@ def test_load_in_another_process(digits, adapted, tmp_path):
     x = digits.features.test[:5]
     np.save(tmp_path / "x.npy", x.numpy())
     adapted.save(tmp_path / "m.safetensors")
-    told = run_code(LOAD, tmp_path / "m.safetensors", tmp_path / "x.npy")
+    told = run_warm(LOAD, tmp_path / "m.safetensors", tmp_path / "x.npy")
     assert told.split() == ["TaskRes", *adapted.predict(x)]
 
 
@@ -307,11 +312,11 @@ def test_an_own_method_by_its_registered_name(own_module, digits, tmp_path):
     assert type(va.load_method(tmp_path / "m.safetensors")) is type(fitted)
     np.save(tmp_path / "x.npy", digits.features.test[:2].numpy())
     given = tmp_path / "m.safetensors", tmp_path / "x.npy"
-    path = os.pathsep.join([str(ROOT), str(tmp_path)])
-    told = run_code(f"import my_methods\n{LOAD}", *given, PYTHONPATH=path)
+    path = f"import sys\nsys.path.append({str(tmp_path)!r})"
+    told = run_warm(f"{path}\nimport my_methods\n{LOAD}", *given)
     assert told.split() == ["Nudge", *fitted.predict(digits.features.test[:2])]
     by_name = LOAD.replace("sys.argv[1])", "sys.argv[1], method='my_methods:Nudge')")
-    assert run_code(by_name, *given, PYTHONPATH=path) == told
+    assert run_warm(f"{path}\n{by_name}", *given) == told
 
 
 def test_an_own_method_by_the_path_of_its_file(digits, tmp_path, monkeypatch):
@@ -512,26 +517,23 @@ def test_unfinished_shards_are_removed(own_cache):
     assert va.cache.clear("unfinished").startswith("2 files") and not folder.exists()
 
 
-def _hold(path, ready, done):
-    with FileLock(path):
-        ready.set()
-        done.wait(60)
+HOLD = """
+import sys
+from filelock import FileLock
+with FileLock(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_clear_refuses_while_a_lock_is_held(own_cache):
     key = sorted((own_cache / "features").glob("*.safetensors"))[0].stem
-    context = multiprocessing.get_context("spawn")
-    ready, done = context.Event(), context.Event()
-    holder = context.Process(target=_hold, args=(str(own_cache / "locks" / key), ready, done))
-    holder.start()
-    try:
-        assert ready.wait(120)
+    command = [sys.executable, "-c", HOLD, own_cache / "locks" / key]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
         with pytest.raises(ValueError, match="held by another process.*nothing was removed"):
             va.cache.clear()
         assert va.cache.info().files == 4
-    finally:
-        done.set()
-        holder.join(60)
     assert va.cache.clear().startswith("4 files")
 
 
@@ -590,23 +592,13 @@ print(verbosity())
     [("quiet", "quiet", False), ("DEBUG", "debug", True), ("", "normal", True)],
 )
 def test_the_verbosity_of_the_environment(given, level, bars):
-    run = subprocess.run(
-        [sys.executable, "-c", BAR],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "VLMADAPT_VERBOSITY": given},
-        capture_output=True,
-        text=True,
-    )
+    run = run_new(BAR, VLMADAPT_VERBOSITY=given)
     assert run.stdout.strip() == level and ("working" in run.stderr) == bars
 
 
 def test_a_wrong_verbosity_of_the_environment_is_one_warning():
     code = "import vlmadapt as va; print(va.verbosity())"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "VLMADAPT_VERBOSITY": "loud"},
-        capture_output=True,
-        text=True,
-    )
+    run = run_new(code, VLMADAPT_VERBOSITY="loud")
     assert run.stdout.strip() == "normal"
     assert run.stderr.count("VLMADAPT_VERBOSITY: unknown verbosity 'loud'") == 1
 
@@ -620,12 +612,7 @@ if sys.argv[1] == "configured":
 LOGGER.info("for your information")
 """
     for given in ("plain", "configured"):
-        run = subprocess.run(
-            [sys.executable, "-c", code, given],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-        )
+        run = run_new(code, given)
         assert run.stderr.count("for your information") == 1, given
     assert logging.getLogger("vlmadapt").propagate
 

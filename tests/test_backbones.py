@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import OrderedDict
 
+import huggingface_hub
 import pytest
 import torch
 from conftest import refused
@@ -374,7 +375,7 @@ def test_checkpoint_without_logit_bias(siglip, tmp_path):
 
 def test_published_siglip_architectures_keep_their_tokenizer(monkeypatch):
     "Without its files, one line names the model and the way out."
-    monkeypatch.setattr(pretrained.huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     refused(
         lambda: from_tokenizer("ViT-B-16-SigLIP"),
         "tokenizer of ViT-B-16-SigLIP",
@@ -434,7 +435,7 @@ class Hub:
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     "Return a function that starts a local Hub, with an empty cache."
-    constants = pretrained.huggingface_hub.constants
+    constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     started = []

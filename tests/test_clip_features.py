@@ -53,6 +53,7 @@ def test_closed_forms_agree_with_an_independent_implementation(problem, name, fi
     )
 
 
+@pytest.mark.slow
 def test_hegraph_gains_three_points(problem):
     assert accuracy(problem, "HeGraphAdapter", variant="T-P") >= accuracy(problem, "ZeroShot") + 3
 

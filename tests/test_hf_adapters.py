@@ -2,14 +2,12 @@
 
 import copy
 import json
-import subprocess
-import sys
 from functools import lru_cache
 from importlib.util import find_spec
 
 import pytest
 import torch
-from conftest import ROOT
+from warm_process import warm_python
 
 if find_spec("transformers") is None or find_spec("peft") is None:
     pytest.skip("needs the extra `hf`", allow_module_level=True)
@@ -146,7 +144,6 @@ import sys, torch
 from pathlib import Path
 import vlmadapt as va
 va.PAdapterConfig
-sys.path.insert(0, "tests")
 from hf_families import build, families, inputs_of, output_of, with_labels
 for folder in map(Path, sys.argv[1:]):
     family = families()[folder.name]()
@@ -166,7 +163,8 @@ def test_saved_adapters_give_the_same_outputs_in_a_new_process(tmp_path):
             inputs = with_labels(family(name), inputs_of(family(name)))
             expected[name] = output_of(model, inputs)
     folders = [str(tmp_path / name) for name in FAMILIES]
-    subprocess.run([sys.executable, "-c", LOAD, *folders], check=True, cwd=ROOT)
+    done = warm_python().run(LOAD, *folders)
+    assert not done.returncode, done.stderr
     for name, output in expected.items():
         assert torch.equal(torch.load(tmp_path / name / "output.pt"), output), name
 

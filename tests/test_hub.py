@@ -11,6 +11,7 @@ import threading
 
 import pytest
 from conftest import ROOT, refused
+from warm_process import WarmPython
 
 import vlmadapt as va
 from vlmadapt.data.repositories import repository_file
@@ -22,19 +23,16 @@ class Hub:
 
     def __init__(self):
         self.files = {}  # repository -> commit -> name -> bytes
-        self.requests = []
         self.token = None  # that an upload needs
         hub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
-                hub.requests.append((self.command, self.path))
                 hub.send_file(self)
 
             do_HEAD = do_GET
 
             def do_POST(self):
-                hub.requests.append((self.command, self.path))
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 hub.post(self, body)
 
@@ -103,25 +101,35 @@ class Hub:
         return self.as_json(handler, {"commitOid": commit, "commitUrl": address})
 
 
-@pytest.fixture
-def hub():
+@pytest.fixture(scope="module")
+def server():
     hub = Hub()
     yield hub
     hub.server.shutdown()
 
 
 @pytest.fixture
-def run(hub, tmp_path):
+def hub(server):
+    server.files, server.token = {}, None
+    return server
+
+
+@pytest.fixture(scope="module")
+def run(server, tmp_path_factory):
     "Run code in a process whose hub is the local one, with a cache of its own."
+    variables = {name: "" for name in os.environ if name.startswith("HF_")}
+    variables |= dict(HF_ENDPOINT=server.url, HF_HOME=str(tmp_path_factory.mktemp("hf")))
+    python = WarmPython(**variables | {"HF_HUB_OFFLINE": "0"})
 
     def run(code, *arguments, offline=False):
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-        environment |= dict(HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "hf"))
-        environment |= dict(PYTHONPATH=str(ROOT), HF_HUB_OFFLINE=str(int(offline)))
-        command = [sys.executable, *arguments] if not code else [sys.executable, "-c", code]
+        if not offline:
+            return python.run(code, *arguments)
+        environment = os.environ | variables | dict(PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1")
+        command = [sys.executable, "-c", code]
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 
-    return run
+    yield run
+    python.close()
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +155,7 @@ problem = va.few_shot("mini-digits", backbone="mini", shots=2, views=1)
 total = method.scores(problem.features.test[:5]).sum().item()
 print(type(method).__name__, method.card["notes"], total)
 """
+COMMAND = "import runpy; runpy.run_module('vlmadapt', run_name='__main__')"
 
 
 def test_a_method_goes_up_and_comes_down(hub, run, stored):
@@ -167,7 +176,7 @@ def test_a_method_goes_up_and_comes_down(hub, run, stored):
     run(PUSH.format(path=str(path), token=None).replace("93.2", "12.5"))
     assert "12.5" in run(LOAD.format(address="hf://me/pets")).stdout
     assert run(LOAD.format(address=f"hf://me/pets@{first}")).stdout == expected
-    done = run("", "-m", "vlmadapt", "evaluate", "hf://me/pets", "mini-digits")
+    done = run(COMMAND, "evaluate", "hf://me/pets", "mini-digits")
     assert done.returncode == 0 and "accuracy" in done.stdout, done.stderr
 
 

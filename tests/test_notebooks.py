@@ -1,8 +1,8 @@
-"Every notebook runs: by nbdev, and experiments and reports by papermill with their defaults."
+"""Every notebook runs: by nbdev, and experiments and reports by papermill with their defaults.
 
-import os
-import subprocess
-import sys
+`make test` leaves out the cells that begin with `#| slow`, and the folders and notebooks below;
+`make test-slow` runs them, and the notebooks with such cells as a whole.
+"""
 
 import pytest
 from conftest import ROOT
@@ -10,45 +10,63 @@ from notebook_cells import run_in_fork
 from test_workbook import NOTEBOOKS, name
 
 TEMPLATES = ("experiments", "reports")
-SLOW = (*TEMPLATES, "tutorials")
-RUN_TEMPLATE = """
-import sys
-from vlmadapt.grid.kernels import run_notebook
-run_notebook(sys.argv[1], sys.argv[2], {}, sys.stdout)
-"""
+SLOW_FOLDERS = (*TEMPLATES, "tutorials")
+SLOW_NOTEBOOKS = ("07_grid/24_runner.ipynb",)  # starts Ray
 
 
 def folder_of(notebook):
     return notebook.relative_to(ROOT / "nbs").parts[0]
 
 
-def run_template(notebook, folder, log):
-    """Run an experiment or a report with its defaults; return the exit status."""
-    with open(log, "w") as output:
-        return subprocess.run(
-            [sys.executable, "-c", RUN_TEMPLATE, notebook, folder / "run.ipynb"],
-            cwd=folder,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        ).returncode
+def is_slow(notebook):
+    return folder_of(notebook) in SLOW_FOLDERS or name(notebook) in SLOW_NOTEBOOKS
+
+
+def has_slow_cells(notebook):
+    return '"#| slow\\n"' in notebook.read_text(encoding="utf-8")
+
+
+def run_template(notebook, folder):
+    """Run an experiment or a report with its defaults, in a kernel of this process's server."""
+    from vlmadapt.grid.kernels import run_notebook
+    from vlmadapt.grid.logs import Log
+
+    with Log(folder / "log.txt") as log:
+        run_notebook(notebook, folder / "run.ipynb", {}, log)
+
+
+def run_cells(notebook, skip_flags=()):
+    """Run the cells of a notebook; show the end of what they print if one fails."""
+    done = run_in_fork(notebook, ROOT, skip_flags)
+    lines = (done.stdout + done.stderr).splitlines()
+    assert done.returncode == 0, "\n".join(lines[-40:])
+
+
+@pytest.fixture
+def away(tmp_path, monkeypatch):
+    "Work in a folder without results at ../../outputs, where reports make small ones."
+    folder = tmp_path / "nbs/away"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    return folder
 
 
 @pytest.mark.parametrize(
     "notebook",
     [
-        pytest.param(path, marks=pytest.mark.slow if folder_of(path) in SLOW else ())
+        pytest.param(path, marks=pytest.mark.slow if is_slow(path) else ())
         for path in NOTEBOOKS[::-1]
     ],
     ids=name,
 )
-def test_notebook(notebook, tmp_path):
-    folder = tmp_path / "nbs/away"  # without results at ../../outputs reports make small ones
-    folder.mkdir(parents=True)
-    log = tmp_path / "log.txt"
+def test_notebook(notebook, away):
     if folder_of(notebook) in TEMPLATES:
-        status = run_template(notebook, folder, log)
+        run_template(notebook, away)
     else:
-        status = run_in_fork(notebook, ROOT, folder, log)
-    lines = log.read_text(errors="replace").splitlines()
-    assert status == 0, "\n".join(lines[-40:])
+        run_cells(notebook, skip_flags=["slow"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", [*filter(has_slow_cells, NOTEBOOKS)], ids=name)
+def test_notebook_with_its_slow_cells(notebook, away):
+    run_cells(notebook)

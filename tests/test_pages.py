@@ -196,6 +196,7 @@ def test_pages_in_a_browser(table, results, report, tmp_path):
             driver.save_screenshot(f"{folder}/page.png")
 
 
+@pytest.mark.slow
 def test_whole_chain_in_a_browser(tmp_path, monkeypatch):
     "A real run with variants of such names, its real report, and the page in a real browser."
     names = (EVIL[0], EVIL[1], f"{EVIL[2]} {EVIL[3]} {EVIL[4]}")

@@ -7,6 +7,7 @@ import types
 import warnings
 from dataclasses import replace
 
+import huggingface_hub
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +17,9 @@ from conftest import refused
 from golden_clip import golden_clip, golden_problem, load_golden
 from PIL import Image
 
+from vlmadapt.data import hub_cache
 from vlmadapt.data.datasets import load_dataset
+from vlmadapt.data.hub_cache import from_hub
 from vlmadapt.data.prompts import check_class_names, class_prompts, fill, read_descriptions
 from vlmadapt.grid import memory
 from vlmadapt.methods import METHODS
@@ -25,7 +28,6 @@ from vlmadapt.models import backbones, pretrained
 from vlmadapt.models.backbones import Backbone, backbone_spec, load_backbone
 from vlmadapt.models.devices import check_device, default_precision
 from vlmadapt.models.open_clip_import import import_open_clip
-from vlmadapt.models.pretrained import from_hub
 from vlmadapt.models.tokens import TextTooLong, token_counts, tokenize
 from vlmadapt.problems.batches import Batch
 from vlmadapt.problems.classification import FewShotProblem
@@ -588,7 +590,7 @@ def test_logit_bias(tiny_architectures, mini):
     "offline, part", [(True, "HF_HUB_OFFLINE is set"), (False, "cannot be reached")]
 )
 def test_no_network(monkeypatch, tmp_path, name, offline, part):
-    constants = pretrained.huggingface_hub.constants
+    constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
@@ -597,18 +599,18 @@ def test_no_network(monkeypatch, tmp_path, name, offline, part):
 
 
 def test_cache_before_network(monkeypatch):
-    monkeypatch.setattr(pretrained, "hub_problem", lambda path: pytest.fail("asked the network"))
-    monkeypatch.setattr(pretrained.huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    assert from_hub(pretrained.huggingface_hub.is_offline_mode, "state") is True
+    monkeypatch.setattr(hub_cache, "hub_problem", lambda path: pytest.fail("asked the network"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert from_hub(huggingface_hub.is_offline_mode, "state") is True
 
 
 def test_network_where_the_cache_has_nothing(monkeypatch):
-    monkeypatch.setattr(pretrained, "hub_problem", lambda path: "")
-    monkeypatch.setattr(pretrained.huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    missing = pretrained.huggingface_hub.errors.LocalEntryNotFoundError
+    monkeypatch.setattr(hub_cache, "hub_problem", lambda path: "")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    missing = huggingface_hub.errors.LocalEntryNotFoundError
 
     def build():
-        if pretrained.huggingface_hub.is_offline_mode():
+        if huggingface_hub.is_offline_mode():
             raise RuntimeError("wrapped") from missing("not in the cache")
         return "downloaded"
 

@@ -24,8 +24,8 @@ from ..core.files import DamagedFile
 from ..core.registry import choose
 from ..core.tensors import load_arrays, save_arrays
 from ..core.texts import shown_path
+from ..data.hub_cache import quiet
 from ..models.open_clip_import import import_open_clip
-from ..models.pretrained import quiet
 
 # %% ../../nbs/03_mini/12_models.ipynb #595c8842
 HERE = Path(vlmadapt.__file__).parent / "mini"

@@ -23,6 +23,7 @@ from ..core.registry import Registry, UnknownName, choose
 from ..core.texts import check_texts, shortened
 from ..core.values import Flag, convert
 from ..core.verbosity import progress_bar
+from ..data.hub_cache import from_hub
 from ..data.images import Images
 from .devices import PRECISIONS, check_device, default_device, default_precision
 from .open_clip_import import import_open_clip
@@ -33,7 +34,6 @@ from vlmadapt.models.pretrained import (
     build_model,
     check_weights,
     default_tag,
-    from_hub,
     is_weight_path,
     nearest,
     quick_gelu_blocks,

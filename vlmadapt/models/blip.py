@@ -14,11 +14,11 @@ import torch
 import vlmadapt.models.blip_adapters  # noqa: F401  BLIP takes adapters wherever it is loaded
 from ..core.hashing import content_key
 from ..core.registry import choose
+from ..data.hub_cache import from_hub
 from .backbones import Backbone
 from .blip_model import Blip, BlipTokenizer, import_blip
 from .devices import PRECISIONS, check_device, default_device, default_precision
 from .open_clip_import import import_open_clip
-from .pretrained import from_hub
 
 # %% ../../nbs/02_models/22_blip.ipynb #39eb30dc
 BASE = dict(text=dict(num_attention_heads=12), vision=dict(image_size=384))

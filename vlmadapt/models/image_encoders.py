@@ -15,10 +15,11 @@ import torch
 from ..core.hashing import content_key
 from ..core.registry import choose
 from ..core.seeding import stream
+from ..data.hub_cache import from_hub
 from .backbones import Backbone, load_backbone
 from .devices import PRECISIONS, check_device, default_device, default_precision
 from .open_clip_import import import_open_clip
-from .pretrained import check_among, from_hub, is_weight_path, only_tensors
+from .pretrained import check_among, is_weight_path, only_tensors
 
 # %% ../../nbs/02_models/07_image_encoders.ipynb #ba744793
 class TimmEncoder(Backbone):
