@@ -6,9 +6,10 @@
 __all__ = ['AdapterConfig', 'Backbone', 'BackboneSpec', 'Dataset', 'DatasetSpec', 'FewShotProblem', 'GenerationMethod',
            'GenerationProblem', 'Images', 'Method', 'MethodInfo', 'PAdapterConfig', 'Problem', 'Tuned', 'adapt',
            'cache', 'compare', 'create_method', 'evaluate', 'few_shot', 'fit', 'fit_many', 'from_features',
-           'from_dataset', 'from_folder', 'get_model', 'hyper_parameter', 'list_backbones', 'list_datasets',
-           'list_methods', 'load_backbone', 'load_method', 'load_task', 'method_info', 'register_backbone',
-           'register_dataset', 'register_method', 'set_verbosity', 'show_versions', 'tune', 'verbosity']
+           'from_dataset', 'from_folder', 'get_model', 'hf_backbone', 'hyper_parameter', 'list_backbones',
+           'list_datasets', 'list_methods', 'load_backbone', 'load_method', 'load_task', 'method_info',
+           'register_backbone', 'register_dataset', 'register_method', 'set_verbosity', 'show_versions', 'tune',
+           'verbosity']
 
 # %% ../nbs/10_api/00_api.ipynb #995d24f6
 import difflib
@@ -43,6 +44,7 @@ _MODULES = {
         "register_backbone",
     ),
     "vlmadapt.models.hf_adapters": ("AdapterConfig", "PAdapterConfig", "get_model"),
+    "vlmadapt.models.hf_backbones": ("hf_backbone",),
     "vlmadapt.problems.base": ("Problem",),
     "vlmadapt.problems.classification": ("FewShotProblem",),
     "vlmadapt.problems.few_shot": ("few_shot",),
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from vlmadapt.models.backbones import load_backbone, register_backbone  # noqa: F401
     from vlmadapt.models.hf_adapters import AdapterConfig, PAdapterConfig  # noqa: F401
     from vlmadapt.models.hf_adapters import get_model  # noqa: F401
+    from vlmadapt.models.hf_backbones import hf_backbone  # noqa: F401
     from vlmadapt.problems import cache_contents as cache  # noqa: F401
     from vlmadapt.problems.base import Problem  # noqa: F401
     from vlmadapt.problems.classification import FewShotProblem
@@ -120,6 +123,7 @@ _all_ = [
     "from_dataset",
     "from_folder",
     "get_model",
+    "hf_backbone",
     "hyper_parameter",
     "list_backbones",
     "list_datasets",

@@ -31,6 +31,7 @@ from vlmadapt.models.adapters import (
     AdapterLayer,
     PAdapterLayer,
     Site,
+    adapter_layers,
     settings_of,
 )
 from .blocks import AdaptedAttention, at_least_single
@@ -179,6 +180,7 @@ def add_adapters(
             if place in where:
                 adapters.append(_insert(block, place, kind, ffn, settings))
     missing = set(where) - {adapter.site.kind for adapter in adapters}
+    missing -= set(getattr(model, "optional_places", ()))
     if missing:
         raise ValueError(
             f"nothing to adapt: the {' and '.join(towers)} of {type(model).__name__} has no "
@@ -193,9 +195,8 @@ def reset_adapters(
     seed: int = 1,  # of the initial weights
 ) -> nn.Module:
     "Initialise every adapter, each from its own random stream."
-    for m in adapted.modules():
-        if isinstance(m, AdapterLayer):
-            m.reset(stream(seed, "adapter", m.site.name, m.site.kind))
+    for _, adapter in adapter_layers(adapted):
+        adapter.reset(stream(seed, "adapter", adapter.site.name, adapter.site.kind))
     return adapted
 
 # %% ../../nbs/02_models/13_adapted_models.ipynb #8dd50d2d

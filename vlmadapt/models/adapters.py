@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'SKIPS', 'LEARN', 'ADAPTERS', 'Site', 'AttentionHeads', 'AdapterLayer', 'GCNAdapterLayer',
            'APPNPAdapterLayer', 'GCNIIAdapterLayer', 'bounded', 'PAdapterLayer', 'pooled', 'ReleasedAdapterLayer',
-           'settings_of', 'setting_types', 'AdaptedMLP']
+           'settings_of', 'adapter_layers', 'setting_types', 'AdaptedMLP']
 
 # %% ../../nbs/02_models/12_adapters.ipynb #fab71eca
 import inspect
 import math
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -208,8 +209,10 @@ def pooled(
     groups: int,  # how many remain at most
 ) -> torch.Tensor:  # (..., groups)
     "Average neighbouring entries of the last dimension."
-    averages = F.adaptive_avg_pool1d(x.flatten(0, -2), min(groups, x.shape[-1]))
-    return averages.unflatten(0, x.shape[:-1])
+    if groups >= x.shape[-1]:
+        return x
+    one = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    return x @ F.adaptive_avg_pool1d(one, groups)  # a product is faster than the pooling itself
 
 # %% ../../nbs/02_models/12_adapters.ipynb #8a6dbc0a
 class ReleasedAdapterLayer(AdapterLayer):
@@ -300,6 +303,17 @@ def settings_of(
             if parameter.default is not parameter.empty:
                 found[name] = parameter.default
     return found
+
+
+def adapter_layers(
+    model: nn.Module,  # with or without adapters
+) -> Iterator[tuple[str, Any]]:  # name of the module that holds it, adapter
+    "Yield the adapters of a model, also those whose parts another module holds."
+    for name, module in model.named_modules():
+        if isinstance(module, AdapterLayer):
+            yield name, module
+        for adapter in getattr(module, "held_adapters", ()):
+            yield name, adapter
 
 
 def setting_types(

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from ..core.texts import shortened
 from .adapters import GCNAdapterLayer, PAdapterLayer
 from .blocks import at_least_single, block_forward, causal_mask, key_values
-from .decoding import END, PAD, START, all_logits, pad_rows, text_states, text_tokens
+from .decoding import END, PAD, all_logits, pad_rows, start_tokens
+from .decoding import text_states, text_tokens
 from .vocabulary import distinct_columns
 
 # %% ../../nbs/02_models/19_answer_losses.ipynb #4bf5cd3a
@@ -69,8 +70,7 @@ def tokenize_answers(
     Raises ValueError for a text longer than the tokenizer's context.
     """
     end = getattr(tokenizer, "end", END)
-    start = getattr(tokenizer, "start", START)
-    firsts = [[start, *text_tokens(tokenizer, prompt)] for prompt in prompts]
+    firsts = [start_tokens(tokenizer, prompt) for prompt in prompts]
     seconds = [[*text_tokens(tokenizer, answer), end] for answer in answers]
     for prompt, answer, first, second in zip(prompts, answers, firsts, seconds, strict=True):
         check_room(tokenizer, prompt, answer, len(first) + len(second))

@@ -231,6 +231,7 @@ BACKBONES: Registry[BackboneSpec | Loader] = Registry(
         "ViT-L-14": BackboneSpec("ViT-L-14", "openai"),
         "CoCa-B-32": BackboneSpec("coca_ViT-B-32", "laion2b_s13b_b90k"),
         "Salesforce/blip*": BackboneSpec(load="vlmadapt.models.blip:load_blip"),
+        "hf:*": BackboneSpec(load="vlmadapt.models.hf_backbones:load_hf"),
     },
     plugins=["vlmadapt.mini.plugin"],
     entry_points="vlmadapt.backbones",

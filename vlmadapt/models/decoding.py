@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['START', 'END', 'PAD', 'SEARCH', 'Stepper', 'text_states', 'all_logits', 'image_tokens', 'UncachedStepper',
            'check_causal', 'CachedStepper', 'stepper', 'without_padding', 'greedy_search', 'beam_search', 'text_tokens',
-           'prompt_tokens', 'pad_rows', 'generate']
+           'start_tokens', 'prompt_tokens', 'pad_rows', 'generate']
 
 # %% ../../nbs/02_models/18_decoding.ipynb #365da1f2
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from ..core.registry import choose
 from ..core.texts import shortened
 from ..core.values import NonNegativeInteger, PositiveInteger, Real, convert
-from .adapters import PAdapterLayer
+from .adapters import PAdapterLayer, adapter_layers
 from .backbones import Backbone
 from vlmadapt.models.blocks import (
     KeyValues,
@@ -103,7 +103,7 @@ def check_causal(
     model: torch.nn.Module,  # with or without adapters
 ) -> None:
     "Refuse adapters whose earlier outputs depend on later tokens."
-    for name, m in model.named_modules():
+    for name, m in adapter_layers(model):
         if isinstance(m, PAdapterLayer) and (m.degree != "none" or m.K > 1):
             raise ValueError(
                 f"{name}: with degree={m.degree!r}, K={m.K} earlier outputs depend on later "
@@ -316,13 +316,23 @@ def text_tokens(
     return [token for token in tokenizer.encode(text) if token != PAD]
 
 
+def start_tokens(
+    tokenizer: Any,  # of a backbone
+    prompt: str,
+) -> list[int]:
+    "Tokenize one prompt, from the start token on."
+    if hasattr(tokenizer, "prompt"):  # it writes prompts as its model wants them
+        return tokenizer.prompt(prompt)
+    start = getattr(tokenizer, "start", START)  # CLIP's tokenizer does not name it
+    return [start, *text_tokens(tokenizer, prompt)]
+
+
 def prompt_tokens(
     tokenizer: Any,  # of a backbone
     prompts: Sequence[str | list[int]],  # B prompts, or their tokens
     context_length: int,  # of the model
 ) -> list[list[int]]:  # start token and prompt, for each
     "Tokenize prompts; refuse one that leaves no room for a new token."
-    start = getattr(tokenizer, "start", START)  # CLIP's tokenizer does not name it
     rows = []
     for prompt in prompts:
         if isinstance(prompt, list):
@@ -330,7 +340,7 @@ def prompt_tokens(
             continue
         if not isinstance(prompt, str):
             raise ValueError(f"task prompt: expected a text, got {prompt!r:.60}")
-        row = [start, *text_tokens(tokenizer, prompt)]
+        row = start_tokens(tokenizer, prompt)
         if len(row) >= context_length:
             raise ValueError(
                 f"task prompt {shortened(prompt)!r} is {len(row)} tokens long, the decoder "

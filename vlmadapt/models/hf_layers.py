@@ -110,6 +110,11 @@ class AdaptedLinear(nn.Module, BaseTunerLayer):
                 setattr(adapter, part, parts[name])
         return adapter
 
+    @property
+    def held_adapters(self) -> list[AdapterLayer]:
+        "The adapters with their present parameters."
+        return [self.adapter(name) for name in self.adapters]
+
     def active(self) -> list[str]:
         "Return the names of the active adapters."
         if self.disable_adapters:

@@ -32,7 +32,7 @@ from vlmadapt.data.text_metrics import (
     words_of,
 )
 from ..models.backbones import Backbone, load_backbone
-from ..models.decoding import text_tokens
+from ..models.decoding import start_tokens, text_tokens
 from ..models.pixels import kept_share
 
 # %% ../../nbs/04_problems/04_examples.ipynb #4bafd07f
@@ -255,6 +255,10 @@ class Lengths:
             self.known[text] = len(text_tokens(self.tokenizer, text))
         return self.known[text]
 
+    def start(self, prompt: str) -> int:
+        "Return the number of tokens of a prompt, with all that stands before and behind it."
+        return len(start_tokens(self.tokenizer, prompt))
+
     def longest(self, texts: list[str]) -> str:
         "Return the text with most tokens, the empty text where there is none."
         return max(texts, key=self, default="")
@@ -272,14 +276,15 @@ def check_lengths(
     room = min(tokenizer.context_length, model.context_length)
     count = Lengths(tokenizer)
     candidate = count.longest(candidates)
+    extra = count.start("") - 1  # tokens of a chat template and of the image
     for split, texts in prompts.items():
         too_long = []
         for n, prompt in enumerate(texts):
             answers = [candidate, *labels[split][n]] if split == "train" else [candidate]
-            if _surely_fits(prompt, answers, room):
+            if _surely_fits(prompt, answers, room - extra):
                 continue
             answer = count.longest(answers)
-            tokens = 1 + count(prompt) + max(1, count(answer)) + bool(answer)
+            tokens = count.start(prompt) + max(1, count(answer)) + bool(answer)
             if tokens > room:
                 too_long.append((n, prompt, answer, tokens))
         if too_long:

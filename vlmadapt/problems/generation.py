@@ -86,6 +86,8 @@ def resizing_transform(
     if resize is None:
         return backbone.preprocess
     mode = choose(convert(resize, Resize, "resize"), _MODES, "resize")
+    if hasattr(backbone, "resizing"):
+        return backbone.resizing(mode)
     config = getattr(backbone, "preprocess_cfg", None)
     if config is None:
         raise ValueError(f"{backbone.name} prepares images itself; leave resize={resize!r} out")
