@@ -32,8 +32,8 @@ from vlmadapt.data.text_metrics import (
     words_of,
 )
 from ..models.backbones import Backbone, load_backbone
-from ..models.decoding import text_tokens
 from ..models.pixels import kept_share
+from ..models.tokens import text_tokens
 
 # %% ../../nbs/04_problems/04_examples.ipynb #4bafd07f
 VQA_VERSION = "2021"  # of the official program, part of a problem's provenance
