@@ -9,7 +9,7 @@ __all__ = ['Resize', 'TOKENS_LIMIT', 'IMAGES', 'PROMPTS', 'NUMBERS', 'TaskImages
 # %% ../../nbs/04_problems/05_generation.ipynb #48492078
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,9 @@ from ..core.hashing import content_key
 from ..core.registry import choose
 from ..core.values import PositiveInteger, convert
 from ..data.images import open_image
-from ..data.tasks import TASKS, read_task
+from ..data.own_tasks import open_task
+from ..data.task_files import ImagePair
+from ..data.tasks import TASKS
 from ..models.answer_losses import CandidateAnswers, check_room
 from ..models.backbones import Backbone, load_backbone
 from ..models.decoding import generate, image_tokens
@@ -40,6 +42,7 @@ from vlmadapt.problems.examples import (
     metric_name,
     warn_crops,
     warn_leaks,
+    warn_unknown_words,
     warn_unmatched,
 )
 from .features import seal_labels
@@ -55,7 +58,8 @@ class TaskImages(Sequence):
         return len(self.items)
 
     def __getitem__(self, i: int) -> Image.Image:
-        return open_image(self.items[i])
+        item = self.items[i]
+        return item.open() if isinstance(item, ImagePair) else open_image(item)
 
 
 def distinct_images(
@@ -66,8 +70,9 @@ def distinct_images(
     items = []
     rows = []
     for image in images:
-        is_path = isinstance(image, (str, os.PathLike))
-        key = os.fspath(image) if is_path else id(image)
+        key = image if isinstance(image, ImagePair) else id(image)
+        if isinstance(image, (str, os.PathLike)):
+            key = os.fspath(image)
         if key not in positions:
             positions[key] = len(items)
             items.append(image)
@@ -146,6 +151,7 @@ class GenerationProblem(Problem):
         self.sorts: dict[str, Any] = {s: [e.sort for e in found] for s, found in examples.items()}
         self._images = {s: _images_of(splits[s][0], found) for s, found in examples.items()}
         check_lengths(self.backbone, self.prompts, self.labels, self.candidates)
+        warn_unknown_words(self.backbone, self.prompts, self.labels, self.candidates)
         if self.candidates:
             warn_unmatched(self.candidates, self.metric, self.labels)
         warn_leaks(self._images, self.prompts)
@@ -156,7 +162,10 @@ class GenerationProblem(Problem):
             self.sorts["test"] = seal_labels(self.sorts["test"])
 
     def __repr__(self) -> str:
-        return f"GenerationProblem({self.provenance.get('task', self.metric)}; {self._sizes()})"
+        held = [part for part in self.provenance.get("held_out", ()) if part in self.labels]
+        note = f"; held out by image: {', '.join(held)}" if held else ""
+        task = self.provenance.get("task", self.metric)
+        return f"GenerationProblem({task}; {self._sizes()}{note})"
 
     def images(self, split: str) -> list:
         "Return the images of a `split`, one for each example."
@@ -211,27 +220,35 @@ class GenerationProblem(Problem):
 
 # %% ../../nbs/04_problems/05_generation.ipynb #9231e94b
 def load_task(
-    name: str,  # a key of `TASKS`
+    name: str | Path | Mapping,  # a key of `TASKS`, a file, a folder, or part -> file
     backbone: str | Backbone | None = None,  # with a text decoder; required for real images
     train: int | None = None,  # number of training examples; default: all
-    root: str | Path | None = None,  # the folder of a task on disk; default: below VLMADAPT_DATA
+    root: str | Path | None = None,  # folder of a named task, or of the images of one's own
     metric: str | None = None,  # a key of `METRICS`; default: the task's own
     candidates: Sequence[str] | None = None,  # answers to rank; default: the task's; () for none
     resize: Resize | None = None,  # how images become square; default: as the backbone does
+    fields: Mapping[str, Any] | None = None,  # field -> its name in files of one's own
+    seed: int = 0,  # of the images that are held out from a task of one's own
 ) -> GenerationProblem:
-    "Load a built-in task or one on disk."
-    task = choose(name, TASKS, "task")
+    """Load a built-in task, one of the datasets on disk, or one's own JSON, JSON lines or CSV.
+
+    Where there are no validation images, some of the training images are held out, which
+    `provenance["held_out"]` names; pairs of images become square by "squash" unless told otherwise.
+    """
     if backbone is None:
-        backbone = require_backbone(task.default_backbone, f"task {name}", _EXAMPLE_BACKBONE)
+        default = TASKS[name].default_backbone if isinstance(name, str) and name in TASKS else None
+        backbone = require_backbone(default, f"task {name}", _EXAMPLE_BACKBONE)
+    name, task, splits = open_task(name, root, fields, seed)
     own_metric = metric_name(task.metric)
     metric = metric_name(metric or task.metric)
     own = task.candidates if metric == "accuracy" else ()
     ranked = check_candidates(own if candidates is None else candidates, metric)
-    splits = read_task(name, root)
     if train is not None:
         images, examples = splits["train"]
         splits["train"] = images, examples[: convert(train, PositiveInteger, "train")]
     backbone = load_backbone(backbone)
+    if resize is None and _has_pairs(splits) and hasattr(backbone, "preprocess_cfg"):
+        resize = "squash"
     provenance = dict(
         task=name,
         backbone=backbone.name,
@@ -244,14 +261,27 @@ def load_task(
         provenance["metric"] = metric
     if candidates is not None:
         provenance["candidates"] = content_key(candidates=ranked)
+    if splits.held_out:
+        provenance["held_out"] = {**splits.held_out, "seed": splits.seed}
     return GenerationProblem(splits, metric, backbone, ranked, provenance, resize)
+
+
+def _has_pairs(splits):
+    return any(isinstance(image, ImagePair) for images, _ in splits.values() for image in images)
+
+
+def _file_name(image):
+    if isinstance(image, ImagePair):
+        return [Path(path).name for path in image]
+    return Path(image).name
 
 
 def _content(splits):
     parts = {}
     for split, (images, examples) in splits.items():
         drawn = isinstance(images, np.ndarray)
-        parts[split] = [images if drawn else [Path(image).name for image in images], repr(examples)]
+        names = images if drawn else [_file_name(image) for image in images]
+        parts[split] = [names, repr(examples)]
     return content_key(**parts)
 
 # %% ../../nbs/04_problems/05_generation.ipynb #658e19e5
