@@ -311,12 +311,19 @@ def read_own_task(
     splits = TaskSplits({("train" if part is None else part): x for part, x in parts.items()})
     if "train" not in splits:
         raise ValueError(f"{_title(source)}: no examples for train")
-    val = VAL_SHARE
-    if None in parts:
-        splits = splits.with_held_out("test", TEST_SHARE, seed)
-        val /= 1 - TEST_SHARE
-    splits = splits.with_held_out("val", val, seed)
+    try:
+        splits = _completed(splits, None in parts, seed)
+    except ValueError as error:
+        raise ValueError(f"{_title(source)}: {error}") from None
     return _own_spec(next(iter(kinds.values())), splits), splits
+
+
+def _completed(splits, is_whole, seed):
+    "Hold validation images out where there are none, and test images of a single file."
+    if not is_whole:
+        return splits.with_held_out("val", VAL_SHARE, seed)
+    splits = splits.with_held_out("test", TEST_SHARE, seed)
+    return splits.with_held_out("val", VAL_SHARE / (1 - TEST_SHARE), seed)
 
 
 def _own_spec(kind, splits):

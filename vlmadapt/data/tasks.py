@@ -150,9 +150,10 @@ def read_nlvr2(
     "Read statements about pairs of images in NLVR2's file."
     builder = SplitBuilder(images, path)
     for entry in lines(path):
-        label = entry.text("label").lower()
+        given = entry.text("label")
+        label = given.lower()
         if label not in TRUTH_WORDS:
-            raise RecordError(f"{entry.where}: label {quoted(label)} is neither True nor False")
+            raise RecordError(f"{entry.where}: label {quoted(given)} is neither True nor False")
         stem = entry.text("identifier").rpartition("-")[0]
         folder = f"{entry.whole('directory')}/" if "directory" in entry else ""
         left, right = (f"{folder}{stem}-img{n}.png" for n in range(2))
