@@ -8,8 +8,8 @@ __all__ = ['AdapterConfig', 'Backbone', 'BackboneSpec', 'Dataset', 'DatasetSpec'
            'cache', 'compare', 'create_method', 'evaluate', 'few_shot', 'fit', 'fit_many', 'from_features',
            'from_dataset', 'from_folder', 'get_model', 'hf_backbone', 'hyper_parameter', 'list_backbones',
            'list_datasets', 'list_methods', 'load_backbone', 'load_method', 'load_task', 'method_info',
-           'register_backbone', 'register_dataset', 'register_method', 'set_verbosity', 'show_versions', 'tune',
-           'verbosity']
+           'register_backbone', 'register_dataset', 'register_method', 'set_verbosity', 'show_versions', 'side_by_side',
+           'tune', 'verbosity']
 
 # %% ../nbs/10_api/00_api.ipynb #995d24f6
 import difflib
@@ -25,6 +25,7 @@ _MODULES = {
     "vlmadapt.core.verbosity": ("set_verbosity", "verbosity"),
     "vlmadapt.data.datasets": ("Dataset", "DatasetSpec", "list_datasets", "register_dataset"),
     "vlmadapt.data.images": ("Images",),
+    "vlmadapt.data.task_files": ("side_by_side",),
     "vlmadapt.methods": (
         "create_method",
         "list_methods",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from vlmadapt.data.datasets import Dataset, DatasetSpec, list_datasets  # noqa: F401
     from vlmadapt.data.datasets import register_dataset  # noqa: F401
     from vlmadapt.data.images import Images  # noqa: F401
+    from vlmadapt.data.task_files import side_by_side  # noqa: F401
     from vlmadapt.methods import create_method, list_methods, load_method  # noqa: F401
     from vlmadapt.methods import method_info, register_method  # noqa: F401
     from vlmadapt.methods.base import Method  # noqa: F401
@@ -137,6 +139,7 @@ _all_ = [
     "register_method",
     "set_verbosity",
     "show_versions",
+    "side_by_side",
     "tune",
     "verbosity",
 ]
