@@ -1,10 +1,12 @@
 """Pinned outputs of every method on fixed inputs, with counts, saved files and a small grid.
 
-`python tests/pins.py` writes `tests/pinned/`; `test_pins.py` compares. Write the files anew only
-for a change of values that is intended, and name the change in the commit.
+`python tests/pins.py [GROUP ...]` writes `tests/pinned/`, or what it has of some groups;
+`test_pins.py` compares. Write the files anew only for a change of values that is intended, and name
+the change in the commit.
 """
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -68,6 +70,9 @@ FEATURE_METHODS = {
             "raw": dict(node_scale="raw", act="identity"),
         }.items()
     },
+    "AMUTuning": ("AMUTuning", SHORT),
+    "AMUTuning moment": ("AMUTuning", dict(SHORT, uncertainty="moment")),
+    "AMUTuning own": ("AMUTuning", dict(SHORT, encoder="own")),
 }
 TOWER_METHODS = {
     "CoOp": ("CoOp", dict(n_ctx=4)),
@@ -94,7 +99,10 @@ TOWER_METHODS = {
 
 
 def feature_problem() -> FewShotProblem:
-    "Six classes of Gaussian features in float64, four support images with three views each."
+    """Six classes of Gaussian features in float64, four support images with three views each.
+
+    The auxiliary features are a narrower map of the same images.
+    """
     rng = np.random.default_rng(7)
     classes, width, shots, views = 6, 32, 4, 3
     centres = rng.normal(size=(classes, width))
@@ -105,13 +113,19 @@ def feature_problem() -> FewShotProblem:
 
     support, labels = draw(shots, 1.5)
     augmented = support + 0.3 * rng.normal(size=(views, *support.shape))
+    text = centres + rng.normal(size=centres.shape)
+    val, test = draw(3, 1.5), draw(5, 1.5)
+    text_neg = rng.normal(size=centres.shape)
+    second = rng.normal(size=(width, 20))
+    images = dict(train=augmented, val=val[0], test=test[0])
     return FewShotProblem.from_features(
         [f"class {k}" for k in range(classes)],
-        centres + rng.normal(size=centres.shape),
+        text,
         train=(augmented, labels),
-        val=draw(3, 1.5),
-        test=draw(5, 1.5),
-        text_neg=rng.normal(size=centres.shape),
+        val=val,
+        test=test,
+        text_neg=text_neg,
+        auxiliary={"second": {part: np.tanh(x @ second) for part, x in images.items()}},
     )
 
 
@@ -138,7 +152,7 @@ def feature_methods() -> tuple[dict, dict]:
     for label, (name, values) in FEATURE_METHODS.items():
         method = METHODS[name](problem, **values)
         fit(method, problem, seed=1, device="cpu", progress=False)
-        scores[label] = method.scores(problem.features.val)
+        scores[label] = method.scores(method.inputs(problem, "val"))
         facts[label] = described(method)
     return scores, facts
 
@@ -200,16 +214,18 @@ parameters:
 GROUPS = dict(features=feature_methods, towers=tower_methods, generation=generation_methods)
 
 
-def write() -> None:
-    "Measure all pins and write them to `FOLDER`."
+def write(groups: list[str]) -> None:
+    "Measure the pins of some groups, or all of them, and write them to `FOLDER`."
     FOLDER.mkdir(exist_ok=True)
-    facts = {}
-    for group, measure in GROUPS.items():
-        arrays, facts[group] = measure()
+    file = FOLDER / "facts.json"
+    facts = json.loads(file.read_text()) if groups else {}
+    for group in groups or GROUPS:
+        arrays, facts[group] = GROUPS[group]()
         arrays = {label: x.contiguous() for label, x in arrays.items()}
         save_file(arrays, FOLDER / f"{group}.safetensors")
-    facts["grid"] = small_grid()
-    (FOLDER / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    if not groups:
+        facts["grid"] = small_grid()
+    file.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
 
 
 def pinned(group: str) -> tuple[dict, dict]:
@@ -219,4 +235,4 @@ def pinned(group: str) -> tuple[dict, dict]:
 
 
 if __name__ == "__main__":
-    write()
+    write(sys.argv[1:])

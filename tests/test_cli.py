@@ -3,6 +3,7 @@
 import csv
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -388,6 +389,25 @@ def test_adapt_passes_its_options_on(photos, tmp_path, monkeypatch):
     assert (problem.provenance["shots"], problem.provenance["seed"]) == (1, 3)
 
 
+def test_adapt_with_a_second_encoder(photos, tmp_path, capsys):
+    "A stored method is tested with the second encoder that it was adapted with."
+    out = tmp_path / "x.safetensors"
+    line = f"adapt {photos} --backbone mini --auxiliary mini-rn --shots 2 --trials 0"
+    assert run_command(*line.split(), "--method", "AMUTuning", out=out) == 0
+    told = capsys.readouterr().out
+    problem = va.from_folder(photos, backbone="mini", shots=2, auxiliary="mini-rn")
+    method = va.adapt(problem, "AMUTuning", trials=0)
+    found = va.evaluate(method, problem)
+    assert f"test        accuracy {found['accuracy']:.1f}" in told
+    assert run_command("evaluate", out, photos, "--json") == 0
+    tested = json.loads(capsys.readouterr().out)
+    assert (tested["accuracy"], tested["predictions"]) == (found["accuracy"], found["predictions"])
+    line = f"adapt {photos} --backbone mini --shots 2 --trials 0 --method AMUTuning"
+    assert "features of a second image encoder (auxiliary=)" in refusal(
+        capsys, *line.split(), "--out", out
+    )
+
+
 def test_adapt_to_a_table(photos, tmp_path, capsys):
     table = tmp_path / "photos.csv"
     with table.open("w", newline="") as file:
@@ -419,6 +439,12 @@ def test_adapt_to_features(photos, tmp_path, capsys):
     drawn = va.FewShotProblem.from_bundle(folder, shots=2, seed=2)
     accuracy = va.evaluate(va.adapt(drawn, "TipAdapter", trials=0, seed=2), drawn)["accuracy"]
     assert f"test        accuracy {accuracy:.1f}" in told
+    assert run_command("evaluate", out, folder) == 0
+    second = tmp_path / "second"
+    shutil.copytree(folder, second)
+    line = f"adapt {folder} --auxiliary second --shots 2 --trials 0 --method AMUTuning"
+    assert run_command(*line.split(), out=out) == 0
+    assert va.load_method(out).input_width == 2 * problem.features.test.shape[1]
     assert run_command("evaluate", out, folder) == 0
     assert "--backbone does not go with" in refusal(capsys, "adapt", folder, "--backbone", "mini")
 

@@ -17,7 +17,7 @@ from vlmadapt.models.lora_prefix import PROJECTIONS, LowRankBranch, add_branches
 from vlmadapt.problems.batches import Batch
 from vlmadapt.problems.few_shot import few_shot
 from vlmadapt.problems.generation import load_task
-from vlmadapt.training.loop import fit, initialise_method, train
+from vlmadapt.training.loop import fit, initialise_method, make_optimizer, make_schedule, train
 from vlmadapt.training.tuning import tune
 
 LETTERS = dict(q="query", k="key", v="value", o="output")
@@ -378,3 +378,43 @@ def test_the_rate_is_selected_on_validation_images_where_it_is_asked_for():
         assert found.selection == "few_shot_val" and len(found.trials) == 2
     assert method_info("TwoSFS").cls.validation_free
     assert tune("TwoSFS", problem, trials=0, fixed=dict(epochs=1)).selection == "defaults"
+
+
+PUBLISHED = {  # what the released programs set, read in their code
+    "CLIPLoRA": dict(rank=2, alpha=1.0, dropout=0.25, lr=2e-4, lr_end=1e-6, weight_decay=1e-2)
+    | dict(epochs=500, batch_size=32, parts=("query", "key", "value"), layers="all"),
+    "TwoSFS": dict(first_share=0.6, lr=2e-4, lr_end=1e-6, weight_decay=1e-2, epochs=300)
+    | dict(batch_size=32, outer_norms=False, towers=("vision", "text")),
+    "PromptSRC": dict(text_weight=25.0, image_weight=10.0, lr=2.5e-3, weight_decay=5e-4)
+    | dict(epochs=50, batch_size=4, n_ctx=4, templates=60),
+    "AMUTuning": dict(alpha=0.5, merge=0.35, uncertainty="none", lr=1e-3, weight_decay=0.01)
+    | dict(eps=1e-4, epochs=50, batch_size=8),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_defaults_are_those_of_the_released_programs(name):
+    defaults = METHODS[name].defaults()
+    found = {n: defaults[n] for n in PUBLISHED[name]}
+    assert found == PUBLISHED[name]
+    assert METHODS[name].recipe["optimizer"] == ("sgd" if name == "PromptSRC" else "adamw")
+
+
+def test_the_rate_of_the_released_length_is_a_cosine_of_each_step():
+    "500 iterations a shot: the rate of the first and the last step, and of those between."
+    problem = few_shot("mini-digits", shots=2, seed=1)
+    method = METHODS["CLIPLoRA"](problem)
+    recipe, steps = method.hyper_parameters, len(method.batches(problem, seed=1))
+    optimizer = make_optimizer([method])
+    options = recipe["epochs"], steps, recipe["lr_end"]
+    scheduler = make_schedule(optimizer, recipe["schedule"], *options)
+    total = steps * recipe["epochs"]
+    assert total == 1000
+    rates = []
+    for _ in range(total):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    at = torch.arange(total, dtype=torch.float64)
+    expected = 1e-6 + (2e-4 - 1e-6) * (1 + torch.cos(torch.pi * at / total)) / 2
+    assert relative(torch.tensor(rates, dtype=torch.float64), expected) < 1e-9

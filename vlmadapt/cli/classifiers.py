@@ -29,12 +29,14 @@ from ..core.registry import choose
 
 # %% ../../nbs/09_cli/10_classifiers.ipynb #057cc798
 SOURCES = "a folder of images, a table of paths and labels, a folder of features, or a name"
-_FOR_IMAGES = ("backbone", "shots", "seed", "template", "class_names", "descriptions")
+_FOR_IMAGES = (
+    *("backbone", "auxiliary", "shots", "seed", "template", "class_names", "descriptions"),
+)
 OPTIONS_OF = {  # kind of source -> options that it takes
     "dataset": _FOR_IMAGES,
     "folder of images": (*_FOR_IMAGES, "on_corrupt"),
     "table": _FOR_IMAGES,
-    "folder of features": ("shots", "seed"),
+    "folder of features": ("auxiliary", "shots", "seed"),
     "task": ("backbone",),
 }
 
@@ -124,6 +126,8 @@ def _adapt_arguments(parser: CommandParser):
     add("source", help=SOURCES)
     add("--backbone", help="see `vlmadapt list backbones`; or any of open_clip, or hf-hub:...")
     default = f"{DEFAULT_METHODS['classification']}, for tasks {DEFAULT_METHODS['generation']}"
+    second = "a second image encoder, as for --backbone, or timm:MODEL; of a folder of features: "
+    add("--auxiliary", metavar="NAME", help=second + "another such folder")
     add("--method", help=f"see `vlmadapt list methods`; default: {default}")
     add("--shots", metavar="N", help="support images per class; default: 16")
     add("--trials", metavar="N", help="candidates to train; default: 16, 0 takes the defaults")
@@ -194,7 +198,8 @@ def _run_adapt(options: argparse.Namespace):
 
     _check_out(options.out)
     load_plugins(options)
-    chosen = given(options, "backbone", "shots", "seed", "template", "descriptions")
+    names = ("backbone", "auxiliary", "shots", "seed", "template", "descriptions")
+    chosen = given(options, *names)
     problem = load_problem(options.source, {**chosen, **_given_classes(options)})
     method = va.adapt(problem, **given(options, "method", "trials", "seed"))
     method.save(options.out)
@@ -213,6 +218,7 @@ ADAPT_COMMAND = Command(
         "my_images/ --backbone ViT-B-16 --method TipAdapter --shots 4 --trials 0": "no search",
         "oxford_pets --backbone RN50 --template 'a photo of a {}, a pet.'": "a known dataset",
         "photos.csv --backbone ViT-B-16 --class-names names.txt": "paths and labels",
+        "pets/ --backbone RN50 --auxiliary timm:resnet50 --method AMUTuning": "a second encoder",
         "./features/": "a folder with features.safetensors and classnames.json",
         "mini-digits --backbone mini --shots 4": "the built-in synthetic benchmark: seconds",
     },
@@ -377,6 +383,12 @@ def _run_evaluate(options: argparse.Namespace):
     if card["backbone"] is not None:
         backbone = card_backbone(card, options.file)  # the message names what was written
         defaults = dict(backbone=backbone, shots=1)  # only the test split is used
+    second = card["problem"].get("auxiliary", {})  # name -> encoder, or folder of features
+    if second:
+        defaults["auxiliary"] = {
+            name: made["backbone"] if isinstance(made, dict) else made
+            for name, made in second.items()
+        }
     method = va.load_method(file, backbone)
     problem = load_problem(options.source, _given_classes(options), defaults)
     metrics = [name.replace("-", "_") for name in options.metrics or ()]

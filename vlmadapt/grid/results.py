@@ -10,6 +10,7 @@ __all__ = ['PROVENANCE', 'PLAIN_FIELDS', 'METHOD_ORDER', 'ResultFile', 'read_res
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -111,24 +112,28 @@ def read_run(
     return found.results
 
 
+def _each_run(folders, problems) -> Iterator[tuple[Path, list[Result]]]:
+    "Yield the runs one after another, and add what is left out to `problems`."
+    seen = set()
+    for folder in folders:
+        for path in sorted(Path(folder).rglob("result.json")):
+            file = read_result_file(path)
+            fresh = [result for result in file.results if result.digest not in seen]
+            seen.update(result.digest for result in fresh)
+            problems.append(file.problem)
+            copies = len(file.results) - len(fresh)
+            if copies:
+                count = f"{copies} of {len(file.results)} results"
+                problems.append(f"{path}: {count} are copies of others and count once")
+            yield path.parent, fresh
+
+
 def read_runs_below(
     *folders: str | Path,  # outputs of one grid, or of many
 ) -> list[tuple[Path, list[Result]]]:  # folder of each run, and its results
     "Read every `result.json` below `folders`; copies count once, and one warning names the rest."
-    paths = [path for folder in folders for path in sorted(Path(folder).rglob("result.json"))]
-    found = []
-    problems = []
-    seen = set()
-    for path in paths:
-        file = read_result_file(path)
-        fresh = [result for result in file.results if result.digest not in seen]
-        seen.update(result.digest for result in fresh)
-        problems.append(file.problem)
-        copies = len(file.results) - len(fresh)
-        if copies:
-            count = f"{copies} of {len(file.results)} results"
-            problems.append(f"{path}: {count} are copies of others and count once")
-        found.append((path.parent, fresh))
+    problems: list[str] = []
+    found = list(_each_run(folders, problems))
     warn_left_out(problems)
     return found
 
@@ -144,10 +149,14 @@ def _scalars(values):
     return {k: v for k, v in values.items() if isinstance(v, (str, int, float))}
 
 
+@cache
+def _versions_text(versions):
+    return ", ".join(f"{name} {version}" for name, version in versions)
+
+
 def _line(result: Result, run: Path) -> dict[str, Any]:
     selection = result.selection
     environment = result.environment
-    versions = ", ".join(f"{name} {v}" for name, v in environment.versions.items())
     return {
         "grid": run.parent.name,
         "run": run.name,
@@ -159,11 +168,11 @@ def _line(result: Result, run: Path) -> dict[str, Any]:
         "candidates": selection.trials,
         "validation_value": selection.value,
         "hyper_parameters": result.hyper_parameters,
-        **result.cost.model_dump(exclude_none=True),
+        **{name: value for name, value in result.cost if value is not None},
         **{name: result.provenance.get(name) for name in PROVENANCE},
         "commit": environment.commit,
         "device": environment.device,
-        "versions": versions,
+        "versions": _versions_text(tuple(environment.versions.items())),
     }
 
 
@@ -207,9 +216,11 @@ def read_results(
     """
     lines = []
     settings: set[str] = set()
-    for run, results in read_runs_below(*folders):
+    problems: list[str] = []
+    for run, results in _each_run(folders, problems):  # one at a time: predictions are long
         lines += _lines(results, run)
         settings = settings.union(*(_scalars(result.settings) for result in results))
+    warn_left_out(problems)
     if not lines:
         shown = ", ".join(map(str, folders))
         raise ValueError(f"{shown}: no results there")

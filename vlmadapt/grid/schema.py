@@ -174,16 +174,15 @@ def check_digest(
     digest_of: Callable[[dict], str],  # function of a record without its digest
 ):
     "Raise RecordError where `record` differs from what its digest was made of."
-    name = name_of(record)
     content = {field: value for field, value in record.items() if field != "digest"}
     try:
         digest = digest_of(content)
     except RecursionError:
-        raise RecordError(f"{name}: nested too deeply") from None
+        raise RecordError(f"{name_of(record)}: nested too deeply") from None
     except (TypeError, ValueError) as e:
-        raise RecordError(f"{name}: {e}") from None
+        raise RecordError(f"{name_of(record)}: {e}") from None
     if record.get("digest") != digest:
-        raise RecordError(f"{name}: edited, it is not what its digest says")
+        raise RecordError(f"{name_of(record)}: edited, it is not what its digest says")
 
 
 def from_record(

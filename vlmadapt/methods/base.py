@@ -118,12 +118,21 @@ class Method(HyperParameters, TrainingHooks, MethodFiles, nn.Module):
     ) -> torch.Tensor:  # (N, K) scores
         "Return scores of the images of a `split` over the problem's class names."
         few_shot = cast(FewShotProblem, problem)
-        x: Any = self.inputs(few_shot, split)
         names = few_shot.class_names
-        new = [k for k, name in enumerate(names) if name not in self.class_names]
-        if not new or type(self).new_class_scores is Method.new_class_scores:
-            return self.scores(x, names)
-        return self._mixed_scores(x.to(self._dtype()), names, new, few_shot.features.text[new])
+        if not self._new_classes(names):
+            return self.scores(cast(Any, self.inputs(few_shot, split)), names)
+        return torch.cat(list(self._output_batches(few_shot, split)))
+
+    def predicted_classes(
+        self,
+        problem: FewShotProblem,  # with the split
+        split: str,  # which images
+    ) -> torch.Tensor:  # (N,) positions among the problem's class names
+        "Return the class of highest score of each image; scores are kept for one batch only."
+        own = type(self)
+        if own.outputs is not Method.outputs or own.scores is not Method.scores:
+            return self.outputs(problem, split).argmax(1)
+        return torch.cat([x.argmax(1) for x in self._output_batches(problem, split)])
 
     # building
 
@@ -272,7 +281,7 @@ class Method(HyperParameters, TrainingHooks, MethodFiles, nn.Module):
         if self.reads_images():
             images: Any = problem.images(split)
             return Pixels(images, self._image_backbone().preprocess)
-        return getattr(problem.features, split)
+        return problem.features.stored(split)
 
     def _image_backbone(self) -> Any:
         "The backbone that encodes images; by default the one that the card names."
@@ -306,22 +315,42 @@ class Method(HyperParameters, TrainingHooks, MethodFiles, nn.Module):
                 return self._scores_of(x, class_names=class_names, batch_size=batch_size)[1]
             if self.reads_images():
                 raise ValueError(f"{type(self).__name__} reads images, not features")
-            x = aligned(x.to(self._dtype()))
-        score = self.scorer(class_names or self.class_names)
-        batch_size = batch_size or (100 if self.reads_images() else 2048)
-        return torch.cat([score(Batch(rows.to(self.device))).cpu() for rows in x.split(batch_size)])
+        return torch.cat(list(self._score_batches(x, class_names or self.class_names, batch_size)))
 
     @torch.no_grad()
-    def _mixed_scores(self, x, names, new, text):
-        "Scores over `names`; those at the positions `new` were not fitted and have `text` rows."
-        found = x.new_zeros(len(x), len(names))
+    def _score_batches(self, x, names, batch_size=None):
+        "Yield the scores of features or pixels over `names`, batch by batch, on the CPU."
+        score = self.scorer(names)
+        for rows in x.split(batch_size or (100 if self.reads_images() else 2048)):
+            if not self.reads_images():
+                rows = aligned(rows.to(self._dtype()))
+            yield score(Batch(rows.to(self.device))).cpu()
+
+    def _new_classes(self, names):
+        "Positions among `names` of classes that were not fitted, where the method can score them."
+        if type(self).new_class_scores is Method.new_class_scores:
+            return []
+        return [k for k, name in enumerate(names) if name not in self.class_names]
+
+    @torch.no_grad()
+    def _output_batches(self, problem, split):
+        "Yield the scores of a `split`, batch by batch; classes not fitted have their text rows."
+        names = problem.class_names
+        new = self._new_classes(names)
+        x: Any = self.inputs(problem, split)
         fitted = [k for k in range(len(names)) if k not in set(new)]
-        if fitted:
-            found[:, fitted] = self.scores(x, [names[k] for k in fitted])
-        text = text.to(self.device, x.dtype)
-        rows = [self.new_class_scores(Batch(part.to(self.device)), text) for part in x.split(2048)]
-        found[:, new] = torch.cat(rows).cpu()
-        return found
+        scored = self._score_batches(x, [names[k] for k in fitted]) if fitted else iter(())
+        if not new:
+            yield from scored
+            return
+        text = problem.features.text[new].to(self.device, self._dtype())
+        for rows in x.split(2048):
+            rows = rows.to(self.device, self._dtype())
+            found = rows.new_zeros(len(rows), len(names), device="cpu")
+            if fitted:
+                found[:, fitted] = next(scored)
+            found[:, new] = self.new_class_scores(Batch(rows), text).cpu()
+            yield found
 
     def _scores_of(self, items, on_corrupt="refuse", class_names=None, batch_size=None):
         "The positions of the pictures that could be opened, and their scores."

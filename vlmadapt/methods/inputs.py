@@ -71,7 +71,7 @@ def _array_inputs(x: Any, width: int | None) -> torch.Tensor | list:
             else "; a grey picture has the shape (H, W, 1)"
         )
         raise _expected(_described(x) + turned, width)
-    return as_features(x, "features", width=width)
+    return as_features(x, "features", width=width, half=True)
 
 
 def _item_kind(item: Any, width: int | None) -> str:

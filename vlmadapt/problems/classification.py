@@ -67,7 +67,15 @@ class Features:
             known = sorted(self.names())
             raise ValueError(f"this problem has no {name!r} features; it has {known}")
         x = source if isinstance(source, torch.Tensor) else source()
+        x = x.float() if x.dtype == torch.float16 else x
         return check_rows(x, f"features.{name}") if x.is_floating_point() else x
+
+    def stored(self, name: str) -> torch.Tensor:
+        "Return an array without a copy: a memory-mapped one of half precision stays as it is."
+        source = self._sources.get(name)
+        if isinstance(source, torch.Tensor) and source.dtype == torch.float16:
+            return source
+        return getattr(self, name)
 
     def is_loaded(self, name: str) -> bool:
         "Return whether an array is in memory already."
@@ -100,7 +108,8 @@ def _one_dtype(arrays: dict) -> dict:
     "Return the arrays in double precision where any of them has it."
     if all(x is None or x.dtype != torch.float64 for x in arrays.values()):
         return arrays
-    return {name: None if x is None else x.double() for name, x in arrays.items()}
+    stored = {name: x for name, x in arrays.items() if x is None or x.dtype == torch.float16}
+    return {name: x.double() for name, x in arrays.items() if name not in stored} | stored
 
 
 def _pair(pair, split, class_names, width):
@@ -110,7 +119,8 @@ def _pair(pair, split, class_names, width):
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise ValueError(f"{split} must be a pair (features, labels), not {type(pair).__name__}")
     x, y = pair
-    x = as_features(x, f"{split} features", (2, 3) if split == "train" else (2,), width)
+    dimensions = (2, 3) if split == "train" else (2,)
+    x = as_features(x, f"{split} features", dimensions, width, half=split == "test")
     if y is None:
         return x, None
     if split == "test":
@@ -213,7 +223,8 @@ def _arrays(texts, pairs, auxiliary):
         arrays["views"] = views[None]
     arrays = _one_dtype(arrays | as_auxiliary(auxiliary, arrays))
     if views is not None:
-        arrays["train"] = arrays["views"].mean(0)
+        every = arrays["views"]
+        arrays["train"] = every.mean(0) if len(every) > 1 else every[0]
     if every is not None:
         arrays["owner"] = torch.arange(len(rows)).repeat_interleave(len(every))
     return arrays
@@ -293,13 +304,13 @@ class FewShotProblem(Problem):
 
     def compare(
         self,
-        output: torch.Tensor,  # (N, K) scores
+        output: torch.Tensor,  # (N, K) scores, or (N,) predicted classes
         truth: Any,  # (N,) labels as `as_labels` takes them
     ) -> dict[str, Any]:  # accuracy, macro_f1, per_class, predictions, correct, n
-        "Compare scores with labels."
+        "Compare scores or predicted classes with labels."
         truth = as_labels(truth, self.class_names, "test")
         same_count(len(output), truth, "test", "test images")
-        predicted = output.argmax(1)
+        predicted = output if output.ndim == 1 else output.argmax(1)
         return dict(
             **classification_metrics(predicted, truth, self.K),
             predictions=predicted.tolist(),

@@ -72,8 +72,8 @@ def _shared(x: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(x)
 
 
-def _numbers(x: Any, name: str) -> torch.Tensor:
-    "Return real numbers as a float32 or float64 tensor on the CPU."
+def _numbers(x: Any, name: str, half: bool = False) -> torch.Tensor:
+    "Return real numbers as a float32 or float64 tensor on the CPU; `half` leaves float16 too."
     if isinstance(x, torch.Tensor):
         if x.is_complex() or x.dtype == torch.bool:
             raise ValueError(f"{name} must be real numbers, not {str(x.dtype)[6:]}")
@@ -83,11 +83,12 @@ def _numbers(x: Any, name: str) -> torch.Tensor:
         if x.dtype.kind not in "fiu":
             raise ValueError(f"{name} must be real numbers, not {x.dtype}")
         x = _shared(x)
-    return x if x.dtype == torch.float64 else x.float()
+    kept = (torch.float64, torch.float16) if half else (torch.float64,)
+    return x if x.dtype in kept else x.float()
 
 # %% ../../nbs/04_problems/00_features.ipynb #bc1ee21b
 SHORTEST = 1e-12  # torch does not normalise rows below this length to 1
-CHUNK = 65_536  # rows that are checked at once
+CHUNK = 16_384  # rows that are checked at once
 
 
 def _faults(x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -120,6 +121,7 @@ def check_rows(
         raise ValueError(f"{name} have the shape {tuple(x.shape)}: rows of no numbers")
     count, first = {}, {}
     for start, chunk in enumerate(x.reshape(-1, x.shape[-1]).split(CHUNK)):
+        chunk = chunk.float() if chunk.dtype == torch.float16 else chunk
         for fault, rows in _faults(chunk).items():
             count[fault] = count.get(fault, 0) + int(rows.sum())
             first.setdefault(fault, start * CHUNK + int(rows.nonzero()[0]))
@@ -150,14 +152,15 @@ def as_features(
     dimensions: tuple[int, ...] = (2,),  # how many `x` may have
     width: int | None = None,  # D, where it is known
     rows: int | None = None,  # N, where it is known; only used to recognise transposed arrays
-) -> torch.Tensor:  # float32 or float64
+    half: bool = False,  # leave half precision as it is stored, where it may be memory-mapped?
+) -> torch.Tensor:  # float32 or float64, with `half` also float16
     "Return features as a tensor; raise ValueError for wrong shapes, types and rows."
-    half = getattr(x, "dtype", None) in (torch.float16, np.dtype(np.float16))
-    x = _numbers(x, name)
+    is_half = getattr(x, "dtype", None) in (torch.float16, np.dtype(np.float16))
+    x = _numbers(x, name, half)
     _check_shape(x, name, dimensions, width, rows)
     hint = (
         "; half precision holds at most 65504, store float32"
-        if half and bool(x.isinf().any())
+        if is_half and x.ndim and any(bool(part.isinf().any()) for part in x.split(CHUNK))
         else ""
     )
     return check_rows(x, name, hint)
@@ -314,7 +317,7 @@ def load_features(
     if "auxiliary" in needs:
         names += filter(is_auxiliary, features.names())
     for name in names:
-        getattr(features, name)
+        features.stored(name)
 
 
 def _auxiliary_views(x, views, what):

@@ -110,7 +110,8 @@ def evaluate(
     truth = problem.labels["test"]
     if isinstance(truth, SealedLabels):
         truth = truth._labels
-    output = method.outputs(problem, "test")
+    keep = problem.kind != "classification" or any(name in FURTHER_METRICS for name in metrics)
+    output = (method.outputs if keep else method.predicted_classes)(problem, "test")
     result = problem.compare(output, truth)
     if metrics:
         class_names = getattr(problem, "class_names", [])

@@ -323,6 +323,9 @@ PAPER_RULES = dict(  # method -> the rule in words, and the function that follow
     ProKeR=("the first best of 20 x 100 (ImageNet: 10 x 10) pairs on validation images", _proker),
     ProLIP=("no validation data: fixed hyper-parameters", _without_validation),
     AMUTuning=("the best test epoch", _amu_tuning),
+    PromptSRC=("no validation data: fixed hyper-parameters", _without_validation),
+    CLIPLoRA=("no validation data: fixed hyper-parameters", _without_validation),
+    TwoSFS=("no validation data: fixed hyper-parameters", _without_validation),
 )
 
 # %% ../../nbs/06_training/08_paper_protocol.ipynb #2b2fc6b5
