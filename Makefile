@@ -60,7 +60,7 @@ lab: $(READY) ## open JupyterLab on the first tutorial
 docs: $(READY) ## build the site in _docs/html
 	@$(BIN)/python tools/docs.py
 
-export: $(READY) ## write what is derived: the library, README.md, environment.yml; clean the notebooks
+export: $(READY) ## write what is derived: the library, README.md, environments, cells for visitors; clean the notebooks
 	@$(BIN)/nbdev_export
 	@$(BIN)/nbdev_clean
 	@$(BIN)/python tools/derived.py

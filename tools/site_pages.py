@@ -15,6 +15,7 @@ from vlmadapt.methods import METHODS, method_info
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("features", "prompts", "towers", "generation")
 SHOTS = 16
+MANY = 4  # methods of a page that are listed in a table
 REAL = {"clip_vitb32_stanford_cars": "Cars", "clip_vitb32_whurs19": "WHU-RS19"}
 OTHER_FILES = {"AMUTuning": "amu_tuning", "prompts": "towers", "towers": "towers"}
 SMALL = "mini-digits"
@@ -76,9 +77,11 @@ def best_result(info) -> str:
     "Return the largest gain over zero-shot that was measured, as a sentence, or nothing."
     own = measured(info.name, info.kind)
     places = [SMALL] if info.kind in ("prompts", "towers") else list(front_figures.PANELS)
-    own = own[(own["seeds"] >= front_figures.SEEDS) & own["dataset"].isin(places)]
+    own = own[own["dataset"].isin(places)]
+    three = own[own["seeds"] >= front_figures.SEEDS]
+    few = ", one seed" if three.empty else ""
     found = []
-    for line in own.itertuples():
+    for line in (own if three.empty else three).itertuples():
         level = front_figures.level(line.dataset, line.shots, info.kind)
         if level is not None:
             found.append((line.mean - level, line.dataset, line.shots, line.mean, level))
@@ -90,7 +93,7 @@ def best_result(info) -> str:
     images = "image" if shots == 1 else "images"
     return (
         f"**Best result**: {mean:.1f} % on {name} with {shots} {images} per class, {gain:+.1f} "
-        f"points over zero-shot ([report](../reports/{report}.ipynb))."
+        f"points over zero-shot{few} ([report](../reports/{report}.ipynb))."
     )
 
 
@@ -106,17 +109,32 @@ def facts(info) -> str:
     return "\n\n".join(filter(None, [*lines, best_result(info)]))
 
 
+def example(name: str, kind: str) -> str:
+    "Return three lines of use."
+    problem = 'va.from_folder("my_images/", backbone="ViT-B-16")'
+    if kind == "generation":
+        problem = 'va.load_task("mini-vqa", backbone="mini")'
+    value = "" if kind == "generation" else '["accuracy"]'
+    code = [f"problem = {problem}", f'method = va.adapt(problem, "{name}")']
+    code.append(f"va.evaluate(method, problem){value}")
+    return "```python\n" + "\n".join(code) + "\n```"
+
+
+def method_table(infos: list) -> str:
+    "Return the methods of a page that has many, one a line."
+    lines = ["| method | paper | when to use it |", "|---|---|---|"]
+    for info in infos:
+        paper = " · ".join([part for part in [info.paper.partition(":")[0], *links(info)] if part])
+        lines.append(f"| {info.name} | {paper} | {info.advice} |")
+    return "\n".join(lines)
+
+
 def method_head(infos: list, pictures: dict[str, str]) -> str:
     "Return what a method's page begins with; `pictures` are of methods."
     first = infos[0]
-    problem = 'va.from_folder("my_images/", backbone="ViT-B-16")'
-    if first.kind == "generation":
-        problem = 'va.load_task("mini-vqa", backbone="mini")'
-    value = "" if first.kind == "generation" else '["accuracy"]'
-    name = infos[-1].name if first.kind == "generation" else first.name
-    code = [f"problem = {problem}", f'method = va.adapt(problem, "{name}")']
-    code.append(f"va.evaluate(method, problem){value}")
-    parts = [facts(first), "```python\n" + "\n".join(code) + "\n```"]
+    if len(infos) > MANY:
+        return "\n\n".join([method_table(infos), example("PAdapter", first.kind)])
+    parts = [facts(first), example(first.name, first.kind)]
     parts += [facts(info) for info in infos[1:]]
     shown = [info.name for info in infos if info.name in pictures]
     if shown:
