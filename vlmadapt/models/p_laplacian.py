@@ -149,8 +149,7 @@ class EdgeWeights(torch.autograd.Function):
 
     @staticmethod
     def forward(M, d2, floor, p, mu, released):
-        if floor is not None:
-            d2 = torch.maximum(d2, floor[..., None])
+        d2 = d2.view_as(d2) if floor is None else torch.maximum(d2, floor[..., None])
         log_m = M.log()  # -inf where there is no edge
         log_d2 = d2.log()
         product = log_m + log_d2
@@ -205,7 +204,7 @@ def edge_weights(
     found = EdgeWeights.apply(M, d2, floor, p, mu, released)
     return found[0], found[1]
 
-
+# %% ../../nbs/02_models/11_p_laplacian.ipynb #f7e6f29a
 def plap_attention(
     M: torch.Tensor,  # (..., N1, N2) attention matrix, zero where masked
     q: torch.Tensor,  # (..., N1, D) query nodes
