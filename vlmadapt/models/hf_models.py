@@ -161,9 +161,7 @@ class HfModel(nn.Module):
         if self.prefix_end is not None and offset == 0:
             inputs["token_type_ids"] = self.prefix_ended(tokens).long()
         x = self.embeddings(patches, tokens)[:, offset:]
-        out = self.body(
-            inputs_embeds=x, past_key_values=past, use_cache=past is not None, **inputs
-        )
+        out = self.body(inputs_embeds=x, past_key_values=past, use_cache=past is not None, **inputs)
         return out.last_hidden_state
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:  # (..., D) -> (..., V)
