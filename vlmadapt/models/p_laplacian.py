@@ -141,8 +141,8 @@ def squared_distances(
 class EdgeWeights(torch.autograd.Function):
     """The weights of one step with degrees of 1, and their gradient in few passes.
 
-    Logits are a * log(M) + (p/2 - 1) * log(d2); a is p/2, or 1 in the released form. Returned beside
-    the weights of edges and nodes are log(M * d2) and d2, which the gradient needs.
+    Logits are a * log(M) + (p/2 - 1) * log(d2); a is p/2, or 1 in the released form. Returned
+    beside the weights of edges and nodes are log(M * d2) and d2, which the gradient needs.
     """
 
     generate_vmap_rule = True
