@@ -238,7 +238,7 @@ def hf_backbone(
     model: Any,  # of transformers, for images and text; it is frozen and not changed otherwise
     processor: Any,  # of transformers
     name: str | None = None,  # for messages and cards; default: where the model was loaded from
-    template: str | None = None,  # of a prompt, with {image} and {prompt}; default: the chat template
+    template: str | None = None,  # of a prompt, with {image}, {prompt}; default: chat template
     side: int | None = None,  # of the square that an image becomes first; default: as needed
 ) -> HfBackbone:
     "Make a backbone of a loaded model of transformers and its processor."

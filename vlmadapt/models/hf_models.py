@@ -47,8 +47,8 @@ def check_decoder(
         raise ValueError(f"{name} does not generate text about images")
     if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
         raise ValueError(
-            f"{name} reads prompts in an encoder of their own; a decoder is needed that reads image "
-            "and prompt. Use va.get_model(model, va.PAdapterConfig(...)) with transformers' Trainer"
+            f"{name} reads prompts in an encoder of their own; a decoder is needed that reads "
+            "image and prompt. Use va.get_model(model, va.PAdapterConfig(...)) with transformers' Trainer"
         )
     if "qformer_input_ids" in inspect.signature(core.forward).parameters:
         raise ValueError(f"{name}: its image tokens depend on the prompt, which is not supported")
@@ -161,9 +161,7 @@ class HfModel(nn.Module):
         if self.prefix_end is not None and offset == 0:
             inputs["token_type_ids"] = self.prefix_ended(tokens).long()
         x = self.embeddings(patches, tokens)[:, offset:]
-        out = self.body(
-            inputs_embeds=x, past_key_values=past, use_cache=past is not None, **inputs
-        )
+        out = self.body(inputs_embeds=x, past_key_values=past, use_cache=past is not None, **inputs)
         return out.last_hidden_state
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:  # (..., D) -> (..., V)
@@ -271,7 +269,8 @@ class HfBlock(TowerBlock):
             parameter.data = at_least_single(parameter.data)
         path, _, last = self.name.rpartition(".")
         if kind == "ffn" and parallel:
-            return self._beside(path, adapter)
+            self._beside(path, adapter)
+            return
         attention = attention_of(self.block, self.name)
         layer = AdaptedLinear(self.projection, adapter.site)
         setattr(self.block.get_submodule(path), last, layer)
@@ -357,6 +356,6 @@ def _(model: HfModel):
 @add_prefix.register
 def _(model: HfModel, length=16, seed=1):
     raise ValueError(
-        f"{type(model.core).__name__} takes no prefix here; use LoRA, Adapter or PAdapter, or peft's "
-        "PrefixTuningConfig"
+        f"{type(model.core).__name__} takes no prefix here; use LoRA, Adapter or PAdapter, or "
+        "peft's PrefixTuningConfig"
     )

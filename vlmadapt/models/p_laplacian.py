@@ -141,16 +141,15 @@ def squared_distances(
 class EdgeWeights(torch.autograd.Function):
     """The weights of one step with degrees of 1, and their gradient in few passes.
 
-    Logits are a * log(M) + (p/2 - 1) * log(d2); a is p/2, or 1 in the released form. Returned beside
-    the weights of edges and nodes are log(M * d2) and d2, which the gradient needs.
+    Logits are a * log(M) + (p/2 - 1) * log(d2); a is p/2, or 1 in the released form. Returned
+    beside the weights of edges and nodes are log(M * d2) and d2, which the gradient needs.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(M, d2, floor, p, mu, released):
-        if floor is not None:
-            d2 = torch.maximum(d2, floor[..., None])
+        d2 = d2.view_as(d2) if floor is None else torch.maximum(d2, floor[..., None])
         log_m = M.log()  # -inf where there is no edge
         log_d2 = d2.log()
         product = log_m + log_d2
@@ -205,7 +204,7 @@ def edge_weights(
     found = EdgeWeights.apply(M, d2, floor, p, mu, released)
     return found[0], found[1]
 
-
+# %% ../../nbs/02_models/11_p_laplacian.ipynb #f7e6f29a
 def plap_attention(
     M: torch.Tensor,  # (..., N1, N2) attention matrix, zero where masked
     q: torch.Tensor,  # (..., N1, D) query nodes
