@@ -178,14 +178,14 @@ class GenerationMethod(Method):
         self,
         inputs: Any,  # paths, PIL images or arrays of pixels: one or a list
         texts: str | list[str] | None = None,  # questions or prompts: one for all, or one for each
-        batch_size: int = 128,  # questions at once
+        batch_size: int | None = None,  # questions at once; default: as in `answer_prompts`
         **search: Any,  # arguments of `generate`, where no candidates are ranked
     ) -> list[str]:  # one answer for each image
         "Answer with one of the candidates where there are any, else with generated text."
         items = as_inputs(inputs)
         if isinstance(items, torch.Tensor):
             raise ValueError(f"{type(self).__name__} reads images, not features")
-        batch_size = convert(batch_size, PositiveInteger, "batch_size")
+        batch_size = convert(batch_size, PositiveInteger | None, "batch_size")
         prompts = _prompts(texts, len(items))
         images: Any = items
         rows = list(range(len(items)))

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from ..core.texts import shortened
 from .adapters import GCNAdapterLayer, PAdapterLayer
 from .blocks import at_least_single, block_forward, causal_mask, key_values
-from .decoding import END, PAD, START, all_logits, pad_rows, text_states, text_tokens
+from .decoding import all_logits, text_states
+from .tokens import END, PAD, START, pad_rows, text_tokens
 from .vocabulary import distinct_columns
 
 # %% ../../nbs/02_models/19_answer_losses.ipynb #4bf5cd3a

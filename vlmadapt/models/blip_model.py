@@ -17,6 +17,7 @@ from torch import nn
 from ..core.extras import require
 from .answer_losses import decoder_states, token_losses
 from .backbones import Backbone
+from .blocks import split_heads
 from .decoding import all_logits, check_causal, image_tokens, stepper
 from .open_clip_import import import_open_clip
 
@@ -168,6 +169,19 @@ class BlipStepper:
         self.tokens = torch.zeros(len(images), 0, dtype=torch.long, device=images.device)
         self.cache = model.past(len(images)) if cache else None
         self.length = 0
+        if cache:
+            self._read_images()
+
+    def _read_images(self):
+        "Cache the keys and values of the images, once for all prompts about an image."
+        for n, layer in enumerate(self.model.text_decoder.bert.encoder.layer):
+            attention = layer.crossattention.self
+            heads = attention.num_attention_heads
+            pair = [
+                split_heads(part(self.patches), heads) for part in (attention.key, attention.value)
+            ]
+            self.cache.cross_attention_cache.update(*pair, n)
+            self.cache.is_updated[n] = True
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         if self.cache is None:

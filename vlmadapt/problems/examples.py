@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VQA_VERSION', 'METRICS', 'TASK_METRICS', 'SPLITS', 'COMPARED', 'SIZES_READ', 'score_vqa', 'score_exact',
            'score_captions', 'metric_name', 'clean_example', 'clean_split', 'check_scorable', 'check_candidates',
-           'warn_unmatched', 'Lengths', 'check_lengths', 'warn_leaks', 'warn_crops']
+           'warn_unmatched', 'Lengths', 'check_lengths', 'warn_unknown_words', 'warn_leaks', 'warn_crops']
 
 # %% ../../nbs/04_problems/04_examples.ipynb #a1d14f5f
 import os
@@ -21,7 +21,7 @@ from ..core.hashing import content_key
 from ..core.registry import choose
 from ..core.texts import shortened
 from ..core.values import NonNegativeInteger, convert
-from ..data.task_files import Example
+from ..data.task_files import Example, ImagePair
 from vlmadapt.data.text_metrics import (
     FEWEST_ANSWERS,
     caption_scores,
@@ -32,8 +32,9 @@ from vlmadapt.data.text_metrics import (
     words_of,
 )
 from ..models.backbones import Backbone, load_backbone
-from ..models.decoding import text_tokens
 from ..models.pixels import kept_share
+from ..models.tokens import text_tokens
+from ..models.vocabulary import unknown_words
 
 # %% ../../nbs/04_problems/04_examples.ipynb #4bafd07f
 VQA_VERSION = "2021"  # of the official program, part of a problem's provenance
@@ -300,9 +301,28 @@ def _too_long(split, found, room):
         f"long, the context holds {room}{more}; shorten it or leave the example out"
     )
 
+# %% ../../nbs/04_problems/04_examples.ipynb #3eb86652
+def warn_unknown_words(
+    backbone: Backbone,  # holds the tokenizer and the model
+    prompts: dict,  # split -> prompts
+    labels: dict,  # split -> answers of each example; those of test are not looked at
+    candidates: list[str],  # answers to rank
+) -> None:
+    "Warn once of words that the backbone does not know."
+    seen = [answers for split in ("train", "val") for answers in labels.get(split, ())]
+    texts = [text for found in (*prompts.values(), candidates, *seen) for text in found]
+    words = unknown_words(backbone.model, backbone.tokenizer, texts)
+    if words:
+        shown = ", ".join(map(repr, map(shortened, words[:5])))
+        more = f" and {len(words) - 5} more" if words[5:] else ""
+        message = f"words that {backbone.name} does not know: {shown}{more}; it reads them as one"
+        warnings.warn(f"{message} and does not generate them", stacklevel=2)
+
 # %% ../../nbs/04_problems/04_examples.ipynb #f456ff72
 def _identity(image):
     "Return the path of an image, or a hash of its pixels."
+    if isinstance(image, ImagePair):
+        return tuple(map(os.path.abspath, image))
     if isinstance(image, (str, Path)):
         return os.path.abspath(image)
     return content_key(image=np.asarray(image))
@@ -343,6 +363,9 @@ SIZES_READ = 2000  # images whose size is read when a problem is built
 
 
 def _image_size(image):
+    if isinstance(image, ImagePair):
+        (w1, h1), (w2, h2) = map(_image_size, image)
+        return w1 * h2 + w2 * h1, h1 * h2  # in the proportion of the picture side by side
     if isinstance(image, np.ndarray):
         return image.shape[1::-1]
     if isinstance(image, Image.Image):
