@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEARCH', 'Stepper', 'text_states', 'all_logits', 'image_tokens', 'UncachedStepper', 'check_causal', 'CachedStepper',
-           'stepper', 'without_padding', 'greedy_search', 'beam_search', 'text_tokens', 'start_tokens', 'prompt_tokens',
-           'pad_rows', 'generate']
+           'stepper', 'without_padding', 'greedy_search', 'beam_search', 'generate']
 
 # %% ../../nbs/02_models/18_decoding.ipynb #365da1f2
 from collections.abc import Sequence
@@ -331,56 +330,6 @@ def beam_search(
             return beams.tokens[::num_beams], scores
         step.select(rows)
         words, found = _top_words(step, token, k, pad)
-
-# %% ../../nbs/02_models/18_decoding.ipynb #c38cb65b
-def text_tokens(
-    tokenizer: Any,  # of a backbone
-    text: str,  # a prompt or an answer
-) -> list[int]:  # without start and end, uncut
-    "Tokenize one text; padding tokens in it are left out."
-    return [token for token in tokenizer.encode(text) if token != PAD]
-
-
-def start_tokens(
-    tokenizer: Any,  # of a backbone
-    prompt: str,
-) -> list[int]:
-    "Tokenize one prompt, from the start token on."
-    if hasattr(tokenizer, "prompt"):  # it writes prompts as its model wants them
-        return tokenizer.prompt(prompt)
-    start = getattr(tokenizer, "start", START)  # CLIP's tokenizer does not name it
-    return [start, *text_tokens(tokenizer, prompt)]
-
-
-def prompt_tokens(
-    tokenizer: Any,  # of a backbone
-    prompts: Sequence[str | list[int]],  # B prompts, or their tokens
-    context_length: int,  # of the model
-) -> list[list[int]]:  # start token and prompt, for each
-    "Tokenize prompts; refuse one that leaves no room for a new token."
-    rows = []
-    for prompt in prompts:
-        if isinstance(prompt, list):
-            rows.append(prompt)
-            continue
-        if not isinstance(prompt, str):
-            raise ValueError(f"task prompt: expected a text, got {prompt!r:.60}")
-        row = start_tokens(tokenizer, prompt)
-        if len(row) >= context_length:
-            raise ValueError(
-                f"task prompt {shortened(prompt)!r} is {len(row)} tokens long, the decoder "
-                f"reads {context_length} and needs one of them to answer; shorten it"
-            )
-        rows.append(row)
-    return rows
-
-
-def pad_rows(
-    rows: Sequence[Sequence[int]],  # B lists of tokens
-) -> torch.Tensor:  # (B, T)
-    "Stack lists of tokens, padded on the right."
-    tensors = [torch.tensor(row) for row in rows]
-    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=PAD)
 
 # %% ../../nbs/02_models/18_decoding.ipynb #aa9545b4
 SEARCH = {"min_new_tokens": NonNegativeInteger, "length_penalty": Real}
