@@ -83,6 +83,7 @@ class MethodInfo:
     paper: str = ""
     arxiv: str = ""
     source: str = ""  # address of the reference implementation
+    other: "MethodInfo | None" = None  # of the same name, for tasks of generation
 
     def __repr__(self) -> str:
         trained = "training-free" if self.training_free else "trained"
@@ -98,6 +99,8 @@ class MethodInfo:
         table = self.hyper_parameters[["default", "range", "search"]]
         if len(table):
             lines += ["", table.to_string()]
+        if self.other is not None:
+            lines += ["", repr(self.other)]
         return "\n".join(lines)
 
 
