@@ -110,7 +110,9 @@ def information(
     "Import a registered method and return what is known of it."
     cls = entry.load()
     summary = (cls.__doc__ or "").strip().partition("\n")[0]
-    references = {name: str(getattr(cls, name, "")) for name in ("paper", "arxiv", "source")}
+    references: dict[str, Any] = {
+        name: str(getattr(cls, name, "")) for name in ("paper", "arxiv", "source")
+    }
     return MethodInfo(
         name=entry.name,
         kind=entry.kind,
