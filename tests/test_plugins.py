@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,9 @@ from conftest import run_command, write_experiment
 from PIL import Image
 from safetensors.torch import save_file
 
+from vlmadapt.core import plugins
 from vlmadapt.core.plugins import load_plugin, locate_plugin
+from vlmadapt.data.datasets import DATASETS
 from vlmadapt.grid import runner
 from vlmadapt.grid.entries import method_entry, result_key
 from vlmadapt.grid.params import read_runs
@@ -107,6 +111,21 @@ methods = sorted(read_results(folder)["method"].unique())
 Path(save, "table.md").write_text(", ".join(methods))
 """
 # -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(tmp_path, monkeypatch):
+    "After a test the plug-ins, their modules and what they have registered are forgotten."
+    assert len(METHODS) and len(DATASETS)  # what registers when it is first asked has done so
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(plugins, "_FILES", {**plugins._FILES})
+    with ExitStack() as stack:
+        for table in (METHODS._classification, METHODS._generation, DATASETS._items):
+            stack.enter_context(mock.patch.dict(table))
+        yield
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.fixture

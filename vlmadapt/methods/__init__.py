@@ -9,6 +9,7 @@ __all__ = ['DEFAULT_METHODS', 'METHODS', 'list_methods', 'method_info', 'resolve
 # %% ../../nbs/05_methods/99_methods.ipynb #0f91a08d
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -100,12 +101,15 @@ def list_methods(
 
 def method_info(
     name: str,  # of a method, or "package.module:Class"
-    kind: Kind | None = None,  # where one name stands for methods of two kinds
+    kind: Kind | None = None,  # default: all that the name stands for
 ) -> "MethodInfo":
     "Describe a method: what it needs and trains, and its hyper-parameters with their ranges."
     from vlmadapt.methods.information import information
 
-    return information(METHODS.entry(name, kind))
+    found = information(METHODS.entry(name, kind))
+    if kind is None and found.kind != "generation" and name in METHODS.names("generation"):
+        return replace(found, other=information(METHODS.entry(name, "generation")))
+    return found
 
 # %% ../../nbs/05_methods/99_methods.ipynb #f3b142f0
 def resolve_method(

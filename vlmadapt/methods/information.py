@@ -102,6 +102,8 @@ class MethodInfo:
         table = self.hyper_parameters[["default", "range", "search"]]
         if len(table):
             lines += ["", table.to_string()]
+        if self.other is not None:
+            lines += ["", repr(self.other)]
         return "\n".join(lines)
 
 
