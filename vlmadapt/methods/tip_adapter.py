@@ -89,11 +89,12 @@ class TipAdapter(Method):
     ) -> torch.Tensor:  # (B, K)
         "The equation above."
         slots = by_class(keys, self.place, self.held).flatten(0, 1)
-        products = F.normalize(x, dim=-1) @ slots.T
+        z = F.normalize(x, dim=-1)
+        products = z @ slots.T
         # exp(-beta * (1 - products)) in place: the largest tensor of the method
         affinity = (products * beta).sub_(beta).exp_()
         votes = class_sums(affinity, self.held, self.place.numel())
-        return self.cosine_logits(x, self.text) + alpha * votes
+        return self.logit_scale * z @ self.text.T + alpha * votes
 
     new_class_scores = Method.zero_shot_scores  # a new class has no keys
 
