@@ -146,7 +146,9 @@ def main():
         for name in LOOPS:
             row = measure(name, size, options.repeats)
             rows.append(row)
-            print(f"{size:9} {name:12} fit {row['fit_s']:.3f} s plain {row['plain_s']:.3f} s", end="")
+            print(
+                f"{size:9} {name:12} fit {row['fit_s']:.3f} s plain {row['plain_s']:.3f} s", end=""
+            )
             print(f" ratio {row['ratio']:.2f}", flush=True)
     if options.out:
         found = dict(environment=environment(), load=os.getloadavg()[0], rows=rows)
