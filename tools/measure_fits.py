@@ -3,7 +3,7 @@
     python tools/measure_fits.py --out outputs/measured/fits.json
 
 Features are random unit rows, 16 images per class. A ratio is that of processor seconds
-(ours / plain), the median of alternating repeats in one process: at most 1 where `fit` costs nothing.
+(ours / plain), the median of alternating repeats in one process; at most 1 where `fit` is free.
 The building of a method is measured too, as a loop builds its tensors.
 """
 
