@@ -95,7 +95,7 @@ def command(told, file, out, environment, kernels, limit, options):
         crash_hook.install(files.write_hooks)
     if not kernels:
         runs.run_notebook = run_here
-    runner.has_loopback = lambda: False
+    runner.cores = lambda: 1
     print_to(told)
     if limit is not None:
         limit_files(limit)

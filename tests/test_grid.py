@@ -63,9 +63,8 @@ parameters:
 """
 CALL = """import sys
 from vlmadapt.cli import main
-from vlmadapt.grid import runner
-if "ALONE" in sys.argv: runner.has_loopback = lambda: False
-sys.exit(main(["grid", sys.argv[1], "--out", sys.argv[2], "--workers", "2"]))"""
+ray = ["--address", "local"] if "RAY" in sys.argv else []
+sys.exit(main(["grid", sys.argv[1], "--out", sys.argv[2], "--workers", "2", *ray]))"""
 DEADLINE_S = 300
 
 
@@ -137,18 +136,21 @@ def alive(marker):
 
 
 @pytest.mark.parametrize(
-    "files_that_count, at, who, code",
+    "mode, files_that_count, at, who, code",
     [
-        ("*/status.txt", 2, "self", -signal.SIGKILL),  # the driver
-        ("*/results/*.json", 3, "everything", -signal.SIGKILL),
-        ("*/run.ipynb", 2, "self", 0),  # a worker of Ray, which starts the run again
+        ("RAY", "*/status.txt", 2, "self", -signal.SIGKILL),  # the driver
+        ("RAY", "*/results/*.json", 3, "everything", -signal.SIGKILL),
+        ("RAY", "*/run.ipynb", 2, "self", 0),  # a worker of Ray, which starts the run again
+        ("", "*/status.txt", 2, "self", -signal.SIGKILL),
+        ("", "*/run.ipynb", 3, "self", -signal.SIGKILL),
+        ("", "*/results/*.json", 3, "everything", -signal.SIGKILL),
     ],
 )
-def test_killed_grid_goes_on(params, tmp_path, files_that_count, at, who, code):
+def test_killed_grid_goes_on(params, tmp_path, mode, files_that_count, at, who, code):
     file = params()
     out = tmp_path / "outputs"
     point = crash_hook.choice(tmp_path / "counter", at, "before", files_that_count, who)
-    process = start(file, out, **point)
+    process = start(file, out, mode, **point)
     told, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == code, told
     assert (tmp_path / "counter").stat().st_size >= at
@@ -165,7 +167,7 @@ def test_killed_grid_goes_on(params, tmp_path, files_that_count, at, who, code):
 
 
 @pytest.mark.parametrize(
-    "mode, number", [("ray", signal.SIGHUP), ("ALONE", signal.SIGTERM), ("ALONE", signal.SIGINT)]
+    "mode, number", [("RAY", signal.SIGHUP), ("", signal.SIGTERM), ("", signal.SIGINT)]
 )
 def test_signal_ends_the_grid_and_all_its_processes(params, tmp_path, mode, number):
     marker = ("GRID_OF_TEST", str(tmp_path))
@@ -181,6 +183,7 @@ def test_signal_ends_the_grid_and_all_its_processes(params, tmp_path, mode, numb
     assert process.returncode == 128 + number
     assert told.splitlines()[-1] == STOPPED and "Traceback" not in told
     assert not alive(marker)
+    assert not list((tmp_path / "outputs").rglob("error.txt"))  # stopped is not failed
 
 
 def test_local_grid_listens_on_loopback_only():
@@ -329,7 +332,7 @@ def refused(capsys, file, code=2, **options):
 @pytest.fixture
 def alone(monkeypatch):
     "One run after another, and the notebook in this process."
-    monkeypatch.setattr(runner, "has_loopback", lambda: False)
+    monkeypatch.setattr(runner, "cores", lambda: 1)
 
 
 @pytest.mark.parametrize("kind", ["file", "below", "proc", "long", "deep", "status"])
@@ -404,7 +407,7 @@ def test_nothing_hangs_on_a_pipe_or_a_folder(params, tmp_path, capfd, monkeypatc
         exec(BODY, {**values, **parameters})
 
     monkeypatch.setattr(runs, "run_notebook", run_here)
-    monkeypatch.setattr(runner, "has_loopback", lambda: False)
+    monkeypatch.setattr(runner, "cores", lambda: 1)
     (run,) = read_runs(small(params), tmp_path / "outputs")
     run.folder.mkdir(parents=True)
     place = run.folder / name

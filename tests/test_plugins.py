@@ -252,8 +252,9 @@ def test_own_experiment_and_report_by_path(own, capsys):
 
 @pytest.mark.slow
 def test_a_report_is_added_to_a_grid_that_is_finished(own, capsys, monkeypatch):
-    "And Ray is not there: the status file counts all the same."
+    "And Ray cannot share GPUs out: the status file counts all the same."
     monkeypatch.setattr(runner, "has_loopback", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     text = "experiment: ./my_experiment.ipynb\nparameters: {methods: [ZeroShot], seeds: [1, 2]}\n"
     file = params(own, text)
     with pytest.warns(UserWarning, match="no loopback network"):

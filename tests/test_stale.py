@@ -344,7 +344,7 @@ def test_only_what_changed_is_superseded(grid):
 
 
 def test_grid_counts_superseded_results_and_announces_reports_that_exist(grid, capsys, monkeypatch):
-    monkeypatch.setattr("vlmadapt.grid.runner.has_loopback", lambda: False)
+    monkeypatch.setattr("vlmadapt.grid.runner.cores", lambda: 1)
     grid(trials=4)
     run_command("grid", "tiny.yml")
     told = capsys.readouterr().out

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vlmadapt as va
 from vlmadapt.methods import METHODS
+from vlmadapt.reporting.bench_parts import exact_float32
 from vlmadapt.training import batched
 from vlmadapt.training.loop import make_optimizer
 
@@ -84,3 +86,105 @@ def test_a_step_of_training_does_not_wait_for_the_gpu(problem, name):
             step(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+# operators whose result the processor has to wait for
+WAITING = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "is_nonzero", "unique")
+
+
+class Waits(TorchDispatchMode):
+    "Counts the operators for which a processor would wait for a GPU."
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket.__name__.startswith(WAITING)
+        return function(*args, **(kwargs or {}))
+
+
+def waits(problem, name, runs, batch_size):
+    values = dict(epochs=2, batch_size=batch_size, drop_last=False)
+    rates = [1e-3 * (i + 1) for i in range(runs)]
+    with Waits() as found:
+        va.fit_many([(METHODS[name], dict(lr=lr, **values), problem, 1) for lr in rates])
+    return found.count
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize(
+    "name", ["TaskRes", "GraphAdapter", "HeGraphAdapter", "TipAdapterF", "CLIPAdapter"]
+)
+def test_waits_do_not_depend_on_the_number_of_steps(problem, name, runs):
+    "No number is read in a step: what a GPU would be waited for happens once an epoch at most."
+    waits(problem, name, runs, 40)  # constants of the problem
+    one_step = waits(problem, name, runs, 40)
+    assert one_step == waits(problem, name, runs, 8)  # five steps
+
+
+def test_waits_are_counted():
+    x = torch.ones(3)
+    with Waits() as found:
+        float(x.sum())
+        bool((x > 0).all())
+        x.tolist()
+    assert found.count >= 2
+
+
+def test_exact_float32_restores_what_it_changes():
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    with exact_float32():
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cudnn.allow_tf32
+    assert before == (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compares a GPU with the processor")
+@pytest.mark.parametrize("name", ["TaskRes", "GraphAdapter", "HeGraphAdapter", "TipAdapterF"])
+def test_a_gpu_finds_what_the_processor_finds(problem, name):
+    def scores(device):
+        method = va.fit(METHODS[name](problem, epochs=5), problem, device=device)
+        return method.scores(problem.features.train)
+
+    with exact_float32():
+        torch.testing.assert_close(scores("cuda"), scores("cpu"), rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["CoOp", "MuDPT"])
+def test_towers_train_and_predict_under_autocast(name):
+    "In the backbone's precision, both where they are trained and where they predict."
+    problem = va.few_shot("mini-digits", shots=1)
+    problem.backbone.precision, precision = "bf16", problem.backbone.precision
+    entered = []
+    whole = type(problem.backbone).autocast
+
+    def counted(self):
+        entered.append(self.precision)
+        return whole(self)
+
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(problem.backbone), "autocast", counted)
+            method = METHODS[name](problem, epochs=1)
+            va.fit(method, problem, progress=False)
+            trained = len(entered)
+            method.scores(method.inputs(problem, "train"))
+    finally:
+        problem.backbone.precision = precision
+    assert trained > 0 and len(entered) > trained and set(entered) == {"bf16"}
+
+
+@pytest.mark.parametrize("equal_rates", [True, False])
+def test_the_optimiser_sees_one_tensor_for_neighbours(problem, equal_rates):
+    rates = [1e-3, 1e-3, 1e-3] if equal_rates else [1e-2, 1e-3, 1e-2]
+    methods = [METHODS["TaskRes"](problem, lr=lr) for lr in rates]
+    stack = batched.Stacked(methods)
+    optimizer = make_optimizer(methods)
+    joined = [stack.joined(group["params"]) for group in optimizer.param_groups]
+    shapes = [[len(x) for x in group] for group in joined]
+    assert shapes == ([[3]] if equal_rates else [[1, 1], [1]])
+    for group in joined:
+        for part in group:
+            part.add_(1.0)
+    assert all((method.X == 1).all() for method in methods)

@@ -7,6 +7,7 @@ __all__ = ['GRID_COMMAND', 'REPORT_COMMAND', 'CLAIM_COMMAND']
 
 # %% ../../nbs/09_cli/20_grids.ipynb #73120c52
 import argparse
+import sys
 
 from .commands import Command, CommandParser, given
 
@@ -28,6 +29,10 @@ def _grid_arguments(parser: CommandParser):
 
 
 def _run_grid(options: argparse.Namespace):
+    if not (options.dry_run or options.address) and "torch" not in sys.modules:
+        from vlmadapt.grid.kernels import start_kernel_server
+
+        start_kernel_server()  # which imports while this process does
     from vlmadapt.grid.command import run_grid
 
     flags = ("dry_run", "smoke", "only", "redo", "only_methods", "address", "out")

@@ -7,6 +7,7 @@ __all__ = ['record_report', 'execute', 'execute_now']
 
 # %% ../../nbs/07_grid/17_runs.ipynb #6623ac47
 import tempfile
+import threading
 import time
 import traceback
 from contextlib import suppress
@@ -73,7 +74,7 @@ def record_report(
             _write_params(run, {**params, "report": run.report})
 
 
-def _execute_logged(run, log):
+def _execute_logged(run, log, stopped):
     "Execute a run whose lock is held; return the error in one line, or None."
     store = run.results()
     if store.is_complete():
@@ -86,6 +87,8 @@ def _execute_logged(run, log):
         run.error_file.unlink(missing_ok=True)
         run_notebook(run.notebook, run.folder / "run.ipynb", run.parameters, log, run.plugins)
     except Exception as e:
+        if stopped.is_set():
+            return None
         details = traceback.format_exc()
         with suppress(OSError):
             log.write(details)
@@ -105,8 +108,10 @@ def _execute_logged(run, log):
 
 def execute(
     run: Run,  # what to do
+    stopped: threading.Event | None = None,  # set: kernels are being ended, which is no failure
 ) -> str | None:  # the error in one line, or None
     "Execute a run unless it is complete; output goes to `log.txt`, a failure to `error.txt` too."
+    stopped = stopped or threading.Event()
     try:
         make_folder(run.folder)
         register_plugins(run.plugins)
@@ -114,7 +119,7 @@ def execute(
         with locked(lock):
             remove_temporaries(lock, *run.folders)
             with Log(run.folder / "log.txt") as log:
-                return _execute_logged(run, log)
+                return _execute_logged(run, log, stopped)
     except Exception as e:
         return run.write_error(error_summary(e), traceback.format_exc())
 

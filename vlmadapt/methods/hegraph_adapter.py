@@ -368,7 +368,7 @@ class HeGraphAdapter(Method):
         votes = (products * (sharpness / length)).sub_(sharpness).exp_().flatten(1)
         if index is not None:
             votes = votes * (self.place[index][:, None] != torch.arange(K * S, device=x.device))
-        total = class_sums(votes, self.held)
+        total = class_sums(votes, self.held, self.place.numel())
         if self.cache_reduce == "mean":
             total = total / self.held.sum(-1).clamp(min=1)
         return total

@@ -53,9 +53,13 @@ def by_class(
 def class_sums(
     affinity: torch.Tensor,  # (B, K*S) affinity to each slot
     valid: torch.Tensor,  # (K, S)
+    images: int | None = None,  # number of support images; K*S: every slot is in use
 ) -> torch.Tensor:  # (B, K)
     "Sum affinities over the support images of each class."
-    return (affinity.unflatten(-1, valid.shape) * valid).sum(-1)
+    by_slot = affinity.unflatten(-1, valid.shape)
+    if images != valid.numel():
+        by_slot = by_slot * valid
+    return by_slot.sum(-1)
 
 # %% ../../nbs/05_methods/12_tip_adapter.ipynb #c073a149
 class TipAdapter(Method):
@@ -93,8 +97,12 @@ class TipAdapter(Method):
     ) -> torch.Tensor:  # (B, K)
         "The equation above."
         slots = by_class(keys, self.place, self.held).flatten(0, 1)
-        affinity = torch.exp(-beta * (1 - F.normalize(x, dim=-1) @ slots.T))
-        return self.cosine_logits(x, self.text) + alpha * class_sums(affinity, self.held)
+        z = F.normalize(x, dim=-1)
+        products = z @ slots.T
+        # exp(-beta * (1 - products)) in place: the largest tensor of the method
+        affinity = (products * beta).sub_(beta).exp_()
+        votes = class_sums(affinity, self.held, self.place.numel())
+        return self.logit_scale * z @ self.text.T + alpha * votes
 
     new_class_scores = Method.zero_shot_scores  # a new class has no keys
 

@@ -45,6 +45,7 @@ class Stacked:
 
     def __init__(self, methods: list[Method]):
         self.methods = methods
+        self.positions = {}  # of a run's own parameter: its name and the run's position
         self.buffers = {}
         self.buffer_dims = {}
         for name, _ in methods[0].named_buffers():
@@ -61,10 +62,32 @@ class Stacked:
         stacked = torch.stack([parameter.detach() for parameter in own]).requires_grad_()
         stacked.grad = torch.zeros_like(stacked)
         slices = zip(own, stacked.detach(), stacked.grad, strict=True)
-        for parameter, value, grad in slices:
+        for i, (parameter, value, grad) in enumerate(slices):
             parameter.data = value
             parameter.grad = grad
+            self.positions[parameter] = name, i
         return stacked
+
+    def joined(
+        self,
+        parameters: list[torch.Tensor],  # of runs, in the order of the runs
+    ) -> list[torch.Tensor]:  # slices of the stack, of one or several runs each
+        "Return parameters with those of neighbouring runs as one tensor, for the optimiser."
+        members = {}
+        for parameter in parameters:
+            name, i = self.positions[parameter]
+            members.setdefault(name, []).append(i)
+        found = []
+        for name, positions in members.items():
+            stacked = self.parameters[name]
+            start = positions[0]
+            for i, following in itertools.zip_longest(positions, positions[1:]):
+                if following != i + 1:
+                    part = stacked.detach()[start : i + 1]
+                    part.grad = stacked.grad[start : i + 1]
+                    found.append(part)
+                    start = following
+        return found
 
     def backward(
         self,
@@ -108,6 +131,11 @@ def _shared_batches(methods, problems, seeds):
     return list(sources.values()), torch.tensor(which, device=methods[0].device)
 
 
+def _rate(method):
+    recipe = method.hyper_parameters
+    return recipe["lr"], recipe["weight_decay"]
+
+
 def train_stacked(
     methods: list[Method],  # after `initialise_method`, with tensors of equal shape
     problems: list[Problem],  # to fit, one for each method
@@ -115,11 +143,15 @@ def train_stacked(
     progress: bool = True,  # show a bar on long runs
 ) -> None:
     "Train runs side by side, as `train` does one by one."
+    order = sorted(range(len(methods)), key=lambda i: _rate(methods[i]))
+    methods, problems, seeds = ([x[i] for i in order] for x in (methods, problems, seeds))
     recipe = methods[0].hyper_parameters
     sources, which = _shared_batches(methods, problems, seeds)
     steps = len(sources[0])
     stack = Stacked(methods)
     optimizer = make_optimizer(methods)
+    for group in optimizer.param_groups:
+        group["params"] = stack.joined(group["params"])
     end = recipe.get("lr_end", 0.0)
     schedule = make_schedule(optimizer, recipe["schedule"], recipe["epochs"], steps, end)
     name = f"{type(methods[0]).__name__} x {len(methods)}"

@@ -258,13 +258,16 @@ def train(
     steps = len(batches)
     stages = method.stages()
     optimizer, schedule = _begin_stage(method, stages[0], steps)
+    parameters = list(method.parameters())  # once: `zero_grad` would list them in each step
     epochs = range(sum(stages.values()))
     for epoch in progress_bar(epochs, desc=type(method).__name__, disable=not progress):
         if epoch in stages and epoch > 0:
             optimizer, schedule = _begin_stage(method, stages[epoch], steps)
+            parameters = list(method.parameters())
         total, lr = torch.zeros(()), 0.0
         for batch in batches:
-            method.zero_grad()
+            for parameter in parameters:
+                parameter.grad = None
             loss = method(batch, "loss")
             loss.backward()
             lr = optimizer.param_groups[0]["lr"]
