@@ -193,7 +193,7 @@ def test_method_pages_begin_with_paper_and_use(site, pages):
         assert not info.arxiv or f"https://arxiv.org/abs/{info.arxiv}" in pages[page].links
         assert not info.source or info.source in pages[page].links
     text = (site / "05_methods/15_task_res.html").read_text()
-    order = ["When to use it", "Best result", "va.from_folder", "<img", "The residual"]
+    order = ["When to use it", "Best result", "from_folder", "<img", "The residual"]
     article = text[text.index("<article") :]
     assert all(part in article for part in order)
     assert article.index("When to use it") < article.index("The residual")
