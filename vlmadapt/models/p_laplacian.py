@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEGREES', 'QUERY_NODES', 'edge_logits', 'node_weights', 'degrees', 'by_degree', 'floored', 'least_distance',
-           'plap_message_passing', 'raw_distances', 'squared_distances', 'EdgeWeights', 'edge_weights',
+           'plap_message_passing', 'raw_distances', 'squared_distances', 'EdgeWeights', 'plap_weights',
            'plap_attention', 'query_nodes', 'plap_released']
 
 # %% ../../nbs/02_models/11_p_laplacian.ipynb #8b18bb4f
@@ -191,7 +191,7 @@ class EdgeWeights(torch.autograd.Function):
         return to_m, to_d2, to_floor, to_p, to_mu, None
 
 
-def edge_weights(
+def plap_weights(
     M: torch.Tensor,  # (..., N1, N2) edge weights >= 0
     d2: torch.Tensor,  # (..., N1, N2) squared distances
     p: float | torch.Tensor,  # exponent
@@ -239,7 +239,7 @@ def plap_attention(
             x, z = weights @ z + itself[..., None] * q, back @ x + own[..., None] * v
         if row is None:
             d2, size = raw_distances(x, z, metric)
-            weights, itself = edge_weights(M, d2, p, mu, least_distance(size, eps))
+            weights, itself = plap_weights(M, d2, p, mu, least_distance(size, eps))
         else:
             weights, itself = node_weights(step_logits(x, z), p, mu, row, column)
         x = weights @ z + itself[..., None] * q
@@ -285,7 +285,7 @@ def plap_released(
         nodes = v[..., -M.shape[-2] :, :] if q is None else at_least_single(q)
         gaps = torch.cdist(nodes, v, compute_mode="donot_use_mm_for_euclid_dist").square()
         d2 = (M + eps) * gaps + v.shape[-1] * eps**2
-        weights, itself = edge_weights(M, d2, p, mu, released=True)
+        weights, itself = plap_weights(M, d2, p, mu, released=True)
         out = weights @ v
         if q is None:
             out = out + itself[..., None] * nodes
