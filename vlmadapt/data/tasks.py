@@ -8,30 +8,29 @@ __all__ = ['KARPATHY_PARTS', 'VERDICT_WORDS', 'TRUTH_WORDS', 'CAPTION_PROMPT', '
            'read_textcaps', 'read_jsonl', 'TaskSpec', 'register_task', 'read_task']
 
 # %% ../../nbs/01_data/18_tasks.ipynb #08416c94
-from collections import defaultdict
-from collections.abc import Callable
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from ..core.records import RecordError
-from ..core.records import read_json
-from ..core.registry import Registry
-from ..core.registry import choose
-from ..core.texts import quoted
-from ..core.texts import shown_path
-from .datasets import data_root
-from .splits import PARTS
-from .task_files import Entry
-from .task_files import Split
-from .task_files import SplitBuilder
-from .task_files import TaskSplits
-from .task_files import caption_text
-from .task_files import entries
-from .task_files import lines
-from .task_files import question_text
-from .task_files import sort_by_part
 import importlib.util
 import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.records import RecordError, read_json
+from ..core.registry import Registry, choose
+from ..core.texts import quoted, shown_path
+from .datasets import data_root
+from .splits import PARTS
+from vlmadapt.data.task_files import (
+    Entry,
+    Split,
+    SplitBuilder,
+    TaskSplits,
+    caption_text,
+    entries,
+    lines,
+    question_text,
+    sort_by_part,
+)
 
 # %% ../../nbs/01_data/18_tasks.ipynb #fa05161c
 def _answers(entry):

@@ -87,6 +87,7 @@ class MethodInfo:
     arxiv: str = ""
     source: str = ""  # address of the reference implementation
     advice: str = ""  # when to choose it
+    other: "MethodInfo | None" = None  # of the same name, for tasks of generation
 
     def __repr__(self) -> str:
         trained = "training-free" if self.training_free else "trained"
@@ -113,7 +114,7 @@ def information(
     "Import a registered method and return what is known of it."
     cls = entry.load()
     summary = (cls.__doc__ or "").strip().partition("\n")[0]
-    references = {name: str(getattr(cls, name, "")) for name in _REFERENCES}
+    references: dict[str, Any] = {name: str(getattr(cls, name, "")) for name in _REFERENCES}
     return MethodInfo(
         name=entry.name,
         kind=entry.kind,

@@ -10,25 +10,17 @@ __all__ = ['NODES', 'PAIRS', 'TokenizedBatch', 'joined_tokens', 'check_room', 't
 # %% ../../nbs/02_models/19_answer_losses.ipynb #257b6e77
 from collections.abc import Sequence
 from functools import singledispatch
-from typing import Any
-from typing import NamedTuple
-from ..core.texts import shortened
-from .adapters import GCNAdapterLayer
-from .adapters import PAdapterLayer
-from .blocks import at_least_single
-from .blocks import block_forward
-from .blocks import causal_mask
-from .blocks import key_values
-from .decoding import all_logits
-from .decoding import start_tokens
-from .decoding import text_states
-from .tokens import END
-from .tokens import PAD
-from .tokens import pad_rows
-from .tokens import text_tokens
-from .vocabulary import distinct_columns
+from typing import Any, NamedTuple
+
 import torch
 import torch.nn.functional as F
+
+from ..core.texts import shortened
+from .adapters import GCNAdapterLayer, PAdapterLayer
+from .blocks import at_least_single, block_forward, causal_mask, key_values
+from .decoding import all_logits, text_states
+from .tokens import END, PAD, pad_rows, start_tokens, text_tokens
+from .vocabulary import distinct_columns
 
 # %% ../../nbs/02_models/19_answer_losses.ipynb #4bf5cd3a
 class TokenizedBatch(NamedTuple):

@@ -10,29 +10,24 @@ __all__ = ['SEARCH', 'Stepper', 'text_states', 'all_logits', 'image_tokens', 'Un
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import singledispatch
-from typing import Any
-from typing import Protocol
-from ..core.registry import choose
-from ..core.values import NonNegativeInteger
-from ..core.values import PositiveInteger
-from ..core.values import Real
-from ..core.values import convert
-from .adapters import PAdapterLayer
-from .adapters import adapter_layers
-from .backbones import Backbone
-from .blocks import KeyValues
-from .blocks import at_least_single
-from .blocks import block_forward
-from .blocks import causal_mask
-from .blocks import key_values
-from .tokens import END
-from .tokens import PAD
-from .tokens import pad_rows
-from .tokens import prompt_tokens
-from .vocabulary import most_probable
-from .vocabulary import most_probable_words
+from typing import Any, Protocol
+
 import torch
 import torch.nn.functional as F
+
+from ..core.registry import choose
+from ..core.values import NonNegativeInteger, PositiveInteger, Real, convert
+from .adapters import PAdapterLayer, adapter_layers
+from .backbones import Backbone
+from vlmadapt.models.blocks import (
+    KeyValues,
+    at_least_single,
+    block_forward,
+    causal_mask,
+    key_values,
+)
+from .tokens import END, PAD, pad_rows, prompt_tokens
+from .vocabulary import most_probable, most_probable_words
 
 # %% ../../nbs/02_models/18_decoding.ipynb #276adf7d
 class Stepper(Protocol):

@@ -25,10 +25,10 @@ from PIL import Image, ImageOps
 from ..core.hashing import content_key
 from ..core.registry import choose
 from ..core.texts import shortened
+from ..data.hub_cache import from_hub
 from .backbones import Backbone
 from .devices import PRECISIONS, check_device, default_device, default_precision
 from .hf_models import HfModel, check_decoder
-from .pretrained import from_hub
 
 # %% ../../nbs/02_models/34_hf_backbones.ipynb #e53606d7
 SIDE = 448  # of the square that an image becomes for a processor which keeps shapes

@@ -48,7 +48,8 @@ def check_decoder(
     if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
         raise ValueError(
             f"{name} reads prompts in an encoder of their own; a decoder is needed that reads "
-            "image and prompt. Use va.get_model(model, va.PAdapterConfig(...)) with transformers' Trainer"
+            "image and prompt. Use va.get_model(model, va.PAdapterConfig(...)) with "
+            "transformers' Trainer"
         )
     if "qformer_input_ids" in inspect.signature(core.forward).parameters:
         raise ValueError(f"{name}: its image tokens depend on the prompt, which is not supported")

@@ -8,34 +8,33 @@ __all__ = ['VQA_VERSION', 'METRICS', 'TASK_METRICS', 'SPLITS', 'COMPARED', 'SIZE
            'warn_unmatched', 'Lengths', 'check_lengths', 'warn_unknown_words', 'warn_leaks', 'warn_crops']
 
 # %% ../../nbs/04_problems/04_examples.ipynb #a1d14f5f
-from PIL import Image
-from collections.abc import Callable
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
+
 from ..core.hashing import content_key
 from ..core.registry import choose
 from ..core.texts import shortened
-from ..core.values import NonNegativeInteger
-from ..core.values import convert
-from ..data.task_files import Example
-from ..data.task_files import ImagePair
-from ..data.text_metrics import FEWEST_ANSWERS
-from ..data.text_metrics import caption_scores
-from ..data.text_metrics import check_predictions
-from ..data.text_metrics import normalise_answer
-from ..data.text_metrics import plain_answer
-from ..data.text_metrics import vqa_accuracy
-from ..data.text_metrics import words_of
-from ..models.backbones import Backbone
-from ..models.backbones import load_backbone
-from ..models.decoding import start_tokens
+from ..core.values import NonNegativeInteger, convert
+from ..data.task_files import Example, ImagePair
+from vlmadapt.data.text_metrics import (
+    FEWEST_ANSWERS,
+    caption_scores,
+    check_predictions,
+    normalise_answer,
+    plain_answer,
+    vqa_accuracy,
+    words_of,
+)
+from ..models.backbones import Backbone, load_backbone
 from ..models.pixels import kept_share
-from ..models.tokens import text_tokens
+from ..models.tokens import start_tokens, text_tokens
 from ..models.vocabulary import unknown_words
-import numpy as np
-import os
-import warnings
 
 # %% ../../nbs/04_problems/04_examples.ipynb #4bafd07f
 VQA_VERSION = "2021"  # of the official program, part of a problem's provenance
