@@ -128,7 +128,7 @@ def field_names(
     return found
 
 
-def _value(entry, names):
+def _value(entry, names) -> Any:
     "The value of a field: the first of its names that the entry has, None without any."
     for name in names:
         if isinstance(name, tuple) and all(part in entry for part in name):

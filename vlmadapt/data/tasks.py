@@ -259,9 +259,8 @@ class TaskSpec:
     metric: str
     candidates: tuple[str, ...] = ()  # where answers are ranked
     default_backbone: str | None = None  # where none is named; real images have no default
-    package: str | None = (
-        None  # an installed package that holds the files, where `folder` is absent
-    )
+    package: str | None = None  # installed, holds the files where `folder` is absent
+    held_out: float = 0.05  # share of the training images that validate where there is no val part
 
 
 def _read_snli_ve_splits(root):

@@ -8,7 +8,7 @@ __all__ = ['REFRESH', 'LiveResults', 'write_page']
 # %% ../../nbs/07_grid/19_live.ipynb #8982fab0
 import html
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +37,7 @@ class LiveResults:
         shots = {run.parameters.get("shots") for run in self.runs}
         self.by = "shots" if len(shots) > 1 else "dataset"
         self.seen: set[Path] = set()
-        self.total: Counter[_Key] = Counter()
+        self.total: defaultdict[_Key, float] = defaultdict(float)
         self.count: Counter[_Key] = Counter()
         self.expected: Counter[_Key] = Counter()
         for run in self.runs:

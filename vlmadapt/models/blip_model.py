@@ -169,10 +169,10 @@ class BlipStepper:
         self.tokens = torch.zeros(len(images), 0, dtype=torch.long, device=images.device)
         self.cache = model.past(len(images)) if cache else None
         self.length = 0
-        if cache:
-            self._read_images()
+        if self.cache is not None:
+            self._read_images(self.cache)
 
-    def _read_images(self):
+    def _read_images(self, cache):
         "Cache the keys and values of the images, once for all prompts about an image."
         for n, layer in enumerate(self.model.text_decoder.bert.encoder.layer):
             attention = layer.crossattention.self
@@ -180,8 +180,8 @@ class BlipStepper:
             pair = [
                 split_heads(part(self.patches), heads) for part in (attention.key, attention.value)
             ]
-            self.cache.cross_attention_cache.update(*pair, n)
-            self.cache.is_updated[n] = True
+            cache.cross_attention_cache.update(*pair, n)
+            cache.is_updated[n] = True
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         if self.cache is None:

@@ -294,7 +294,8 @@ class HfBlock(TowerBlock):
         "Return the first layer with a shared exponent, for all later ones."
         if getattr(adapter, "learn", None) == "shared":
             for module in self.block.modules():
-                if isinstance(module, AdaptedLinear) and "default" in module.adapter_p:
+                exponents = getattr(module, "adapter_p", ())
+                if isinstance(module, AdaptedLinear) and "default" in exponents:
                     return module
         return None
 
@@ -339,7 +340,9 @@ def _(model: HfModel, rank=8, alpha=32.0, parts=("query", "key"), seed=1):
     for part in parts:
         choose(part, QKV, "part")
     names = [HF_PROJECTIONS[part] for part in parts]
-    model = inject(model, peft.LoraConfig(r=int(rank), lora_alpha=alpha, target_modules=names))
+    scale: Any = alpha  # peft declares it as int and uses it as a number
+    config = peft.LoraConfig(r=int(rank), lora_alpha=scale, target_modules=names)
+    model = inject(model, config)
     for name, p in model.named_parameters():
         if ".lora_A." in name:
             initial = torch.randn(p.shape, generator=stream(seed, "lora", name))

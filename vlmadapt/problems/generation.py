@@ -92,8 +92,9 @@ def resizing_transform(
     if resize is None:
         return backbone.preprocess
     mode = choose(convert(resize, Resize, "resize"), _MODES, "resize")
-    if hasattr(backbone, "resizing"):
-        return backbone.resizing(mode)
+    resizing = getattr(backbone, "resizing", None)
+    if resizing is not None:
+        return resizing(mode)
     config = getattr(backbone, "preprocess_cfg", None)
     if config is None:
         raise ValueError(f"{backbone.name} prepares images itself; leave resize={resize!r} out")
@@ -251,7 +252,7 @@ def load_task(
     backbone = load_backbone(backbone)
     if resize is None and _has_pairs(splits) and hasattr(backbone, "preprocess_cfg"):
         resize = "squash"
-    provenance = dict(
+    provenance: dict[str, Any] = dict(
         task=name,
         backbone=backbone.name,
         backbone_key=backbone.key,

@@ -144,7 +144,9 @@ def train_stacked(
 ) -> None:
     "Train runs side by side, as `train` does one by one."
     order = sorted(range(len(methods)), key=lambda i: _rate(methods[i]))
-    methods, problems, seeds = ([x[i] for i in order] for x in (methods, problems, seeds))
+    methods = [methods[i] for i in order]
+    problems = [problems[i] for i in order]
+    seeds = [seeds[i] for i in order]
     recipe = methods[0].hyper_parameters
     sources, which = _shared_batches(methods, problems, seeds)
     steps = len(sources[0])
