@@ -11,7 +11,7 @@ from test_workbook import NOTEBOOKS, name
 
 TEMPLATES = ("experiments", "reports")
 SLOW_FOLDERS = (*TEMPLATES, "tutorials")
-SLOW_NOTEBOOKS = ("07_grid/24_runner.ipynb",)  # starts Ray
+SLOW_NOTEBOOKS = ("07_grid/25_runner.ipynb",)  # starts Ray
 
 
 def folder_of(notebook):

@@ -6,6 +6,7 @@ of one that has imported them needs none.
 
 import atexit
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -94,6 +95,7 @@ def run_request(code, arguments, files, folder, environment):
 if __name__ == "__main__":
     import heavy_packages  # noqa: F401
 
+    logging.root.handlers.clear()  # open_clip's first message adds one
     request = next_request()
     if request:
         run_request(**request)

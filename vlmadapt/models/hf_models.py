@@ -116,6 +116,7 @@ class HfModel(nn.Module):
         "Embed tokens, with image tokens in the place of their placeholders."
         ids = (tokens - 1).clamp(min=0)
         here = ids == self.image_token
+        here = here & (here.cumsum(1) <= patches.shape[1])  # a later one was generated: a word
         x = self.core.get_input_embeddings()(ids.masked_fill(here, 0))
         index = (here.cumsum(1) - 1).clamp(0, patches.shape[1] - 1)
         image = patches.to(x.dtype).gather(1, index[..., None].expand_as(x))

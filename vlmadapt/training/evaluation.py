@@ -16,6 +16,7 @@ import torch
 from ..core.registry import choose
 from ..methods.base import Method
 from ..problems.base import Problem
+from ..problems.classification import FewShotProblem
 from ..problems.features import SealedLabels, as_labels
 from .checks import check_partners
 
@@ -110,10 +111,10 @@ def evaluate(
     truth = problem.labels["test"]
     if isinstance(truth, SealedLabels):
         truth = truth._labels
-    keep = problem.kind != "classification" or any(name in FURTHER_METRICS for name in metrics)
-    few_shot: Any = problem
-    score = method.outputs if keep else method.predicted_classes
-    output = score(few_shot, "test")
+    if isinstance(problem, FewShotProblem) and not set(metrics) & set(FURTHER_METRICS):
+        output = method.predicted_classes(problem, "test")
+    else:
+        output = method.outputs(problem, "test")
     result = problem.compare(output, truth)
     if metrics:
         class_names = getattr(problem, "class_names", [])
