@@ -201,8 +201,9 @@ def plap_weights(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # edge weights (..., N1, N2), self weights (..., N1)
     "Compute the weights of one step for degrees of 1, as `edge_logits` and `node_weights` do."
     p, mu = (torch.as_tensor(x, dtype=M.dtype, device=M.device) for x in (p, mu))
-    found = EdgeWeights.apply(M, d2, floor, p, mu, released)
-    return found[0], found[1]
+    compute = EdgeWeights.apply if torch.is_grad_enabled() else EdgeWeights.forward
+    weights, itself, *_ = compute(M, d2, floor, p, mu, released)
+    return weights, itself
 
 # %% ../../nbs/02_models/11_p_laplacian.ipynb #f7e6f29a
 def plap_attention(
