@@ -11,6 +11,7 @@ CRASH_WHO      "self", or "everything": the grid's driver and all its descendant
 import os
 import signal
 import sys
+import threading
 from fnmatch import fnmatch
 from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
@@ -48,14 +49,14 @@ def victims():
 
 def install(hooks):
     "Add the hook to `hooks`, the list `write_hooks`."
-    numbers = []
+    numbers = {}  # of the write of each thread
 
     def hook(moment, path):
         if not fnmatch(str(path), os.environ["CRASH_FILES"]):
             return
         if moment == "before":
-            numbers.append(count())
-        if numbers[-1] == int(os.environ["CRASH_AT"]) and moment == os.environ["CRASH_MOMENT"]:
+            numbers[threading.get_ident()] = count()
+        if numbers[threading.get_ident()] == int(os.environ["CRASH_AT"]) and moment == os.environ["CRASH_MOMENT"]:
             for pid in victims():
                 os.kill(pid, signal.SIGKILL)
 

@@ -195,10 +195,11 @@ def _pending(runs) -> dict[Run, int]:
 
 
 def _tidy(runs):
-    "Remove what a driver that was killed left beside the status file."
+    "Remove what a driver that was killed left beside the status file and the page of results."
     for folder in {status_file(run).parent for run in runs}:
-        for left in folder.glob(".status.txt.*.tmp"):
-            left.unlink(missing_ok=True)
+        for pattern in (".status.txt.*.tmp", "report/.progress.html.*.tmp"):
+            for left in folder.glob(pattern):
+                left.unlink(missing_ok=True)
 
 
 SHOWN_RUNS = 200  # of a grid with more, the table of results holds those that were pending
