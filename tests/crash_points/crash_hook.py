@@ -56,7 +56,8 @@ def install(hooks):
             return
         if moment == "before":
             numbers[threading.get_ident()] = count()
-        if numbers[threading.get_ident()] == int(os.environ["CRASH_AT"]) and moment == os.environ["CRASH_MOMENT"]:
+        chosen = int(os.environ["CRASH_AT"]), os.environ["CRASH_MOMENT"]
+        if (numbers[threading.get_ident()], moment) == chosen:
             for pid in victims():
                 os.kill(pid, signal.SIGKILL)
 
