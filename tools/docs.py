@@ -26,7 +26,6 @@ TUTORIALS = (
     "own_features",
     "compare_methods",
     "choose_a_method",
-    "questions_and_captions",
     "adapters_for_hf",
     "add_a_method",
     "add_a_dataset",
