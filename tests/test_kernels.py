@@ -1,5 +1,6 @@
 """Kernels are forks of a process that has imported everything, and as separate as new processes."""
 
+import errno
 import os
 import sys
 import time
@@ -94,8 +95,9 @@ def test_kernels_end_with_their_server(first, tmp_path):
     while kernel.poll() is None and time.monotonic() < end:
         time.sleep(0.1)
     assert kernel.poll() == 0
-    with pytest.raises(ProcessLookupError):
+    with pytest.raises(ProcessLookupError) as caught:
         kernel.terminate()
+    assert caught.value.errno == errno.ESRCH  # what jupyter_client passes over
 
 
 def test_without_a_server_a_kernel_is_a_new_process(first, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ require("papermill", "workbook", "executing notebooks")
 
 # %% ../../nbs/07_grid/11_kernels.ipynb #0eb738e5
 import atexit
+import errno
 import json
 import logging
 import os
@@ -153,7 +154,7 @@ class ForkedProcess:
     def send_signal(self, signum: int):
         "Send a signal; raise ProcessLookupError where the process has ended."
         if self.poll() is not None:
-            raise ProcessLookupError(f"no process {self.pid}")
+            raise ProcessLookupError(errno.ESRCH, f"no process {self.pid}")
         os.kill(self.pid, signum)
 
     def kill(self):

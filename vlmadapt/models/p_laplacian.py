@@ -148,7 +148,15 @@ class EdgeWeights(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(M, d2, floor, p, mu, released):
+    def forward(
+        M: torch.Tensor,  # (..., N1, N2) edge weights >= 0
+        d2: torch.Tensor,  # (..., N1, N2) squared distances
+        floor: torch.Tensor | None,  # (..., N1) least distance of each row
+        p: torch.Tensor,  # exponent
+        mu: torch.Tensor,  # weight of a node's own features, >= 0
+        released: bool,  # the authors' logits
+    ) -> tuple[torch.Tensor, ...]:
+        "Compute edge weights, self weights, log(M * d2) and d2."
         d2 = d2.view_as(d2) if floor is None else torch.maximum(d2, floor[..., None])
         log_m = M.log()  # -inf where there is no edge
         log_d2 = d2.log()
