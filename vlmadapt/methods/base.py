@@ -320,10 +320,13 @@ class Method(HyperParameters, TrainingHooks, MethodFiles, nn.Module):
     def _score_batches(self, x, names, batch_size=None):
         "Yield the scores of features or pixels over `names`, batch by batch, on the CPU."
         score = self.scorer(names)
-        for rows in x.split(batch_size or (100 if self.reads_images() else 2048)):
+        for rows in x.split(batch_size or self._images_at_once()):
             if not self.reads_images():
                 rows = aligned(rows.to(self._dtype()))
             yield score(Batch(rows.to(self.device))).cpu()
+
+    def _images_at_once(self):
+        return 100 if self.reads_images() else 2048
 
     def _new_classes(self, names):
         "Positions among `names` of classes that were not fitted, where the method can score them."
@@ -343,7 +346,7 @@ class Method(HyperParameters, TrainingHooks, MethodFiles, nn.Module):
             yield from scored
             return
         text = problem.features.text[new].to(self.device, self._dtype())
-        for rows in x.split(2048):
+        for rows in x.split(self._images_at_once()):
             rows = rows.to(self.device, self._dtype())
             found = rows.new_zeros(len(rows), len(names), device="cpu")
             if fitted:

@@ -15,7 +15,9 @@ from ..core.registry import choose
 from .vocabulary import vocabulary
 from ..models.blip import BlipBackbone, blip_config
 from ..models.blip_model import import_blip
-from ..models.devices import PRECISIONS, check_device, default_device, default_precision
+from vlmadapt.models.devices import (
+    placement,
+)
 
 # %% ../../nbs/03_mini/18_blip.ipynb #ee6beb2c
 TINY_TEXT = dict(
@@ -64,7 +66,5 @@ def load_tiny_blip(
 ) -> BlipBackbone:
     "Load the tiny BLIP as a backbone; the same arguments give the same object."
     choose(name, {"blip-tiny": None}, "tiny BLIP")
-    device = check_device(device or default_device())
-    precision = precision or default_precision(device)
-    choose(precision, PRECISIONS, "precision")
+    device, precision = placement(device, precision)
     return _load(device, precision)

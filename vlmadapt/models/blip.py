@@ -13,11 +13,12 @@ import torch
 
 import vlmadapt.models.blip_adapters  # noqa: F401  BLIP takes adapters wherever it is loaded
 from ..core.hashing import content_key
-from ..core.registry import choose
 from ..data.hub_cache import from_hub
 from .backbones import Backbone
 from .blip_model import Blip, BlipTokenizer, import_blip
-from .devices import PRECISIONS, check_device, default_device, default_precision
+from vlmadapt.models.devices import (
+    placement,
+)
 from .open_clip_import import import_open_clip
 
 # %% ../../nbs/02_models/22_blip.ipynb #39eb30dc
@@ -117,7 +118,5 @@ def load_blip(
     precision: str | None = None,  # default: fp32 on CPU, bf16 or fp16 on GPU
 ) -> BlipBackbone:
     "Load a frozen BLIP by `name`; the same arguments give the same object."
-    device = check_device(device or default_device())
-    precision = precision or default_precision(device)
-    choose(precision, PRECISIONS, "precision")
+    device, precision = placement(device, precision)
     return _load(name, device, precision)

@@ -20,7 +20,7 @@ from .adapted_models import TowerBlock, thin_copy, tower_blocks
 from .adapters import AdapterLayer, AttentionHeads
 from .blip_model import Blip, import_blip
 from .blocks import AttentionGraph, split_heads
-from .lora_prefix import QKV, add_ia3, add_lora, add_prefix
+from .lora_prefix import QKV, add_ia3, add_lora, add_prefix, draw_lora
 
 # %% ../../nbs/02_models/21_blip_adapters.ipynb #faa9c351
 @contextmanager
@@ -176,10 +176,7 @@ def _(model: Blip, rank=8, alpha=32.0, parts=("query", "key"), seed=1):
     target = rf".*attention\.self\.({'|'.join(parts)})"
     config = peft.LoraConfig(r=int(rank), lora_alpha=alpha, target_modules=target)
     peft.inject_adapter_in_model(config, model.text_decoder)
-    for name, p in model.named_parameters():
-        if ".lora_A." in name:
-            initial = torch.randn(p.shape, generator=stream(seed, "lora", name))
-            p.data.copy_(initial / p.shape[1] ** 0.5)
+    draw_lora(model, seed)
     return model
 
 

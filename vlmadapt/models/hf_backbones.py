@@ -27,7 +27,10 @@ from ..core.registry import choose
 from ..core.texts import shortened
 from ..data.hub_cache import from_hub
 from .backbones import Backbone
-from .devices import PRECISIONS, check_device, default_device, default_precision
+from vlmadapt.models.devices import (
+    PRECISIONS,
+    placement,
+)
 from .hf_models import HfModel, check_decoder
 
 # %% ../../nbs/02_models/34_hf_backbones.ipynb #e53606d7
@@ -270,7 +273,5 @@ def load_hf(
     precision: str | None = None,  # default: fp32 on CPU, bf16 or fp16 on GPU
 ) -> HfBackbone:
     "Load a frozen model of transformers by `name`; the same arguments give the same object."
-    device = check_device(device or default_device())
-    precision = precision or default_precision(device)
-    choose(precision, PRECISIONS, "precision")
+    device, precision = placement(device, precision)
     return _load(name, device, precision)

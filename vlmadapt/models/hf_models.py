@@ -34,7 +34,7 @@ from .blocks import at_least_single
 from .decoding import all_logits, check_causal, image_tokens, stepper
 from .hf_adapters import attention_of, connect, default_targets, site_of
 from .hf_layers import QUERY_PROJECTIONS, AdaptedLinear
-from .lora_prefix import QKV, add_ia3, add_lora, add_prefix
+from .lora_prefix import QKV, add_ia3, add_lora, add_prefix, draw_lora
 
 # %% ../../nbs/02_models/33_hf_models.ipynb #02192204
 def check_decoder(
@@ -344,10 +344,7 @@ def _(model: HfModel, rank=8, alpha=32.0, parts=("query", "key"), seed=1):
     scale: Any = alpha  # peft declares it as int and uses it as a number
     config = peft.LoraConfig(r=int(rank), lora_alpha=scale, target_modules=names)
     model = inject(model, config)
-    for name, p in model.named_parameters():
-        if ".lora_A." in name:
-            initial = torch.randn(p.shape, generator=stream(seed, "lora", name))
-            p.data.copy_(initial / p.shape[1] ** 0.5)
+    draw_lora(model, seed)
     return model
 
 
