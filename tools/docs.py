@@ -16,6 +16,7 @@ import nbformat
 import site_pages
 from derived import ROOT, settings, shown
 from fontTools import subset
+from gallery import gallery
 from nbdev.showdoc import BasicMarkdownRenderer
 from sphinx.cmd.build import main as sphinx
 
@@ -175,6 +176,19 @@ def api(folder):
     return "\n\n".join(parts) + "\n"
 
 
+def joined(cells):
+    "Return the cells of a report; code cells that follow one without outputs are one with it."
+    found = []
+    for cell in cells:
+        last = found[-1] if found else None
+        if cell.cell_type == "code" and last and last.cell_type == "code" and not last.outputs:
+            last.source = f"{last.source}\n\n\n{cell.source}"
+            last.outputs = cell.outputs
+        else:
+            found.append(cell)
+    return found
+
+
 def page(path, pictures):
     "Return the notebook at `path` as a page; `pictures` are figures of methods."
     nb = nbformat.read(path, as_version=4)
@@ -186,6 +200,7 @@ def page(path, pictures):
         top = site_pages.method_head(infos, pictures)
         nb.cells[0].source = "\n\n".join([head, top, rest])
     if path.parent.name == "reports":
+        nb.cells = joined(nb.cells)
         for cell in nb.cells:
             cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
     text = signatures(module) if module else ""
@@ -231,7 +246,7 @@ def groups(stage):
         "Start": matching(*(f"tutorials/{name}" for name in TUTORIALS)),
         "Methods": ["zoo.md", *methods],
         "Tasks": tasks,
-        "Results": matching("results/*", "reports/*"),
+        "Results": [*matching("results/*", "reports/*"), "gallery.md"],
         "Internals": ["api.md", "CONTRIBUTING.md", "CHANGELOG.md", "internals.md"],
     }
 
@@ -277,6 +292,7 @@ def staged(stage):
     shutil.copytree(ROOT / "nbs", stage, ignore=shutil.ignore_patterns(".ipynb_checkpoints", ".*"))
     (stage / "api.md").write_text(api(stage))
     write_zoo(stage)
+    (stage / "gallery.md").write_text(gallery(stage))
     pictures = site_pages.pictures(stage)
     for path in stage.rglob("*.ipynb"):
         nbformat.write(page(path, pictures), path)
