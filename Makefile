@@ -37,7 +37,7 @@ demo: $(READY) ## run a small grid on the built-in synthetic benchmark, then its
 	@HF_HUB_OFFLINE=1 $(BIN)/vlmadapt grid params/$(GRID).yml $(ARGS)
 	@HF_HUB_OFFLINE=1 $(BIN)/vlmadapt report $(GRID)
 
-benchmark: $(READY) ## run every method on every dataset of the built-in synthetic benchmark (minutes, two cores)
+benchmark: $(READY) ## run every method on every dataset of the built-in synthetic benchmark (half an hour, two cores)
 	@$(MAKE) --no-print-directory demo GRID=mini
 
 lint: $(READY) ## format, rules and types of notebooks, tests and library (seconds)

@@ -5,10 +5,12 @@ import importlib.metadata
 import inspect
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
 import warnings
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import nbformat
@@ -61,6 +63,28 @@ def test_help_describes_every_parameter(name):
             f"\n{stars.get(parameter.kind, '')}{parameter.name}\n" in doc
         )
     assert doc.count("Parameters\n---") <= 1
+
+
+def undescribed(doc):
+    "Return the parameters of a docstring that have a type but no description."
+    lines = doc.partition("Parameters\n---")[2].partition("\n\n")[0].splitlines()[1:]
+    pairs = zip(lines, [*lines[1:], ""], strict=False)
+    return [a for a, b in pairs if not a.startswith(" ") and not b.startswith(" ")]
+
+
+@pytest.mark.parametrize("name", va.__all__)
+def test_help_explains_every_argument_and_field(name):
+    found = getattr(va, name)
+    if not callable(found):
+        return
+    doc = inspect.getdoc(found)
+    if isinstance(found, type):
+        names = list(inspect.signature(found.__init__).parameters)[1:]
+        if is_dataclass(found):
+            own = [base for base in found.__mro__ if base.__module__.startswith("vlmadapt")]
+            names = [n for base in own for n in vars(base).get("__annotations__", {})]
+        assert names and all(re.search(rf"^\**{n} :", doc, re.M) for n in names)
+    assert not undescribed(doc)
 
 
 def test_help_describes_methods_of_classes_and_functions_of_modules():

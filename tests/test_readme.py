@@ -5,6 +5,7 @@ from pathlib import Path
 
 import derived
 import front_figures
+import nbformat
 import pandas as pd
 import pytest
 from conftest import ROOT
@@ -103,3 +104,9 @@ def test_first_screens():
     assert places == sorted(places)
     assert README[: places[-1]].count("\n") < 70
     assert Path(ROOT / "CITATION.cff").exists() and "@software" in README
+
+
+def test_the_method_of_the_readme_is_that_of_the_tutorial():
+    (source,) = re.findall(r"@va.register_method.*?\n\n(?=problem)", README, re.S)
+    tutorial = nbformat.read(ROOT / "nbs/tutorials/add_a_method.ipynb", as_version=4)
+    assert any(source.strip() in cell.source for cell in tutorial.cells)

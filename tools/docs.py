@@ -28,6 +28,7 @@ TUTORIALS = (
     "compare_methods",
     "choose_a_method",
     "adapters_for_hf",
+    "reproduce_a_table",
     "add_a_method",
     "add_a_dataset",
     "add_an_experiment",

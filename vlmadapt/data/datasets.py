@@ -28,12 +28,12 @@ from .splits import PARTS, Items, cut_items, read_items, read_parts
 class Dataset:
     "A classification dataset."
 
-    name: str
-    class_names: list[str]
-    splits: dict[str, Images]  # train, val and test; a test-only dataset has just test
-    templates: list[str]  # the first is the zero-shot template
+    name: str  # in messages and results
+    class_names: list[str]  # K names as prompts say them; a label is a position in this list
+    splits: dict[str, Images]  # "train", "val" and "test"; a test-only dataset has just "test"
+    templates: list[str]  # of prompts, with {} for the class name; the first is the zero-shot one
     descriptions: dict[str, list[str]] | None = None  # class name -> texts
-    flip: bool = True
+    flip: bool = True  # does a mirrored image still show its class?
     note: str = ""  # which split this is
     root: str = ""  # folder that the items' names do not depend on
     default_backbone: str | None = None  # where none is named; real images have no default
@@ -197,8 +197,8 @@ def rebuild_split(
 class DatasetSpec:
     "A dataset that can be loaded by name."
 
-    name: str
-    load: Callable[[], Dataset]
+    name: str  # by which `va.few_shot`, the command line and params files find it
+    load: Callable[[], Dataset]  # called without arguments when the dataset is first used
 
 
 def benchmark_spec(
@@ -218,7 +218,7 @@ DATASETS: Registry[DatasetSpec] = Registry(
 
 # %% ../../nbs/01_data/04_datasets.ipynb #3cdd65d3
 def register_dataset(
-    spec: DatasetSpec,
+    spec: DatasetSpec,  # the name, and the function that loads the dataset
     replace: bool = False,  # may it take the place of another of this name?
 ) -> DatasetSpec:
     "Make a dataset available by name; return its specification."

@@ -264,7 +264,7 @@ class Images:
     "Images and their labels."
 
     items: np.ndarray | list  # paths, or one uint8 array (N, H, W, 3)
-    labels: Any  # tensor (N,) int64, None, or sealed labels with a method `subset`
+    labels: Any  # (N,) integers from 0, positions of class names; None, or sealed labels
     plain: bool = False  # read as benchmarks are, see `open_image`
 
     def __len__(self) -> int:
@@ -276,7 +276,10 @@ class Images:
             return Image.fromarray(item)  # channels last, as small as it may be
         return open_image(item, self.plain)
 
-    def size(self, i: int) -> tuple[int, int]:
+    def size(
+        self,
+        i: int,  # position of the image
+    ) -> tuple[int, int]:
         "Return width and height of image `i`; of a file only the head is read."
         item = self.items[i]
         if not isinstance(item, (str, os.PathLike)):
@@ -291,7 +294,10 @@ class Images:
             return self[i].size  # names the file and the reason
         return (height, width) if turned and not self.plain else (width, height)
 
-    def subset(self, index: list[int] | np.ndarray) -> "Images":
+    def subset(
+        self,
+        index: list[int] | np.ndarray,  # positions of images
+    ) -> "Images":
         "Return the images at `index`, in that order."
         index = [int(i) for i in index]
         if isinstance(self.items, np.ndarray):

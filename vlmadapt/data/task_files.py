@@ -128,7 +128,7 @@ class ImagePair(NamedTuple):
 
 def side_by_side(
     left: Any,  # anything that `open_image` takes
-    right: Any,
+    right: Any,  # the same
 ) -> Image.Image:  # RGB
     "Return two pictures as one, at equal height, with a white gap of a twentieth of it."
     pictures = [open_image(left), open_image(right)]

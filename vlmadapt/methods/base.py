@@ -42,7 +42,10 @@ from ..problems.classification import FewShotProblem
 
 # %% ../../nbs/05_methods/07_base.ipynb #b5df8c95
 class Method(HyperParameters, TrainingHooks, MethodFiles, nn.Module):
-    "A few trained tensors on a frozen backbone; subclasses give `constants`, `init` and `logits`."
+    """A few trained tensors on a frozen backbone; subclasses give `constants`, `init` and `logits`.
+
+    Text features are unit rows; image features are as the backbone encodes them, not normalised.
+    """
 
     needs: ClassVar[set[str]] = {"features"}
     backbone: Any  # the frozen backbone, or None
@@ -69,20 +72,32 @@ class Method(HyperParameters, TrainingHooks, MethodFiles, nn.Module):
 
     # what a subclass gives
 
-    def constants(self, problem: FewShotProblem) -> dict[str, torch.Tensor]:
+    def constants(
+        self,
+        problem: FewShotProblem,  # its features: text (K, D) unit rows, train (N, D) not normalised
+    ) -> dict[str, torch.Tensor]:  # by name; each becomes an attribute
         "Return the frozen tensors that are computed once from the problem."
         raise NotImplementedError
 
-    def init(self, generator: torch.Generator) -> None:
+    def init(
+        self,
+        generator: torch.Generator,  # the source of all random numbers
+    ) -> None:
         "Create the trained parameters."
 
-    def logits(self, batch: Batch) -> torch.Tensor:
-        "Return the scores (B, K) over the method's classes."
+    def logits(
+        self,
+        batch: Batch,  # x: image features (B, D), not normalised, or pixels (B, 3, s, s)
+    ) -> torch.Tensor:  # (B, K)
+        "Return the scores over the method's classes; their softmax is the prediction."
         raise NotImplementedError(
             f"{type(self).__name__} gives no scores: logits(self, batch) is not defined"
         )
 
-    def loss(self, batch: Batch) -> torch.Tensor:
+    def loss(
+        self,
+        batch: Batch,  # x as in `logits`, labels y (B,), positions index (B,) in the train split
+    ) -> torch.Tensor:  # a single number
         "Return what training minimises."
         return F.cross_entropy(self.logits(batch), batch.y)
 
@@ -263,7 +278,7 @@ class Method(HyperParameters, TrainingHooks, MethodFiles, nn.Module):
 
     def cosine_logits(
         self,
-        x: torch.Tensor,  # (B, D) image features
+        x: torch.Tensor,  # (B, D) image features, which are normalised here
         classifier: torch.Tensor,  # (K, D) unit rows
     ) -> torch.Tensor:  # (B, K)
         "Scaled cosine between images and the rows of a classifier."

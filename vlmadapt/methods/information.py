@@ -75,16 +75,16 @@ _REFERENCES = ("paper", "arxiv", "source", "advice")  # attributes of a class th
 class MethodInfo:
     "What is known of a method without training it."
 
-    name: str
-    kind: Kind
+    name: str  # of the method
+    kind: Kind  # "features", "prompts", "towers" or "generation"
     summary: str  # first line of its docstring
-    cls: type[HyperParameters]
+    cls: type[HyperParameters]  # the class
     needs: tuple[str, ...]  # of a problem
     training_free: bool  # no gradient descent with its default hyper-parameters
     validation_free: bool  # no hyper-parameters that `tune` chooses on validation data
     hyper_parameters: pd.DataFrame  # see `hyper_parameters_of`
-    paper: str = ""
-    arxiv: str = ""
+    paper: str = ""  # authors, venue, year and title
+    arxiv: str = ""  # number of the paper at arxiv.org
     source: str = ""  # address of the reference implementation
     advice: str = ""  # when to choose it
     other: "MethodInfo | None" = None  # of the same name, for tasks of generation

@@ -49,7 +49,7 @@ class Backbone:
         name: str,  # the name it was loaded by
         model: Any,  # a built open_clip model
         model_name: str,  # its open_clip architecture, for the tokenizer
-        device: str | torch.device,
+        device: str | torch.device,  # where the model lies
         precision: str,  # "fp32", "bf16" or "fp16"
         channels_last: bool = False,  # memory format of the image tower and its input
         compiled: bool = False,  # whether to compile the image encoder with torch.compile

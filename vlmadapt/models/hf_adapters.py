@@ -59,13 +59,16 @@ class AdapterType(str, enum.Enum):
 
 @dataclass
 class AdapterConfig(peft.PeftConfig):
-    "Settings of bottleneck adapters behind output projections, in the way of peft's methods."
+    """Settings of bottleneck adapters behind output projections, in the way of peft's methods.
+
+    The further fields are those of peft.PeftConfig, such as task_type="CAUSAL_LM".
+    """
 
     target_modules: list[str] | str | None = None  # names, or one regular expression; default:
     # output projections of the text decoder
     exclude_modules: list[str] | str | None = None  # names, or one regular expression
     hidden: int | None = None  # bottleneck width; default: an eighth of the model's
-    act: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    act: Literal["relu", "gelu", "silu", "tanh"] = "relu"  # between down- and up-projection
     up_std: float = 0.0  # standard deviation of the initial up-projection; 0: start as the model
     layers_to_transform: list[int] | int | None = None  # default: all
     layers_pattern: list[str] | str | None = None  # name before the layer's number
@@ -100,12 +103,13 @@ QUERY_FEATURES = dict.fromkeys(("projected", "rotated"))
 class PAdapterConfig(AdapterConfig):
     "Settings of p-adapters behind attention, and of bottleneck adapters elsewhere."
 
-    form: Literal["paper", "released"] = "paper"
+    form: Literal["paper", "released"] = "paper"  # equations of the paper, or its released code
     p: float = 1.5  # exponent, or its initial value
     mu: float = 0.1  # weight of the query node
     learn: Literal["layer", "shared", "fixed"] = "layer"  # exponents: per layer, one, or none
     degree: Literal["none", "full"] = "none"  # "full" as in the paper; not for decoders
-    skip: Literal["attention", "aggregate"] = "attention"  # "aggregate" is the paper's
+    skip: Literal["attention", "aggregate"] = "attention"  # the skip connection: what attention
+    # gives, or, as in the paper, the aggregated features in its place
     queries: Literal["projected", "rotated"] = "projected"  # before or after rotary positions
     pool: int = 16  # groups of keys in cross-attention, in the released form
 
@@ -317,7 +321,7 @@ for _type, _config, _model in _added:
 def get_model(
     model: Any,  # of transformers; its modules are replaced in place
     config: peft.PeftConfig | str | PathLike,  # settings of new adapters, or a folder of saved ones
-    adapter_name: str = "default",
+    adapter_name: str = "default",  # by which `set_adapter` finds it
     **options: Any,  # of `peft.get_peft_model`, or of `PeftModel.from_pretrained` for a folder
 ) -> peft.PeftModel:
     "Add adapters to a model of transformers, new ones or those that `save_pretrained` wrote."

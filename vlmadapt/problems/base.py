@@ -15,7 +15,12 @@ from .features import SealedLabels, SealedSplitError, same_count, seal_labels
 
 # %% ../../nbs/04_problems/02_base.ipynb #00c30bbc
 class Problem(ABC):
-    "A backbone, labelled splits and a metric: what a method is fitted to."
+    """A backbone, labelled splits and a metric: what a method is fitted to.
+
+    A classifier reads `features` by name: `text` (K, D) are unit rows; `train` (N, D), `views`
+    (R, N, D), `val` and `test` are image features as the backbone encodes them, not normalised.
+    The logits of CLIP are `logit_scale` times the cosine of image and text.
+    """
 
     kind: ClassVar[Literal["classification", "generation"]]
     class_names: list[str] = []  # K names, for a classifier
@@ -39,7 +44,10 @@ class Problem(ABC):
             self.labels["test"] = seal_labels(self.labels["test"])
 
     @abstractmethod
-    def images(self, split: str) -> Any:
+    def images(
+        self,
+        split: str,  # "train", "val" or "test"
+    ) -> Any:
         "Return the images of a `split`, one for each label."
 
     @abstractmethod

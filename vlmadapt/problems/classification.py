@@ -231,7 +231,12 @@ def _arrays(texts, pairs, auxiliary):
 
 # %% ../../nbs/04_problems/06_classification.ipynb #e3364f8d
 class FewShotProblem(Problem):
-    "Class names, labelled splits and features: everything that a classifier is fitted to."
+    """Class names, labelled splits and features: everything that a classifier is fitted to.
+
+    Arrays of `features`: `text` and `text_neg` (K, D) are unit rows; `train` (N, D), the augmented
+    `views` (R, N, D), `val` and `test` are image features as encoded or given, not normalised.
+    `labels` has their classes, integers from 0 to K - 1; those of "test" are sealed.
+    """
 
     kind = "classification"
 
@@ -284,14 +289,20 @@ class FewShotProblem(Problem):
         "Names of the auxiliary features, those of further image encoders."
         return auxiliary_names(self.features.names())
 
-    def images(self, split: str) -> Images:
+    def images(
+        self,
+        split: str,  # "train" (the support images), "val" or "test"
+    ) -> Images:
         "Return the `Images` of a `split`; a problem built from arrays has none."
         if split not in self._images:
             built = "" if self._images else "; it was built from features"
             raise ValueError(f"this problem has no {split} images{built}")
         return self._images[split]
 
-    def has_images(self, split: str) -> bool:
+    def has_images(
+        self,
+        split: str,  # "train", "val" or "test"
+    ) -> bool:
         "Return whether the problem holds the images of a `split`."
         return split in self._images
 
