@@ -60,6 +60,7 @@ def _state(run):
     text = f"{missing} of {len(store.requested())} measurements missing"
     if store.outdated:
         text += f"; {store.outdated} that are there belong to other settings or files"
+        text += store.changed_text()
     if run.error_file.exists():
         text += f"; failed last time: {_first_line(run.error_file)}"
     return missing, text

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import locked, write_atomic
+from ..core.user_code import Code, code_of_notebook
 from .logs import ESCAPES, remove_temporaries, temporaries
 from .store import ResultStore
+from .templates import is_shipped
 
 # %% ../../nbs/07_grid/15_run.ipynb #bb17a8d4
 NOT_SETTINGS = ("methods", "seeds", "out")  # parameters that no single result depends on
@@ -36,10 +38,17 @@ class Run:
         "The parameters that results depend on."
         return {k: v for k, v in self.parameters.items() if k not in NOT_SETTINGS}
 
+    @property
+    def code(self) -> Code:
+        "The code of the experiment, with an empty key for one of this library."
+        if is_shipped(self.notebook) or not self.notebook.is_file():
+            return Code("")
+        return code_of_notebook(self.notebook)
+
     def results(self) -> ResultStore:
         "Return the store of the run's results, as they are on disk now."
         requested = self.parameters["methods"], self.parameters["seeds"]
-        return ResultStore(self.folder, self.settings, *requested, self.others)
+        return ResultStore(self.folder, self.settings, *requested, self.others, self.code)
 
     @property
     def error_file(self) -> Path:
