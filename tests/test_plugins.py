@@ -813,7 +813,7 @@ def test_an_edited_experiment_and_dataset_in_a_kernel(own):
         expected = 0 if values and new == "level stripes" else 1
         assert len(run.results().missing()) == expected
         executed([run])
-        (result,) = run.results().units["ZeroShot", "", 1]
+        result, *_ = run.results().units["ZeroShot", "", 1]
         assert set(result.settings["file_contents"]) == {
             "code of my-stripes",
             "code of the experiment",
