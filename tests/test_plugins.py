@@ -5,6 +5,7 @@ The texts between the rulers are what a user writes; each has at most 30 lines.
 
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -28,7 +29,8 @@ from vlmadapt.grid import runner
 from vlmadapt.grid.entries import method_entry, result_key
 from vlmadapt.grid.params import read_runs
 from vlmadapt.grid.params_files import parse_changes
-from vlmadapt.grid.results import read_results
+from vlmadapt.grid.report import report_of
+from vlmadapt.grid.results import read_results, varied_parameters
 from vlmadapt.grid.runner import execute_all
 from vlmadapt.grid.runs import execute
 from vlmadapt.grid.store import ResultStore
@@ -108,7 +110,8 @@ run_methods(out, settings, methods, seeds, lambda seed: few_shot(dataset, backbo
 REPORT = """
 from pathlib import Path
 
-from vlmadapt.grid.results import read_results
+from vlmadapt.grid.report import report_of
+from vlmadapt.grid.results import read_results, varied_parameters
 
 methods = sorted(read_results(folder)["method"].unique())
 Path(save, "table.md").write_text(", ".join(methods))
@@ -270,10 +273,9 @@ def test_a_report_is_added_to_a_grid_that_is_finished(own, capsys, monkeypatch):
     status = Path("outputs/grid/status.txt").read_text()
     assert status.startswith("2 of 2 measurements, 1 of 1 runs, 0 failed")
     capsys.readouterr()
-    assert run_command("report", "grid") == 2
-    line = capsys.readouterr().err
-    assert "unknown report 'my_experiment'" in line and line.count("\n") == 1
-    assert "write `report:` with a name or a notebook's path into the params file" in line
+    assert run_command("report", "grid") == 0
+    told = capsys.readouterr().out
+    assert "| ZeroShot |" in told and "results.csv" in told and "report.html" in told
     results = Path("outputs/grid/run/result.json").read_bytes()
     params(own, f"report: ./my_report.ipynb\n{text}")
     assert run_command("grid", file, only_methods="ZeroShot") == 0
@@ -648,6 +650,10 @@ def edited(own):
     return run_of
 
 
+def write_params(run, content):
+    (run.folder / "params.yml").write_text(json.dumps(content))
+
+
 def measured(run):
     "Store results of a run as its notebook would, without measuring anything."
     store = run.results()
@@ -827,6 +833,35 @@ def test_an_edited_experiment_and_dataset_in_a_kernel(own):
 
 
 # Reports
+
+
+@pytest.mark.slow
+def test_an_experiment_without_a_report_gets_the_overview(own, capsys):
+    "A line for each method and dataset, a column for each number of shots."
+    text = "experiment: ./my_experiment.ipynb\ngrid: {dataset: [mini-digits, mini-shapes], "
+    text += "shots: [4, 1]}\nparameters: {methods: [ZeroShot, TipAdapter], seeds: [1, 2]}\n"
+    runs = read_runs(params(own, text))
+    for run in runs:
+        measured(run)
+    assert varied_parameters("outputs/grid") == []  # no notebook has been executed
+    for run in runs:
+        write_params(run, dict(run.parameters, report="my_experiment", experiment="my_experiment"))
+    assert varied_parameters("outputs/grid") == ["dataset", "shots"]
+    assert run_command("report", "grid") == 0
+    header, _, *lines = capsys.readouterr().out.splitlines()
+    assert re.findall(r"[\w ]*\w", header) == [" method", " dataset", " shots 1", " shots 4"]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:4]]
+    assert ["ZeroShot", "mini-digits", "51.5 ± 0.5", "51.5 ± 0.5"] in cells
+    assert len({tuple(cell[:2]) for cell in cells}) == 4
+
+
+def test_what_belongs_to_no_experiment_is_no_report(tmp_path):
+    (tmp_path / "params.yml").write_text("experiment: mine\nreport: mine\n")
+    assert report_of(tmp_path).stem == "overview"
+    (tmp_path / "params.yml").write_text("experiment: few_shot\nreport: few_shot\n")
+    assert report_of(tmp_path).stem == "few_shot"
+    (tmp_path / "params.yml").write_text("experiment: mine\nreport: few_shto\n")
+    assert "did you mean 'few_shot'?" in refusal(lambda: report_of(tmp_path))
 
 
 def unknown_results():

@@ -171,9 +171,8 @@ def _superseded_text(runs):
 def _print_outcome(failed, runs, out):
     kept = _superseded_text(runs)
     if not failed:
-        report = ""
-        if runs[0].report in notebooks("reports"):
-            report = f"; vlmadapt report {out.name} makes tables and figures"
+        made = "tables and figures" if runs[0].report in notebooks("reports") else "a report"
+        report = f"; vlmadapt report {out.name} makes {made}"
         print(f"{len(runs)} runs done, results in {out}{report}{kept}")
         return
     print(f"{len(failed)} of {len(runs)} runs failed{kept}:")

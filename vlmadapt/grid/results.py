@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['Unit', 'PROVENANCE', 'PLAIN_FIELDS', 'METHOD_ORDER', 'ResultFile', 'read_result_file', 'warn_left_out', 'read_units',
-           'read_run', 'read_runs_below', 'read_results', 'in_order', 'deviation', 'values_by_seed']
+           'read_run', 'read_runs_below', 'varied_parameters', 'read_results', 'in_order', 'deviation',
+           'values_by_seed']
 
 # %% ../../nbs/07_grid/02_results.ipynb #d673e3b2
 import gc
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from numpy.typing import ArrayLike
 from pydantic import BaseModel
 
 from ..core.records import RecordError, read_json, validate
+from ..core.yaml_files import read_yaml
 from .conversion import UNTRAINED, convert_results
 from .schema import NOT_APPLICABLE, Result, from_record, name_of, variant_label
 
@@ -230,6 +233,22 @@ def _drop_repeated_references(frame, settings):
     keys = [key for key in dict.fromkeys(keys) if key in frame]
     repeated = frame["method"].isin(UNTRAINED) & frame[keys].astype(str).duplicated()
     return frame.loc[~repeated].reset_index(drop=True)
+
+
+_NOT_VARIED = ("methods", "seeds", "out", "report", "plugins", "fixed", "experiment_code")
+
+
+def varied_parameters(
+    folder: str | Path,  # outputs of one grid
+) -> list[str]:  # in the order of its experiments
+    "Return the parameters in which the runs of a grid differ."
+    values: dict[str, set[str]] = {}
+    files = sorted(Path(folder).rglob("params.yml"))
+    for file in files:
+        params = read_yaml(file)
+        for name, value in params.items() if isinstance(params, dict) else ():
+            values.setdefault(name, set()).add(json.dumps(value, sort_keys=True, default=str))
+    return [name for name, own in values.items() if len(own) > 1 and name not in _NOT_VARIED]
 
 
 @contextmanager
