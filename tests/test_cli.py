@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -20,6 +21,7 @@ from test_structure import loaded_by
 import vlmadapt as va
 from vlmadapt.cli import COMMANDS, classifiers, main
 from vlmadapt.cli.commands import Command
+from vlmadapt.data.tasks import read_task
 from vlmadapt.grid.signals import STOPPED
 from vlmadapt.mini import data
 
@@ -181,6 +183,7 @@ def test_a_status_is_returned(command):
 WARNING = """import sys, warnings
 from vlmadapt.cli import COMMANDS, main
 from vlmadapt.cli.commands import Command
+from vlmadapt.data.tasks import read_task
 def run(options):
     warnings.warn("two\\nlines")
 COMMANDS["try"] = Command("try", "Try.", lambda parser: None, run, {})
@@ -586,4 +589,92 @@ def test_a_method_that_generates_text_answers(photos, tmp_path, capsys):
     answers = method.predict(paths, question)
     assert [(line["path"], line["text"]) for line in found] == list(
         zip(paths, answers, strict=True)
+    )
+    told = refusal(capsys, "predict", out, *paths)
+    assert "BitFit generates text" in told and "--text 'what is it?'" in told
+
+
+def test_a_classifier_takes_no_text(stored, photos, capsys):
+    told = refusal(capsys, "predict", stored, photos, "--text", "what is it?")
+    assert "classifies images: leave --text out" in told
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    "A folder with images of mini-vqa and files of questions about them, in three forms."
+    root = tmp_path_factory.mktemp("task")
+    images, examples = read_task("mini-vqa")["train"]
+    (root / "photos").mkdir()
+    entries = []
+    for example in examples[:60]:
+        name = f"photos/{example.image}.png"
+        if not (root / name).exists():
+            Image.fromarray(images[example.image]).save(root / name)
+        answers = list(example.answers)
+        entries.append(dict(image=name, question=example.prompt, answers=answers))
+    (root / "lines.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    (root / "list.json").write_text(json.dumps(entries))
+    with (root / "rows.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(entries[0]))
+        writer.writeheader()
+        writer.writerows({**entry, "answers": json.dumps(entry["answers"])} for entry in entries)
+    return root
+
+
+@pytest.mark.parametrize("form", ["lines.jsonl", "list.json", "rows.csv"])
+def test_adapt_and_evaluate_with_questions_of_ones_own(questions, form, tmp_path, capsys):
+    "Both divide the file in the same way, whatever the seed."
+    source, out = questions / form, tmp_path / "x.safetensors"
+    line = f"adapt {source} --backbone mini --method Frozen --trials 0 --seed 2"
+    assert run_command(*line.split(), out=out) == 0
+    told = capsys.readouterr().out
+    problem = va.load_task(source, backbone="mini")
+    found = va.evaluate(va.create_method("Frozen", problem), problem)
+    value = found[problem.metric]
+    assert f"test        {problem.metric} {value:.1f}" in told
+    assert f"next        vlmadapt evaluate {out} {source}" in told
+    assert run_command("evaluate", out, source, "--json") == 0
+    tested = json.loads(capsys.readouterr().out)
+    assert tested[problem.metric] == value and tested["n"] == found["n"]
+    assert run_command("evaluate", out, source) == 0
+    assert f"{problem.metric} " in capsys.readouterr().out
+
+
+def test_a_folder_of_parts_and_images_elsewhere(questions, tmp_path, capsys):
+    lines = (questions / "lines.jsonl").read_text().splitlines()
+    for part, own in (("train", lines[:40]), ("test", lines[40:])):
+        (tmp_path / f"{part}.jsonl").write_text("\n".join(own))
+    out = tmp_path / "x.safetensors"
+    line = ["adapt", tmp_path, "--backbone", "mini", "--method", "Frozen", "--trials", "0"]
+    assert "photos/40.png is missing" in refusal(capsys, *line, "--out", out)
+    assert run_command(*line, "--root", questions, "--out", out) == 0
+    assert "GenerationProblem" in capsys.readouterr().out
+    assert run_command("evaluate", out, tmp_path, "--root", questions, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 20
+
+
+@pytest.mark.slow
+def test_adapt_and_evaluate_with_a_task_by_name(tmp_path, capsys):
+    out = tmp_path / "x.safetensors"
+    line = "adapt mini-captions --method BitFit --trials 0 --seed 2"
+    assert run_command(*line.split(), out=out) == 0
+    value = re.search(r"test +cider ([\d.]+)", capsys.readouterr().out)[1]
+    assert run_command("evaluate", out, "mini-captions") == 0
+    assert f"cider  {float(value):g}"[:8] in re.sub(" +", "  ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("--backbone mini --shots 4", "--shots does not go with"),
+        ("", "name the backbone that encodes its images, such as --backbone CoCa-B-32"),
+        ("--backbone mini --class-names {names}", "--class-names does not go with"),
+    ],
+)
+def test_questions_refuse_what_they_do_not_take(questions, tmp_path, capsys, arguments, told):
+    (tmp_path / "names.txt").write_text("a\nb\n")
+    given = arguments.format(names=tmp_path / "names.txt").split()
+    assert told in refusal(capsys, "adapt", questions / "lines.jsonl", *given)
+    assert "--root does not go with mini-digits" in refusal(
+        capsys, "adapt", "mini-digits", "--root", questions
     )

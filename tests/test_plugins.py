@@ -5,6 +5,7 @@ The texts between the rulers are what a user writes; each has at most 30 lines.
 
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -21,16 +22,20 @@ from safetensors.torch import save_file
 
 from vlmadapt.core import plugins
 from vlmadapt.core.plugins import load_plugin, locate_plugin
+from vlmadapt.core.user_code import Code
 from vlmadapt.data.datasets import DATASETS
+from vlmadapt.data.tasks import TASKS
 from vlmadapt.grid import runner
 from vlmadapt.grid.entries import method_entry, result_key
 from vlmadapt.grid.params import read_runs
 from vlmadapt.grid.params_files import parse_changes
-from vlmadapt.grid.results import read_results
+from vlmadapt.grid.report import report_of
+from vlmadapt.grid.results import read_results, varied_parameters
 from vlmadapt.grid.runner import execute_all
 from vlmadapt.grid.runs import execute
 from vlmadapt.grid.store import ResultStore
 from vlmadapt.methods import METHODS
+from vlmadapt.models.backbones import BACKBONES
 from vlmadapt.reporting.figures import STYLE, looks
 from vlmadapt.reporting.tables import dataset_table
 
@@ -105,7 +110,8 @@ run_methods(out, settings, methods, seeds, lambda seed: few_shot(dataset, backbo
 REPORT = """
 from pathlib import Path
 
-from vlmadapt.grid.results import read_results
+from vlmadapt.grid.report import report_of
+from vlmadapt.grid.results import read_results, varied_parameters
 
 methods = sorted(read_results(folder)["method"].unique())
 Path(save, "table.md").write_text(", ".join(methods))
@@ -116,11 +122,16 @@ Path(save, "table.md").write_text(", ".join(methods))
 @pytest.fixture(autouse=True)
 def nothing_is_left(tmp_path, monkeypatch):
     "After a test the plug-ins, their modules and what they have registered are forgotten."
-    assert len(METHODS) and len(DATASETS)  # what registers when it is first asked has done so
+    assert (
+        len(METHODS) and len(DATASETS) and len(TASKS) and len(BACKBONES)
+    )  # what registers when it is first asked has done so
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(plugins, "_FILES", {**plugins._FILES})
     with ExitStack() as stack:
-        for table in (METHODS._classification, METHODS._generation, DATASETS._items):
+        for table in (
+            *(METHODS._classification, METHODS._generation),
+            *(registry._items for registry in (DATASETS, TASKS, BACKBONES)),
+        ):
             stack.enter_context(mock.patch.dict(table))
         yield
     for name, module in list(sys.modules.items()):
@@ -262,10 +273,9 @@ def test_a_report_is_added_to_a_grid_that_is_finished(own, capsys, monkeypatch):
     status = Path("outputs/grid/status.txt").read_text()
     assert status.startswith("2 of 2 measurements, 1 of 1 runs, 0 failed")
     capsys.readouterr()
-    assert run_command("report", "grid") == 2
-    line = capsys.readouterr().err
-    assert "unknown report 'my_experiment'" in line and line.count("\n") == 1
-    assert "write `report:` with a name or a notebook's path into the params file" in line
+    assert run_command("report", "grid") == 0
+    told = capsys.readouterr().out
+    assert "| ZeroShot |" in told and "results.csv" in told and "report.html" in told
     results = Path("outputs/grid/run/result.json").read_bytes()
     params(own, f"report: ./my_report.ipynb\n{text}")
     assert run_command("grid", file, only_methods="ZeroShot") == 0
@@ -586,7 +596,272 @@ def test_results_of_other_methods_stay(own):
     assert run.results().is_complete()
 
 
+# What is edited is measured again
+
+BACKBONE = """
+from vlmadapt.models.backbones import BackboneSpec, register_backbone
+
+register_backbone("my-backbone", BackboneSpec("my-model", build="my_weights:build"), replace=True)
+"""
+TASK = """
+from vlmadapt.data.tasks import TaskSpec, register_task
+
+
+def read(folder=None):
+    raise AssertionError("the data are not needed")
+
+
+register_task("my-task", TaskSpec(None, read, "accuracy", ("yes", "no")), replace=True)
+"""
+ROW = """
+from dataclasses import replace
+
+from vlmadapt.data.benchmarks import BENCHMARKS
+from vlmadapt.data.datasets import benchmark_spec, register_dataset
+
+row = replace(BENCHMARKS["dtd"], folder="my_dtd", template="a photo of a {}.")
+register_dataset(benchmark_spec("my-dtd", row), replace=True)
+"""
+OWN_PLUGINS = dict(data=DATASET, backbone=BACKBONE, task=TASK, row=ROW)
+NAMED = dict(
+    data="experiment: few_shot\nparameters: {dataset: my-stripes, methods: [ZeroShot], ",
+    backbone="experiment: few_shot\nparameters: {dataset: mini-digits, backbone: my-backbone, "
+    "methods: [ZeroShot], ",
+    task="experiment: tasks\nparameters: {task: my-task, methods: [Frozen], ",
+    row="experiment: few_shot\nparameters: {dataset: my-dtd, backbone: RN50, methods: [ZeroShot], ",
+    notebook="experiment: ./my_experiment.ipynb\nparameters: {methods: [ZeroShot], ",
+)
+
+
+@pytest.fixture
+def edited(own):
+    "Write a params file of a kind, with the plug-ins of all kinds, and results of it."
+    for kind, text in OWN_PLUGINS.items():
+        (own / f"my_{kind}.py").write_text(text)
+    (own / "my_weights.py").write_text("def build(model):\n    return 1\n")
+    (own / "my_helper.py").write_text("tone = 120\n")
+
+    def run_of(kind, seeds="[1, 2]"):
+        files = ", ".join(f"./my_{name}.py" for name in OWN_PLUGINS)
+        text = f"plugins: [{files}]\n{NAMED[kind]}seeds: {seeds}}}\n"
+        (run,) = read_runs(params(own, text))
+        return run
+
+    return run_of
+
+
+def write_params(run, content):
+    (run.folder / "params.yml").write_text(json.dumps(content))
+
+
+def measured(run):
+    "Store results of a run as its notebook would, without measuring anything."
+    store = run.results()
+    for entry, seed in store.missing():
+        store.save(entry, seed, dict(metric="accuracy", value=50.0 + seed))
+    store.collect()
+    assert run.results().is_complete()
+
+
+def outdated(run):
+    store = run.results()
+    return len(store.missing()), store.outdated, store.changes
+
+
+EDITS = [
+    ("data", "my_data.py", "upright stripes", "vertical stripes", "code of my-stripes"),
+    ("data", "my_data.py", "a photo of {}.", "a drawing of {}.", "code of my-stripes"),
+    ("data", "my_data.py", "* 100 + 120", "* 90 + 120", "code of my-stripes"),
+    ("data", "my_helper.py", "tone = 120", "tone = 130", "code of my-stripes"),
+    ("backbone", "my_backbone.py", "my-model", "my-other-model", "code of my-backbone"),
+    ("backbone", "my_weights.py", "return 1", "return 2", "code of my-backbone"),
+    ("task", "my_task.py", '"yes", "no"', '"no", "yes"', "code of my-task"),
+    ("row", "my_row.py", "a photo of a {}.", "a texture, {}.", "code of my-dtd"),
+    (
+        "notebook",
+        "my_experiment.ipynb",
+        "shots, seed)",
+        "shots, seed + 1)",
+        "code of the experiment",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "file", "old", "new", "named"), EDITS)
+def test_what_is_edited_is_measured_again(edited, own, capsys, kind, file, old, new, named):
+    "And found again when the file is as it was."
+    data = (own / "my_data.py").read_text()
+    (own / "my_data.py").write_text(f"import my_helper\n{data}")
+    run = edited(kind)
+    measured(run)
+    text = (own / file).read_text()
+    assert text.count(old) == 1
+    (own / file).write_text(text.replace(old, new))
+    run = edited(kind)
+    assert outdated(run) == (2, 2, [named])
+    assert run_command("grid", own / "grid.yml", dry_run=True) == 0
+    told = capsys.readouterr().out
+    assert f"2 that are there belong to other settings or files (changed: {named})" in told
+    with pytest.warns(UserWarning, match=f"2 results .* superseded .changed: {named}.; they stay"):
+        measured(run)
+    assert len(read_results("outputs/grid")) == 2
+    assert len(list(run.results().superseded.glob("*.json"))) == 2
+    (own / file).write_text(text)
+    assert edited(kind).results().missing() == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "old", "new"),
+    [
+        ("data", "my_data.py", "def stripes():", "def stripes():  # of two kinds"),
+        ("data", "my_data.py", "* 100 + 120", "* 100 + \\\n        120"),
+        ("data", "my_backbone.py", "my-model", "my-other-model"),
+        ("data", "my_method.py", "weight = 1.0", "weight = 2.0"),
+        ("data", "my_helper.py", "tone = 120", "tone = 130"),  # which nothing imports here
+        ("task", "my_data.py", "upright stripes", "vertical stripes"),
+        ("notebook", "my_data.py", "upright stripes", "vertical stripes"),
+        ("notebook", "my_experiment.ipynb", "settings = dict", "# a comment\\nsettings = dict"),
+        ("notebook", "my_experiment.ipynb", "seeds = [1]", "seeds = [1, 2, 3]"),
+    ],
+)
+def test_other_edits_leave_results_valid(edited, own, kind, file, old, new):
+    measured(edited(kind))
+    text = (own / file).read_text()
+    assert text.count(old) == 1
+    (own / file).write_text(text.replace(old, new))
+    assert outdated(edited(kind)) == (0, 0, [])
+
+
+def test_edited_prompts_folders_and_tables_are_named(own):
+    "The content of what a parameter names by its path counts as it did before."
+    photos = own / "photos"
+    for name in ("a", "b"):
+        (photos / name).mkdir(parents=True)
+        (photos / name / "1.png").write_bytes(b"first")
+    table = own / "photos.csv"
+    table.write_text("path,label\nphotos/a/1.png,a\nphotos/b/1.png,b\n")
+    (own / "texts.json").write_text("{}")
+    changes = [
+        ("dataset: ./photos, prompts: template", photos / "a/1.png", "files of dataset photos"),
+        ("dataset: ./photos.csv, prompts: template", table, "files of dataset photos"),
+        ("dataset: mini-digits, prompts: texts.json", own / "texts.json", "files of prompts texts"),
+    ]
+    for given, file, named in changes:
+        text = (
+            "experiment: few_shot\nparameters: {methods: [ZeroShot], seeds: [1], backbone: RN50, "
+        )
+        (run,) = read_runs(params(own, f"{text}{given}}}\n"))
+        measured(run)
+        file.write_bytes(file.read_bytes() + b"\n\n")
+        assert outdated(run)[:2] == (1, 1)
+        assert outdated(run)[2][0].startswith(named), outdated(run)
+        run.results().supersede(lambda results: True)
+        run.results().result_file.unlink()
+
+
+def test_what_a_method_imports_counts(own):
+    (own / "my_scale.py").write_text("scale = 1.0\n")
+    (own / "my_method.py").write_text(f"from my_scale import scale\n{METHOD}")
+
+    def run():
+        return read_runs(own / "my_grid.yml", smoke=True)[0]
+
+    measured(run())
+    (own / "my_scale.py").write_text("scale = 2.0\n")
+    assert [entry.label for entry, _ in run().results().missing()] == ["NearestMean"]
+    (own / "my_scale.py").write_text("scale = 1.0  # again\n")
+    assert run().results().missing() == []
+
+
+@pytest.mark.parametrize("kind", ["data", "notebook"])
+@pytest.mark.parametrize("edit", ["before", "after"])
+def test_results_from_before_code_was_recorded(edited, own, kind, edit):
+    "They stay valid where the code is older than they are, and are superseded where it is not."
+    run = edited(kind)
+    store = run.results()
+    old_settings = {k: v for k, v in store.settings.items() if k != "file_contents"}
+    old = ResultStore(run.folder, old_settings, ["ZeroShot"], [1, 2], experiment=Code(""))
+    old.settings = old_settings
+    (entry,) = run.results().entries
+    for seed in (1, 2):
+        key = result_key(old_settings, entry, seed, with_code=False)
+        with mock.patch.object(ResultStore, "_key", lambda *_, key=key, **__: key):
+            old.save(entry, seed, dict(metric="accuracy", value=60.0))
+    files = [own / "my_data.py", own / "my_experiment.ipynb"]
+    now = old.files()[0].stat().st_mtime_ns
+    for file in files:
+        moment = now + (10**9 if edit == "after" else -(10**9))
+        os.utime(file, ns=(moment, moment))
+    run = edited(kind)
+    named = "code of my-stripes" if kind == "data" else "code of the experiment"
+    if edit == "after":
+        assert outdated(run) == (2, 2, [f"{named}, which was not recorded"])
+        return
+    assert outdated(run) == (0, 0, [])
+    measured(run)
+    assert {result.value for own in run.results().units.values() for result in own} == {60.0}
+    assert not run.results().superseded.exists()
+    for file in files:
+        os.utime(file, ns=(now + 10**9, now + 10**9))
+    assert edited(kind).results().is_complete()
+
+
+@pytest.mark.slow
+def test_an_edited_experiment_and_dataset_in_a_kernel(own):
+    "The notebook stores its results under the key that the grid looks for."
+    text = "plugins: [./my_data.py]\nexperiment: ./my_experiment.ipynb\n"
+    text += "parameters: {methods: [ZeroShot], seeds: [1], dataset: my-stripes}\n"
+    file = params(own, text)
+    values = []
+    for old, new in (("", ""), ("level stripes", "a photo"), ("level stripes", "level stripes")):
+        (own / "my_data.py").write_text(DATASET.replace(old, new) if old else DATASET)
+        (run,) = read_runs(file)
+        expected = 0 if values and new == "level stripes" else 1
+        assert len(run.results().missing()) == expected
+        executed([run])
+        result, *_ = run.results().units["ZeroShot", "", 1]
+        assert set(result.settings["file_contents"]) == {
+            "code of my-stripes",
+            "code of the experiment",
+        }
+        values.append(result.key)
+    assert values[0] == values[2] != values[1]
+    write_experiment(own / "my_experiment.ipynb", EXPERIMENT_PARAMETERS, EXPERIMENT + "done = 1\n")
+    (run,) = read_runs(file)
+    assert outdated(run) == (1, 1, ["code of the experiment"])
+    executed([run])
+
+
 # Reports
+
+
+@pytest.mark.slow
+def test_an_experiment_without_a_report_gets_the_overview(own, capsys):
+    "A line for each method and dataset, a column for each number of shots."
+    text = "experiment: ./my_experiment.ipynb\ngrid: {dataset: [mini-digits, mini-shapes], "
+    text += "shots: [4, 1]}\nparameters: {methods: [ZeroShot, TipAdapter], seeds: [1, 2]}\n"
+    runs = read_runs(params(own, text))
+    for run in runs:
+        measured(run)
+    assert varied_parameters("outputs/grid") == []  # no notebook has been executed
+    for run in runs:
+        write_params(run, dict(run.parameters, report="my_experiment", experiment="my_experiment"))
+    assert varied_parameters("outputs/grid") == ["dataset", "shots"]
+    assert run_command("report", "grid") == 0
+    header, _, *lines = capsys.readouterr().out.splitlines()
+    assert re.findall(r"[\w ]*\w", header) == [" method", " dataset", " shots 1", " shots 4"]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:4]]
+    assert ["ZeroShot", "mini-digits", "51.5 ± 0.5", "51.5 ± 0.5"] in cells
+    assert len({tuple(cell[:2]) for cell in cells}) == 4
+
+
+def test_what_belongs_to_no_experiment_is_no_report(tmp_path):
+    (tmp_path / "params.yml").write_text("experiment: mine\nreport: mine\n")
+    assert report_of(tmp_path).stem == "overview"
+    (tmp_path / "params.yml").write_text("experiment: few_shot\nreport: few_shot\n")
+    assert report_of(tmp_path).stem == "few_shot"
+    (tmp_path / "params.yml").write_text("experiment: mine\nreport: few_shto\n")
+    assert "did you mean 'few_shot'?" in refusal(lambda: report_of(tmp_path))
 
 
 def unknown_results():

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['LONGEST_NAME', 'DISK_ERRORS', 'write_hooks', 'BLOCK_BYTES', 'CannotWrite', 'error_line', 'cannot_write',
-           'name_write_errors', 'write_atomic', 'write_json', 'write_all', 'remove', 'locked', 'DamagedFile',
-           'regular_file']
+           'name_write_errors', 'temporary_target', 'temporaries', 'write_atomic', 'write_json', 'write_all', 'remove',
+           'locked', 'DamagedFile', 'regular_file']
 
 # %% ../../nbs/00_core/02_files.ipynb #951b1bb2
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -81,6 +82,30 @@ def _make_folder_of(path):
     if "\0" in str(path):
         raise OSError(errno.EINVAL, "a path cannot hold NUL")
     path.parent.mkdir(parents=True, exist_ok=True)
+
+
+_TEMPORARY = re.compile(r"\.(?P<target>.{0,32})\.[0-9a-f]{12}\.tmp", re.DOTALL)
+
+
+def temporary_target(
+    path: str | Path,  # any file
+) -> str | None:  # None for a file that is not temporary
+    "Return the beginning of the name that a temporary file of `write_atomic` was to get."
+    found = _TEMPORARY.fullmatch(Path(path).name)
+    return found["target"] if found else None
+
+
+def temporaries(
+    *folders: Path,  # where to look
+    target: str = "",  # beginning of the name that they were to get
+) -> Iterator[Path]:
+    "Yield the temporary files of `write_atomic`; processes that were killed leave them."
+    for folder in folders:
+        for file in folder.glob(".*.tmp"):
+            name = temporary_target(file)
+            ours = name is not None and name.startswith(target[:32])
+            if ours and not file.is_symlink() and file.is_file():
+                yield file
 
 
 def _temporary_beside(path):

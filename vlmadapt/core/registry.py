@@ -9,6 +9,7 @@ __all__ = ['UnknownName', 'choose', 'register_entry_points', 'Registry']
 import difflib
 import importlib
 import importlib.metadata
+import inspect
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
@@ -71,6 +72,14 @@ def register_entry_points(
             warnings.warn(message, stacklevel=2)
 
 # %% ../../nbs/00_core/08_registry.ipynb #42ec9c80
+def _executed_module():
+    "Return the name of the innermost module that is being executed, such as a plug-in's."
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_name != "<module>":
+        frame = frame.f_back
+    return "" if frame is None else frame.f_globals.get("__name__", "")
+
+
 def _definition(item):
     "Return where an item is defined: module and name, or those of its fields."
     if is_dataclass(item) and not isinstance(item, type):
@@ -92,6 +101,7 @@ class Registry(MutableMapping[str, _Item], Generic[_Item]):
     ):
         self.kind = kind
         self._items: dict[str, _Item] = dict(items or {})
+        self._modules: dict[str, str] = {}  # name -> module that registered the item
         self._plugins = list(plugins)
         self._entry_points = entry_points
         self._loaded = False
@@ -113,7 +123,15 @@ class Registry(MutableMapping[str, _Item], Generic[_Item]):
         if not replace and old is not item and _definition(old) != _definition(item):
             raise ValueError(f"{self.kind} {name!r} is registered already; pass replace=True")
         self._items[name] = item
+        self._modules[name] = _executed_module()
         return item
+
+    def registered_in(
+        self,
+        name: str,  # of an item
+    ) -> str:  # empty where the registry itself holds it
+        "Return the name of the module that registered an item when it was imported."
+        return self._modules.get(name, "")
 
     def load_plugins(self) -> None:
         "Import the plug-ins that are not imported yet."
@@ -144,6 +162,7 @@ class Registry(MutableMapping[str, _Item], Generic[_Item]):
 
     def __delitem__(self, name: str) -> None:
         del self._items[name]
+        self._modules.pop(name, None)
 
     def __iter__(self) -> Iterator[str]:
         self.load_plugins()

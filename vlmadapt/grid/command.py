@@ -60,6 +60,7 @@ def _state(run):
     text = f"{missing} of {len(store.requested())} measurements missing"
     if store.outdated:
         text += f"; {store.outdated} that are there belong to other settings or files"
+        text += store.changed_text()
     if run.error_file.exists():
         text += f"; failed last time: {_first_line(run.error_file)}"
     return missing, text
@@ -170,9 +171,8 @@ def _superseded_text(runs):
 def _print_outcome(failed, runs, out):
     kept = _superseded_text(runs)
     if not failed:
-        report = ""
-        if runs[0].report in notebooks("reports"):
-            report = f"; vlmadapt report {out.name} makes tables and figures"
+        made = "tables and figures" if runs[0].report in notebooks("reports") else "a report"
+        report = f"; vlmadapt report {out.name} makes {made}"
         print(f"{len(runs)} runs done, results in {out}{report}{kept}")
         return
     print(f"{len(failed)} of {len(runs)} runs failed{kept}:")

@@ -121,44 +121,55 @@ def _lacking_fields(problem, reason):
 Extend = Callable[[MethodEntry, Problem, int, list[Fields]], list[Fields]]
 
 
+def _measured(entry, problems, seeds, extend, record_lacks, options):
+    "Yield the fields of the results of each seed."
+    reason = lacking(entry, problems[0], options["shared"]) if record_lacks else ""
+    if reason:
+        yield from (_lacking_fields(problem, reason) for problem in problems)
+        return
+    found = measure(entry, problems, seeds, **options)
+    for problem, seed, fields in zip(problems, seeds, found, strict=True):
+        yield extend(entry, problem, seed, fields) if extend else fields
+
+
 def run_methods(
     out: str | Path,  # folder of the run; empty makes a temporary one
-    settings: dict[str, Any],  # parameters of the experiment that results depend on
-    methods: Iterable[str | dict | MethodEntry],  # methods and variants
-    seeds: Sequence[int],
-    problem_of: Callable[[int], Problem],  # seed -> problem
-    targets: Sequence[Problem] = (),  # further problems to test on
-    extend: Extend | None = None,  # function of entry, problem, seed and fields
+    settings: dict[str, Any],  # by name, all that results depend on; each is a column of reports
+    methods: Iterable[str | dict | MethodEntry],  # names, or variants with hyper-parameters
+    seeds: Sequence[int],  # each is a measurement of its own
+    problem_of: Callable[[int], Problem],  # called with a seed; of the same shape for all seeds
+    targets: Sequence[Problem] = (),  # further problems on which the fitted methods are tested
+    extend: Extend | None = None,  # adds fields or results: entry, problem, seed, fields -> fields
     tune_once: bool = False,  # whether the search of the first seed serves all seeds
-    shared: dict[str, Any] | None = None,  # hyper-parameters that all methods share
+    shared: dict[str, Any] | None = None,  # hyper-parameters for all methods that have them
     record_lacks: bool = False,  # record what needs more than the problem has, or fail?
 ) -> ResultStore:  # all results of the run
-    "Measure `methods` with all `seeds`, and return the store of their results."
+    """Fit and test `methods` with all `seeds`, store each result at once, and return the store.
+
+    Nothing is tuned unless `settings` has `trials`: a method is fitted with its defaults, with
+    those of `shared`, and with its hyper-parameters in `settings["fixed"]` or in its variant. With
+    `trials` above 0 it selects among that many candidates on validation data, from the values in
+    `settings["space"]` or from its own. The test labels are read once, after the fit.
+
+    What is in `out` already, under the same settings, files and code, is not measured again. Of
+    the store, `table()` has a line for each method and a column for each seed, `results_of(method,
+    seed)` the results of one measurement, and `missing()` what failed; `read_results(out)` reads
+    the same results as one long table. Raises MeasurementsFailed when everything else is done.
+    """
     store = ResultStore(out or tempfile.mkdtemp(), settings, methods, seeds)
     problems = {seeds[0]: problem_of(seeds[0])}
     store.supersede_other(problems[seeds[0]].provenance)
+
+    options = dict(trials=settings.get("trials", 0), targets=targets, shared=shared)
+    options["tuning_seed"] = seeds[0] if tune_once else None
 
     def measure_seeds(entry, missing):
         for seed in missing:
             if seed not in problems:
                 problems[seed] = problem_of(seed)
         own = [problems[seed] for seed in missing]
-        reason = lacking(entry, own[0], shared) if record_lacks else ""
-        if reason:
-            yield from (_lacking_fields(problem, reason) for problem in own)
-            return
-        found = measure(
-            entry,
-            own,
-            missing,
-            trials=settings.get("trials", 0),
-            space=own_space(settings, entry.method),
-            targets=targets,
-            tuning_seed=seeds[0] if tune_once else None,
-            shared=shared,
-        )
-        for problem, seed, fields in zip(own, missing, found, strict=True):
-            yield extend(entry, problem, seed, fields) if extend else fields
+        own_options = dict(options, space=own_space(settings, entry.method))
+        return _measured(entry, own, missing, extend, record_lacks, own_options)
 
     measure_missing(store, measure_seeds)
     return store

@@ -36,9 +36,8 @@ class LiveResults:
         self.runs = list(runs)
         shots = {run.parameters.get("shots") for run in self.runs}
         self.by = "shots" if len(shots) > 1 else "dataset"
-        self.seen: set[Path] = set()
-        self.total: defaultdict[_Key, float] = defaultdict(float)
-        self.count: Counter[_Key] = Counter()
+        self.seen: dict[Path, _Key | None] = {}  # files; None for one without a value
+        self.values: defaultdict[_Key, dict[Path, float]] = defaultdict(dict)
         self.expected: Counter[_Key] = Counter()
         for run in self.runs:
             for method in run.parameters.get("methods", ()):
@@ -57,19 +56,22 @@ class LiveResults:
         except (OSError, ValueError, LookupError, TypeError):
             return  # reports name damaged files
         if metric != NOT_APPLICABLE:
-            key = _Key(label, self._column(run))
-            self.total[key] += value
-            self.count[key] += 1
+            key = self.seen[file] = _Key(label, self._column(run))
+            self.values[key][file] = value
 
     def update(self) -> bool:  # whether there was anything new
-        "Read the results that have been stored since the last call."
-        before = len(self.seen)
-        for run in self.runs:
-            for file in sorted((run.folder / "results").glob("*.json")):
-                if file not in self.seen:
-                    self.seen.add(file)
-                    self._add(run, file)
-        return len(self.seen) > before
+        "Read what has been stored since the last call, and forget what has been superseded."
+        there = {file: run for run in self.runs for file in (run.folder / "results").glob("*.json")}
+        gone = self.seen.keys() - there
+        for file in gone:
+            key = self.seen.pop(file)
+            if key is not None:
+                self.values[key].pop(file)
+        new = there.keys() - self.seen
+        for file in sorted(new):
+            self.seen[file] = None
+            self._add(there[file], file)
+        return bool(new or gone)
 
     def columns(self) -> list[str]:
         "Return the columns of the table in the order of the grid, numbers of shots sorted."
@@ -78,14 +80,15 @@ class LiveResults:
 
     def labels(self) -> list[str]:
         "Return the methods that have results, in the order of the grid."
-        measured = {key.label for key in self.count}
+        measured = {key.label for key, values in self.values.items() if values}
         known = dict.fromkeys(key.label for key in self.expected if key.label in measured)
         return [*known, *sorted(measured - known.keys())]
 
     def mean(self, label: str, column: str) -> float | None:
         "Return a mean, None where nothing is stored."
         key = _Key(label, column)
-        return self.total[key] / self.count[key] if self.count[key] else None
+        values = self.values.get(key)
+        return sum(values.values()) / len(values) if values else None
 
     def cell(self, label: str, column: str) -> str:
         "Return a mean as text, with a star where results are still to come."
@@ -93,7 +96,7 @@ class LiveResults:
         if value is None:
             return "."
         key = _Key(label, column)
-        return f"{value:.1f}" + ("*" if self.count[key] < self.expected[key] else " ")
+        return f"{value:.1f}" + ("*" if len(self.values[key]) < self.expected[key] else " ")
 
     def lines(self) -> list[str]:
         "Return the table as lines of text; none where nothing is stored."

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 
 from ..core.environment import environment
-from ..core.plugins import source_of_class
 from ..core.values import plain
-from .entries import MethodEntry, method_class, method_entry
+from .entries import MethodEntry, method_class, method_entry, source_of_method
 from .memory import peak, reset_peak
 from .schema import EXAMPLES
 from ..methods import METHODS
@@ -148,7 +147,7 @@ def _selection(tuned, entry):
 
 def _provenance(method, problem):
     "Return where the data come from and, of a method from outside this library, its source."
-    source = source_of_class(type(method))
+    source = source_of_method(type(method))
     return problem.provenance if source is None else {**problem.provenance, "method": source}
 
 

@@ -120,7 +120,7 @@ class Progress:
             write_page(self.results, page, self.file.parent.name, summary, running)
 
     def _show_results(self, running):
-        "Read new results; write their page and, without a terminal, print them now and then."
+        "Read new results; write their page, and print them now and then without a terminal."
         now = time.time()
         if running and now < self.next_update:
             return
@@ -133,14 +133,18 @@ class Progress:
             self.last_page = now
             self.page_is_old = bool(running)
         every = now - self.last_table >= TABLE_EVERY_S
-        if self.table_is_old and every and running and not self.live:
-            print(*self.results.lines(), sep="\n", flush=True)
+        if not self.live and (not running or (self.table_is_old and every)):
+            for line in self.results.lines():
+                print(line, flush=True)
             self.last_table = now
             self.table_is_old = False
 
-    def _draw(self, lines):
+    def _draw(self, lines, running):
+        "Draw lines over those before; the last ones whole, what no terminal takes included."
         width, height = shutil.get_terminal_size()
-        shown = [line[: width - 1] + "\n" for line in lines[: height - 2]]
+        if running:
+            lines = [line[: width - 1] for line in lines[: height - 2]]
+        shown = [f"{line}\n" for line in lines]
         back = f"\x1b[{self.drawn}A\x1b[J" if self.drawn else ""
         sys.stderr.write(back + "".join(shown))
         sys.stderr.flush()
@@ -156,7 +160,7 @@ class Progress:
         lines = self.table(running)
         self._write(lines)
         if self.live:
-            self._draw([*lines, *self.results.lines()])
+            self._draw([*lines, *self.results.lines()], running)
 
     def finish(self, job: Hashable, running: Collection[Job], error: str | None):
         "Record that a job is finished."

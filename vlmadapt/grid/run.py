@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.files import locked, write_atomic
-from .logs import ESCAPES, remove_temporaries, temporaries
+from ..core.files import locked, temporaries, write_atomic
+from ..core.user_code import Code, code_of_notebook
+from .logs import ESCAPES, remove_temporaries
 from .store import ResultStore
+from .templates import is_shipped
 
 # %% ../../nbs/07_grid/15_run.ipynb #bb17a8d4
 NOT_SETTINGS = ("methods", "seeds", "out")  # parameters that no single result depends on
@@ -30,16 +32,27 @@ class Run:
     report: str  # name of the report that reads it, or the path of somebody's own
     plugins: list[str] = field(default_factory=list)  # imported in every process of the run
     others: list = field(default_factory=list)  # methods of the file that are not requested now
+    is_shipped: bool = field(init=False)  # whether the experiment is one of this library
+
+    def __post_init__(self):
+        self.is_shipped = is_shipped(self.notebook)  # here: paths may differ where it is executed
 
     @property
     def settings(self) -> dict[str, Any]:
         "The parameters that results depend on."
         return {k: v for k, v in self.parameters.items() if k not in NOT_SETTINGS}
 
+    @property
+    def code(self) -> Code:
+        "The code of the experiment, with an empty key for one of this library."
+        if self.is_shipped or not self.notebook.is_file():
+            return Code("")
+        return code_of_notebook(self.notebook)
+
     def results(self) -> ResultStore:
         "Return the store of the run's results, as they are on disk now."
         requested = self.parameters["methods"], self.parameters["seeds"]
-        return ResultStore(self.folder, self.settings, *requested, self.others)
+        return ResultStore(self.folder, self.settings, *requested, self.others, self.code)
 
     @property
     def error_file(self) -> Path:

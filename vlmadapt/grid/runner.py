@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import torch
 
+from ..core.files import temporaries
 from ..core.texts import gibibytes
 from .cluster import cluster, gpus_for_each, has_loopback, memory_for_each
 from .costs import measured_costs, needed_memory
@@ -197,9 +198,9 @@ def _pending(runs) -> dict[Run, int]:
 def _tidy(runs):
     "Remove what a driver that was killed left beside the status file and the page of results."
     for folder in {status_file(run).parent for run in runs}:
-        for pattern in (".status.txt.*.tmp", "report/.progress.html.*.tmp"):
-            for left in folder.glob(pattern):
-                left.unlink(missing_ok=True)
+        pages = temporaries(folder / "report", target="progress.html")
+        for left in (*temporaries(folder, target="status.txt"), *pages):
+            left.unlink(missing_ok=True)
 
 
 SHOWN_RUNS = 200  # of a grid with more, the table of results holds those that were pending

@@ -30,8 +30,8 @@ def _leave_valid(store, log):
     "Take results that are not valid out of `result.json`."
     moved = store.supersede()
     if moved:
-        kept = f"they stay in {store.superseded}"
-        log.write(f"{moved} results of other settings or files are superseded; {kept}\n")
+        what = f"results of other settings or files are superseded{store.changed_text()}"
+        log.write(f"{moved} {what}; they stay in {store.superseded}\n")
     if store.collected:
         store.collect()
     else:
@@ -58,6 +58,8 @@ def _params_of(run):
     params = dict(experiment=run.notebook.stem, report=run.report, **run.parameters)
     if run.plugins:
         params["plugins"] = run.plugins
+    if run.code.key:
+        params["experiment_code"] = run.code.key
     return params
 
 

@@ -24,6 +24,7 @@ from vlmadapt.core.files import (
     DamagedFile,
     locked,
     regular_file,
+    temporaries,
     write_atomic,
     write_json,
 )
@@ -60,7 +61,7 @@ def _remove_temporary_files(key):
     "Remove what killed processes left; the holder of the lock of `key` alone writes."
     features = cache_root() / "features"
     shards = features / f"{key}.shards"
-    for left in (*features.glob(f".{key}.*.tmp"), *shards.glob(".*.tmp")):
+    for left in (*temporaries(features, target=f"{key}."), *temporaries(shards)):
         with suppress(OSError):
             left.unlink()
 

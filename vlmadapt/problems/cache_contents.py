@@ -18,6 +18,7 @@ from typing import Literal, get_args
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from ..core.files import temporary_target
 from ..core.registry import choose
 from ..core.texts import shown_path
 from ..core.values import NonNegative, convert
@@ -46,12 +47,13 @@ class _StoredFile:
 def _kind_of(path: Path) -> tuple[StoredKind, str] | None:
     "Return the kind and the key of a path below the cache's features, or None for another file."
     key, dot, ending = path.name.partition(".")
+    target = temporary_target(path)
     if path.parent.suffix == ".shards":
         key = path.parent.stem
-        known = path.name == "plan.json" or path.suffix in (".safetensors", ".tmp")
+        known = path.name == "plan.json" or path.suffix == ".safetensors" or target is not None
         return ("unfinished", key) if known and _is_key(key) else None
-    if path.name.startswith(".") and path.suffix == ".tmp":
-        key = path.name[1:].partition(".")[0]
+    if target is not None:
+        key = target.partition(".")[0]
         return ("unfinished", key) if _is_key(key) else None
     kind = _NAMES.get(dot + ending)
     return (kind, key) if kind and _is_key(key) else None
