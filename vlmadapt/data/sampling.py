@@ -81,7 +81,8 @@ def check_shots(
         f"has {int(counts[least])} train images"
     )
     if len(small) == len(counts):
-        raise ValueError(f"{found} and no class has more than {int(counts.max())}")
+        most = int(counts.max())
+        raise ValueError(f"{found} and no class has more than {most}; take fewer shots")
     warnings.warn(f"{found}; {len(small)} small classes are taken whole", stacklevel=2)
 
 # %% ../../nbs/01_data/05_sampling.ipynb #c59c2a89
