@@ -806,6 +806,36 @@ def test_results_from_before_code_was_recorded(edited, own, kind, edit):
     assert edited(kind).results().is_complete()
 
 
+def test_a_file_that_a_parameter_of_ones_own_names(own):
+    "The content counts, whatever the parameter is called; a folder may hold what the run writes."
+    cell = EXPERIMENT_PARAMETERS + "table = ''\nfolder = ''"
+    write_experiment(own / "my_experiment.ipynb", cell, EXPERIMENT)
+    Path("rows.csv").write_text("a")
+    Path("cache").mkdir()
+    text = "experiment: ./my_experiment.ipynb\nparameters: {methods: [ZeroShot], seeds: [1], "
+    file = params(own, f"{text}table: rows.csv, folder: ./cache}}\n")
+    (run,) = read_runs(file)
+    measured(run)
+    Path("cache/new.txt").write_text("written")
+    assert run.results().is_complete()
+    Path("rows.csv").write_text("b")
+    assert outdated(run) == (1, 1, ["content of table"])
+
+
+def test_a_plug_in_takes_the_place_of_a_dataset(own):
+    "A name of this library has a key of its own where it stands for something else."
+    text = (
+        "experiment: few_shot\nparameters: {dataset: mini-digits, methods: [ZeroShot], seeds: [1]}"
+    )
+    (run,) = read_runs(params(own, text))
+    measured(run)
+    (own / "my_data.py").write_text(
+        DATASET.replace("my-stripes", "mini-digits").replace("stripes))", "stripes), replace=True)")
+    )
+    (run,) = read_runs(params(own, f"plugins: [./my_data.py]\n{text}"))
+    assert outdated(run) == (1, 1, ["code of mini-digits, which was not recorded"])
+
+
 @pytest.mark.slow
 def test_an_edited_experiment_and_dataset_in_a_kernel(own):
     "The notebook stores its results under the key that the grid looks for."

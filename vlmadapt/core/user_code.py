@@ -16,6 +16,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,10 +150,10 @@ def _file_of_module(name) -> Path | None:
         return None
     found = getattr(sys.modules.get(name), "__file__", None)
     if found is None and name not in sys.modules:
-        try:
+        with suppress(ImportError, ValueError, AttributeError):
             found = getattr(find_spec(name), "origin", None)
-        except (ImportError, ValueError, AttributeError):
-            return None
+        beside = [found, *_files_of_name(Path.cwd(), name)]  # where kernels look too
+        found = found or beside[-1]
     path = Path(found or "")
     is_launcher = name == "__main__" and _is_installed(path)
     return path if path.suffix == ".py" and path.is_file() and not is_launcher else None
@@ -163,7 +164,9 @@ def _function_text(function):
     try:
         return code_text(inspect.getsource(function))
     except (TypeError, OSError):
-        return getattr(getattr(function, "__code__", None), "co_code", b"").hex()
+        code = getattr(function, "__code__", None)
+        constants = [c for c in getattr(code, "co_consts", ()) if not hasattr(c, "co_code")]
+        return f"{getattr(code, 'co_code', b'').hex()} {constants!r}"
 
 
 def _code_parts(item, modules):

@@ -21,7 +21,7 @@ from ..core.registry import choose
 from ..core.user_code import Code, code_of_imports
 from ..core.values import plain
 from .conversion import OWN_FIELDS
-from .named_files import CODE
+from .named_files import CODE, FILE
 from .schema import Name, Result, variant_label
 from ..methods import METHODS
 
@@ -167,7 +167,7 @@ def _enters_key(name, value):
 def _without_code(settings):
     "Return settings as they were recorded before the code of one's own belonged to them."
     contents = settings.get("file_contents") or {}
-    kept = {name: key for name, key in contents.items() if not name.startswith(CODE)}
+    kept = {name: key for name, key in contents.items() if not name.startswith((CODE, FILE))}
     rest = {name: value for name, value in settings.items() if name != "file_contents"}
     return {**rest, "file_contents": kept} if kept else rest
 
@@ -225,7 +225,7 @@ def _changed_contents(result, settings, changed):
     for name in sorted({*was, *now}):
         if was.get(name) == now.get(name) or _shown(name, settings.get(name)) in changed:
             continue
-        if name.startswith(CODE):
+        if name.startswith((CODE, FILE)):
             yield name if name in was else f"{name}, which was not recorded"
         else:
             yield f"files of {_shown(name, settings.get(name))}"
