@@ -112,6 +112,8 @@ class LiveResults:
             cells = [self.cell(label, column) for column in columns]
             row = "".join(f"{cell:>{w + 1}}" for cell, w in zip(cells, wide, strict=True))
             found.append(f"{label:<{width}}{row}".rstrip())
+        if any("*" in line for line in found[1:]):
+            found.append("*: not all results are there yet")
         return found
 
 # %% ../../nbs/07_grid/23_live.ipynb #a326b4b1

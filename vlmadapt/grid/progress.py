@@ -19,7 +19,7 @@ from .run import Run
 
 # %% ../../nbs/07_grid/24_progress.ipynb #7790b028
 STATUS_EVERY_S = 5  # seconds between two versions of the status file
-TABLE_EVERY_S = 20  # seconds between two tables of results where there is no terminal
+TABLE_EVERY_S = 20  # seconds from the first to the second table where there is no terminal
 PAGE_EVERY_S = 10  # seconds between two versions of the page of results
 
 
@@ -66,6 +66,7 @@ class Progress:
         self.jobs = jobs
         self.results = LiveResults(runs or [run for run, _ in jobs.values()])
         self.last_table = 0.0
+        self.table_every = TABLE_EVERY_S
         self.last_page = 0.0
         self.next_update = 0.0
         self.page_is_old = self.table_is_old = False
@@ -132,10 +133,11 @@ class Progress:
             self._write_page(self.table(running)[0], bool(running))
             self.last_page = now
             self.page_is_old = bool(running)
-        every = now - self.last_table >= TABLE_EVERY_S
-        if not self.live and (not running or (self.table_is_old and every)):
+        due = self.table_is_old and now - self.last_table >= self.table_every
+        if not self.live and (not running or due):
             for line in self.results.lines():
                 print(line, flush=True)
+            self.table_every *= 2 if self.last_table else 1  # a log of hours stays short
             self.last_table = now
             self.table_is_old = False
 
