@@ -95,6 +95,7 @@ TOWER_METHODS = {
     "TwoSFS second stage": ("TwoSFS", dict(first_share=0.0, lr=2e-2)),
     "LayerNormTuning": ("LayerNormTuning", dict(outer_norms=True, lr=2e-2)),
     "FullFineTuning": ("FullFineTuning", dict(lr=1e-3)),
+    "PromptSRC": ("PromptSRC", dict(epochs=3, mean=1.0, deviation=1.0, lr=2e-2)),
 }
 
 
@@ -158,12 +159,12 @@ def feature_methods() -> tuple[dict, dict]:
 
 
 def tower_methods() -> tuple[dict, dict]:
-    "Scores of validation images after one epoch on the built-in backbone, in float32."
+    "Scores of validation images after one epoch, or a few, on the built-in backbone, in float32."
     dataset = load_dataset("mini-shapes")
     problem = few_shot(dataset, backbone="mini", shots=1, seed=1, views=2)
     scores, facts = {}, {}
     for label, (name, values) in TOWER_METHODS.items():
-        method = METHODS[name](problem, **dict(values, epochs=1))
+        method = METHODS[name](problem, **{"epochs": 1, **values})
         fit(method, problem, seed=1, device="cpu", progress=False)
         scores[label] = method.scores(method.inputs(problem, "val"))
         facts[label] = described(method)

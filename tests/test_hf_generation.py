@@ -75,14 +75,18 @@ def test_prompts_are_those_of_the_processor(name):
 @pytest.mark.parametrize("cache", [True, False])
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_answers_are_those_of_transformers(name, cache):
-    """Prompts of three lengths in one batch, each as if it were alone in `generate`."""
+    """Prompts of three lengths in one batch, each as if it were alone in `generate`.
+
+    Placeholders of images are suppressed there: a model with random weights may write them.
+    """
     own = backbone(name)
     images = [photo(n) for n in range(3)]
     x = torch.stack([own.preprocess(image) for image in images])
     found = generate(own, x, QUESTIONS, max_new_tokens=5, cache=cache)
     for image, question, answer in zip(images, QUESTIONS, found, strict=True):
         core, processor, inputs = own_inputs(name, image, question)
-        out = core.generate(**inputs, max_new_tokens=5, do_sample=False)
+        options = dict(do_sample=False, suppress_tokens=own.model.placeholders)
+        out = core.generate(**inputs, max_new_tokens=5, **options)
         new = out[0, inputs["input_ids"].shape[1] :]
         assert answer == processor.tokenizer.decode(new, skip_special_tokens=True).strip()
     assert len(set(found)) > 1
@@ -245,3 +249,30 @@ def test_what_does_not_fit_is_refused_in_one_line():
         va.create_method("Prefix", problem("llava"))
     with pytest.raises(ValueError, match="its files are not in the local cache"):
         va.load_backbone("hf:nobody/nothing")
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_placeholders_of_images_are_never_written(name, cache):
+    """The placeholder is the most probable token of every step."""
+    core, processor = pair(name)
+    own = va.hf_backbone(core, processor, name=f"hf:{name}", side=backbone(name).size or None)
+    head = core.get_output_embeddings()
+    head.bias = torch.nn.Parameter(torch.zeros(len(head.weight)))
+    head.bias.data[own.model.image_token] = 1e4
+    x = torch.stack([own.preprocess(photo(n)) for n in range(3)])
+    for beams in (1, 3):
+        options = dict(num_beams=beams, max_new_tokens=5, cache=cache)
+        assert generate(own, x, QUESTIONS, **options) == generate(
+            backbone(name), x, QUESTIONS, **options
+        )
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_texts_with_a_placeholder_are_refused(name):
+    own = backbone(name)
+    text = f"is {own.tokenizer.image} red?"
+    with pytest.raises(ValueError, match="holds .* which stands for an image in this model"):
+        generate(own, own.preprocess(photo(1))[None], [text])
+    with pytest.raises(ValueError, match="holds .* which stands for an image in this model"):
+        tokenize_answers(own.tokenizer, QUESTIONS[:1], [text])

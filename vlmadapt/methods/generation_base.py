@@ -29,6 +29,7 @@ from vlmadapt.problems.generation import (
     GenerationProblem,
     answer_prompts,
     answers_of,
+    check_search,
     distinct_images,
     resizing_transform,
 )
@@ -44,7 +45,9 @@ def _prompts(texts: Any, n: int) -> list[str]:
         return [texts] * n
     texts = check_texts(texts, "text")
     if len(texts) != n:
-        raise ValueError(f"{n} images but {len(texts)} texts")
+        images = "1 image" if n == 1 else f"{n} images"
+        count = "1 text" if len(texts) == 1 else f"{len(texts)} texts"
+        raise ValueError(f"{images} but {count}: give one text for all images, or one for each")
     return texts
 
 # %% ../../nbs/05_methods/49_generation_base.ipynb #43164b50
@@ -186,6 +189,7 @@ class GenerationMethod(Method):
         if isinstance(items, torch.Tensor):
             raise ValueError(f"{type(self).__name__} reads images, not features")
         batch_size = convert(batch_size, PositiveInteger | None, "batch_size")
+        check_search(self.candidates, search)
         prompts = _prompts(texts, len(items))
         images: Any = items
         rows = list(range(len(items)))

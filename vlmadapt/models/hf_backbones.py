@@ -134,9 +134,18 @@ class HfTokenizer:
         "Tokenize a text as transformers does, without special tokens around it."
         return self.tokenizer.encode(text, add_special_tokens=False)
 
+    def _check_words(self, text):
+        "Refuse a text of the user that holds the placeholder of an image."
+        if self.image in text:
+            raise ValueError(
+                f"text {shortened(text)!r} holds {self.image!r}, which stands for an image in this "
+                "model; leave it out, the image's own place is added to every prompt"
+            )
+
     def prompt(self, prompt: str) -> list[int]:
         "Tokenize a prompt with the placeholders of its image and all that stands around it."
         if prompt not in self.known:
+            self._check_words(prompt)
             if self.kind == "paligemma" and "\n" in prompt:
                 raise ValueError(
                     f"task prompt {shortened(prompt)!r} has a line break, which ends a prompt of "
@@ -151,6 +160,7 @@ class HfTokenizer:
 
     def encode(self, text: str) -> list[int]:
         "Tokenize an answer as it stands behind a prompt."
+        self._check_words(text)
         found = self.tokens(self.tail + text)
         length = len(self.before)
         if found[:length] != self.before:

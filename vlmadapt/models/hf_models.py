@@ -55,6 +55,9 @@ def check_decoder(
         raise ValueError(f"{name}: its image tokens depend on the prompt, which is not supported")
 
 
+_PLACEHOLDERS = [f"{kind}_token_{end}" for kind in ("image", "video") for end in ("id", "index")]
+
+
 class HfModel(nn.Module):
     "A vision-language model of transformers that can be adapted, trained and decoded as a CoCa."
 
@@ -73,10 +76,10 @@ class HfModel(nn.Module):
         given = image_inputs or {}
         self.image_inputs = {name: x for name, x in given.items() if name in names}
         self.prefix_end = prefix_end
-        config = core.config
-        found = [getattr(config, name, None) for name in ("image_token_id", "image_token_index")]
-        self.image_token: int = next(token for token in found if token is not None)
-        text = config.get_text_config()
+        found = [getattr(core.config, name, None) for name in _PLACEHOLDERS]
+        self.placeholders = [token for token in found if token is not None]  # never generated
+        self.image_token: int = self.placeholders[0]
+        text = core.config.get_text_config()
         self.context_length: int = getattr(text, "max_position_embeddings", 1 << 20)
         self.softcap = getattr(text, "final_logit_softcapping", None)
 
@@ -116,7 +119,6 @@ class HfModel(nn.Module):
         "Embed tokens, with image tokens in the place of their placeholders."
         ids = (tokens - 1).clamp(min=0)
         here = ids == self.image_token
-        here = here & (here.cumsum(1) <= patches.shape[1])  # a later one was generated: a word
         x = self.core.get_input_embeddings()(ids.masked_fill(here, 0))
         index = (here.cumsum(1) - 1).clamp(0, patches.shape[1] - 1)
         image = patches.to(x.dtype).gather(1, index[..., None].expand_as(x))
@@ -215,7 +217,9 @@ class HfStepper:
         states = self.model.states(self.patches, self.tokens, cache, self.length)
         if cache is not None:
             self.length = self.tokens.shape[1]
-        return F.pad(self.model.logits(states[:, -1]), (1, 0), value=-torch.inf)
+        logits = self.model.logits(states[:, -1])
+        logits[:, self.model.placeholders] = -torch.inf
+        return F.pad(logits, (1, 0), value=-torch.inf)
 
     def complete(self) -> bool:
         "Return whether each row has its whole prompt, where prompts are bidirectional."

@@ -27,7 +27,7 @@ from ..data.task_files import ImagePair
 from ..data.tasks import TASKS
 from ..models.answer_losses import CandidateAnswers, check_room
 from ..models.backbones import Backbone, load_backbone
-from ..models.decoding import generate, image_tokens
+from ..models.decoding import checked_search, generate, image_tokens
 from ..models.open_clip_import import import_open_clip
 from ..models.pixels import Pixels
 from ..models.tokens import prompt_tokens
@@ -292,7 +292,8 @@ def check_search(
     candidates: Sequence[str],  # answers that are ranked, if any
     search: dict[str, Any],  # arguments of `generate`
 ) -> None:
-    "Refuse arguments of `generate` where candidates are ranked instead."
+    "Refuse wrong arguments of `generate`, and all of them where candidates are ranked instead."
+    checked_search(search)
     if candidates and search:
         raise ValueError(
             f"{next(iter(search))} acts on generated text, but here {len(candidates)} candidates "
@@ -387,14 +388,14 @@ def answers_of(
     problem: GenerationProblem,  # prompts, images and, where answers are ranked, candidates
     split: str = "val",  # which examples
     frozen: bool = False,  # is the model's image tower the backbone's? its tokens are stored then
-    **options,  # `batch_size` of `answer_prompts`, and arguments of `generate`
+    batch_size: int | None = None,  # as in `answer_prompts`
+    **search,  # arguments of `generate`
 ) -> list[str]:  # a text for each example
     "Answer the examples of a `split`."
+    check_search(problem.candidates, search)
     pixels: Any
     pixels, rows = problem.distinct_pixels(split)
     if frozen and problem.stores_tokens(split):
         pixels = problem.stored_tokens(split)
-    prompts = problem.prompts[split]
-    return answer_prompts(
-        model, problem.backbone, pixels, rows, prompts, problem.candidates, **options
-    )
+    given = (problem.prompts[split], problem.candidates, batch_size)
+    return answer_prompts(model, problem.backbone, pixels, rows, *given, **search)
