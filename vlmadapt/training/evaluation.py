@@ -15,9 +15,9 @@ import torch
 
 from ..core.registry import choose
 from ..methods.base import Method
-from ..problems.base import Problem
+from ..problems.base import Problem, SealedLabels
 from ..problems.classification import FewShotProblem
-from ..problems.features import SealedLabels, as_labels
+from ..problems.features import as_labels
 from .checks import check_partners
 
 # %% ../../nbs/06_training/03_evaluation.ipynb #da0494ad

@@ -28,8 +28,8 @@ from ..methods.requirements import check_kind
 from ..models.pixels import Pixels
 from ..problems.base import Problem
 from ..problems.batches import Batch
-from ..problems.classification import Features, FewShotProblem
-from ..problems.features import auxiliary_array
+from ..problems.classification import FewShotProblem
+from ..problems.features import Features, auxiliary_array
 from .batched import fit_many
 from .checks import check_class, check_problem
 
