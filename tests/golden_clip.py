@@ -10,7 +10,8 @@ from safetensors import safe_open
 from vlmadapt.data.images import Images
 from vlmadapt.models.backbones import Backbone
 from vlmadapt.models.open_clip_import import import_open_clip
-from vlmadapt.problems.classification import Features, FewShotProblem
+from vlmadapt.problems.classification import FewShotProblem
+from vlmadapt.problems.features import Features
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 

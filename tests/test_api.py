@@ -222,9 +222,12 @@ def test_adapt_generation(method):
     assert isinstance(fitted, va.GenerationMethod)
     answers = fitted.predict(task.images("val")[:3], "it is red")
     assert len(answers) == 3 and set(answers) <= set(task.candidates)
-    for refusal in (fitted.scores, fitted.predict_proba, fitted.predict_table):
-        with pytest.raises(ValueError, match="generates text: use predict"):
-            refusal(task.images("val")[:3])
+    for name in ("scores", "predict_proba", "predict_table", "fold", "export_onnx", "class_names"):
+        assert not hasattr(fitted, name)
+    with pytest.raises(AttributeError, match="generates text and has no scores: use predict"):
+        fitted.scores(task.images("val")[:3])
+    count = f"{fitted.trainable_parameters():,}"
+    assert repr(fitted) == f"{fitted.name}(mini, {count} trainable parameters)"
 
 
 # --- prediction

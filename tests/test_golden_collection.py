@@ -22,7 +22,8 @@ from vlmadapt.methods.timo import (
     text_samples,
 )
 from vlmadapt.problems.batches import Batch
-from vlmadapt.problems.classification import Features, FewShotProblem
+from vlmadapt.problems.classification import FewShotProblem
+from vlmadapt.problems.features import Features
 from vlmadapt.training.batched import fit_many
 from vlmadapt.training.loop import fit
 

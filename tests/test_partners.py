@@ -22,8 +22,9 @@ from vlmadapt.methods import METHODS
 from vlmadapt.methods.generation import GENERATION_METHODS
 from vlmadapt.methods.inputs import as_inputs
 from vlmadapt.models.backbones import load_backbone
+from vlmadapt.problems.base import SealedSplitError
 from vlmadapt.problems.classification import FewShotProblem
-from vlmadapt.problems.features import SealedSplitError, as_features, as_labels
+from vlmadapt.problems.features import as_features, as_labels
 from vlmadapt.problems.few_shot import few_shot
 from vlmadapt.problems.generation import load_task
 from vlmadapt.training.batched import fit_many

@@ -5,10 +5,9 @@ import torch
 from torch import nn
 
 from vlmadapt.methods.base import Method
-from vlmadapt.problems.base import Problem
+from vlmadapt.problems.base import Problem, SealedLabels, SealedSplitError
 from vlmadapt.problems.batches import Batch
 from vlmadapt.problems.classification import FewShotProblem
-from vlmadapt.problems.features import SealedLabels, SealedSplitError
 from vlmadapt.training.evaluation import evaluate
 from vlmadapt.training.loop import fit
 

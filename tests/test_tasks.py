@@ -13,13 +13,12 @@ from safetensors import safe_open
 
 from vlmadapt.data.task_files import Example
 from vlmadapt.data.tasks import read_karpathy, read_snli_ve, read_textcaps, read_vqa
-from vlmadapt.data.text_metrics import bleu, caption_scores, cider, rouge_l, vqa_accuracy
+from vlmadapt.data.text_metrics import METRICS, bleu, caption_scores, cider, rouge_l, vqa_accuracy
 from vlmadapt.methods.generation import GENERATION_METHODS
 from vlmadapt.models.backbones import load_backbone
 from vlmadapt.models.decoding import generate, greedy_search, stepper
 from vlmadapt.models.tokens import END, prompt_tokens
-from vlmadapt.problems.examples import METRICS
-from vlmadapt.problems.features import SealedSplitError
+from vlmadapt.problems.base import SealedSplitError
 from vlmadapt.problems.generation import GenerationProblem, load_task
 from vlmadapt.training.evaluation import evaluate
 

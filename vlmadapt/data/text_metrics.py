@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PUNCTUATION', 'DIGITS', 'ARTICLES', 'CONTRACTIONS', 'APOSTROPHES', 'PERIODS', 'VqaVersion', 'FEWEST_ANSWERS',
-           'BRACKETS', 'ENDINGS', 'APART', 'PIECES', 'strip_marks', 'normalise_answer', 'plain_answer',
-           'check_predictions', 'vqa_accuracy', 'words_of', 'ngrams', 'bleu', 'common_length', 'rouge_l', 'cider',
-           'caption_scores']
+           'BRACKETS', 'ENDINGS', 'APART', 'PIECES', 'VQA_VERSION', 'METRICS', 'TASK_METRICS', 'strip_marks',
+           'normalise_answer', 'plain_answer', 'check_predictions', 'vqa_accuracy', 'words_of', 'ngrams', 'bleu',
+           'common_length', 'rouge_l', 'cider', 'caption_scores', 'score_vqa', 'score_exact', 'score_captions',
+           'metric_name']
 
 # %% ../../nbs/01_data/08_text_metrics.ipynb #17420578
 import math
@@ -341,3 +342,38 @@ def caption_scores(
         "ROUGE-L": rouge_l(written, references),
         "CIDEr": cider(written, references),
     }
+
+# %% ../../nbs/01_data/08_text_metrics.ipynb #af5867e4
+VQA_VERSION = "2021"  # of the official program, part of a problem's provenance
+
+
+def score_vqa(texts: list[str], answers: list) -> dict[str, float]:
+    "Compute VQA accuracy."
+    return dict(vqa_accuracy=vqa_accuracy(texts, [list(a) for a in answers], version=VQA_VERSION))
+
+
+def score_exact(texts: list[str], answers: list) -> dict[str, float]:
+    "Compute the share of texts that equal one of the answers."
+    check_predictions(texts, answers)
+    right = 0
+    for text, people in zip(texts, answers, strict=True):
+        right += plain_answer(text) in {plain_answer(answer) for answer in people}
+    return dict(accuracy=100 * right / len(texts))
+
+
+def score_captions(texts: list[str], answers: list) -> dict[str, float]:
+    "Compute CIDEr, BLEU-4 and ROUGE-L."
+    scores = caption_scores(texts, [list(a) for a in answers])
+    return dict(cider=scores["CIDEr"], bleu4=scores["BLEU-4"], rouge_l=scores["ROUGE-L"])
+
+
+METRICS = dict(vqa_accuracy=score_vqa, accuracy=score_exact, cider=score_captions)
+TASK_METRICS = dict(vqa="vqa_accuracy", captions="cider")  # short names that tasks use
+
+
+def metric_name(
+    metric: str,  # a key of `METRICS` or of `TASK_METRICS`
+) -> str:  # a key of `METRICS`
+    "Return the full name of a metric; raise ValueError for an unknown one."
+    choose(metric, METRICS | TASK_METRICS, "metric")
+    return TASK_METRICS.get(metric, metric)

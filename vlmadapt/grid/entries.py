@@ -28,11 +28,11 @@ from ..methods import METHODS
 # %% ../../nbs/07_grid/04_entries.ipynb #7ba7404b
 def _registered_name(cls, text):
     "Return the name of a method class; register it where it is not registered yet."
-    from vlmadapt.methods.base import Method  # here, since reading results needs no torch
+    from vlmadapt.methods.common import BaseMethod  # here, since reading results needs no torch
 
-    if not (isinstance(cls, type) and issubclass(cls, Method)):
+    if not (isinstance(cls, type) and issubclass(cls, BaseMethod)):
         raise ValueError(
-            f"{text} is no method, which is a subclass of vlmadapt.methods.base.Method"
+            f"{text} is no method, which is a subclass of vlmadapt.methods.common.BaseMethod"
         )
     for entry in map(METHODS.entry, METHODS):
         if entry.target is cls:

@@ -18,7 +18,7 @@ from .entries import MethodEntry, method_class, method_entry, source_of_method
 from .memory import peak, reset_peak
 from .schema import EXAMPLES
 from ..methods import METHODS
-from ..methods.base import Method
+from ..methods.common import BaseMethod
 from ..problems.base import Problem
 from ..problems.features import load_features
 from ..training.batched import fit_many
@@ -49,7 +49,7 @@ def _encoding_seconds(cls, problems):
     return sum(timed(load_features, problem.features, cls.needs)[1] for problem in problems)
 
 # %% ../../nbs/07_grid/07_measurement.ipynb #8b978070
-Fitted = tuple[Tuned, Method, dict]  # hyper-parameters, fitted method, cost
+Fitted = tuple[Tuned, BaseMethod, dict]  # hyper-parameters, fitted method, cost
 
 
 def _fit_cost(start, problems=1):

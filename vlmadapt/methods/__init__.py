@@ -19,7 +19,7 @@ from .registry import Kind, MethodRegistry, check_subclass
 from .requirements import check_kind, generates
 
 if TYPE_CHECKING:
-    from vlmadapt.methods.base import Method
+    from vlmadapt.methods.common import BaseMethod
     from vlmadapt.methods.information import MethodInfo
     from vlmadapt.models.backbones import Backbone
     from vlmadapt.problems.base import Problem
@@ -113,7 +113,7 @@ def method_info(
 
 # %% ../../nbs/05_methods/99_methods.ipynb #f3b142f0
 def resolve_method(
-    method: "str | type[Method]",  # a name, "package.module:Class", or a class
+    method: "str | type[BaseMethod]",  # a name, "package.module:Class", or a class
     problem: "Problem",  # that it is built on
 ) -> Any:
     "Return the class of a method for the kind of a problem; refuse one of the other kind."
@@ -125,10 +125,10 @@ def resolve_method(
 
 
 def create_method(
-    name: "str | type[Method]",  # a name, "package.module:Class", or a class
+    name: "str | type[BaseMethod]",  # a name, "package.module:Class", or a class
     problem: "Problem",  # what the method is built on
     **hyper_parameters: Any,  # by name; the others have their defaults
-) -> "Method":
+) -> "BaseMethod":
     "Build a method, untrained, on a problem."
     return resolve_method(name, problem)(problem, **hyper_parameters)
 
@@ -189,8 +189,8 @@ def local_file(
 def load_method(
     path: str | Path,  # a file made by `save`, or hf://OWNER/NAME made by `push_to_hub`
     backbone: "str | Backbone | None" = None,  # default: the card's, in its precision
-    method: "str | type[Method] | None" = None,  # a class that is not registered
-) -> "Method":
+    method: "str | type[BaseMethod] | None" = None,  # a class that is not registered
+) -> "BaseMethod":
     "Load a stored method of any class; raise ValueError in one line where it cannot be rebuilt."
     from vlmadapt.methods.cards import read_card
     from vlmadapt.methods.generation_base import NAMES_0_1

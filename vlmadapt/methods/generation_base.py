@@ -18,6 +18,7 @@ from ..core.values import PositiveInteger, convert, plain
 from ..data.images import Images
 from .base import Method
 from .cards import Card, check_card, class_entries
+from .common import BaseMethod
 from .inputs import OpenedPixels, as_inputs
 from .storage import empty_method, stored_backbone, stored_values
 from ..models.adapted_models import adapter_parameters, parameter_groups
@@ -85,7 +86,7 @@ def _copy_tensors(tensors: dict, trained: dict, refusal: str) -> None:
         parameter.data.copy_(x)
 
 # %% ../../nbs/05_methods/49_generation_base.ipynb #6d4cb0e6
-class GenerationMethod(Method):
+class GenerationMethod(BaseMethod):
     "A copy of the backbone's model, some of whose parameters are trained on a generative task."
 
     backbone: Backbone
@@ -117,9 +118,6 @@ class GenerationMethod(Method):
     ):
         super().__init__(problem, **hyper_parameters)
         self.candidates = list(problem.candidates)
-
-    def constants(self, problem: GenerationProblem) -> dict:
-        return {}
 
     def adapt(
         self,
@@ -170,11 +168,18 @@ class GenerationMethod(Method):
         "Answer the examples of a `split`."
         return answers_of(self.model, problem, split, self.frozen_vision, **search)
 
-    def _gives_text(self, *_: Any, **__: Any) -> Any:
-        "Refuse what only classifiers have."
-        raise ValueError(f"{type(self).__name__} generates text: use predict(images, texts)")
+    def __getattr__(self, name: str) -> Any:
+        "Look up a tensor or module; say of what only classifiers have that it is absent here."
+        if hasattr(Method, name):
+            raise AttributeError(
+                f"{type(self).__name__} generates text and has no {name}: "
+                "use predict(images, texts)"
+            )
+        return super().__getattr__(name)
 
-    scores = predict_proba = predict_table = fold = _gives_text
+    def __repr__(self) -> str:
+        count = f"{self.trainable_parameters():,} trainable parameters"
+        return f"{self.name}({self.backbone.name}, {count})"
 
     @torch.no_grad()
     def predict(
@@ -227,7 +232,7 @@ class GenerationMethod(Method):
         card = check_card(path, _renamed(card), Card, cls, cls.name)
         method = empty_method(cls, card, stored_backbone(card, backbone, path))
         method.candidates = list(card["classnames"])
-        method._setup([], 1.0, stored_values(cls, card, path), dict)
+        method._setup(stored_values(cls, card, path), dict)
         refusal = f"{path}: the tensors do not fit {cls.name!r} as the card describes it:"
         _copy_tensors(tensors, adapter_parameters(method.model), refusal)
         return method.eval()

@@ -54,9 +54,9 @@ def check_subclass(
     name: str,  # of the method, for the message
 ) -> Any:
     "Return `cls`; raise ValueError unless it is a class of methods."
-    from vlmadapt.methods.base import Method  # here, so that listing names loads no torch
+    from vlmadapt.methods.common import BaseMethod  # here, so that listing names loads no torch
 
-    if isinstance(cls, type) and issubclass(cls, Method):
+    if isinstance(cls, type) and issubclass(cls, BaseMethod):
         return cls
     raise ValueError(f"method {name!r}: {cls!r:.80} is no subclass of Method")
 

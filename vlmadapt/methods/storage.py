@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MISFITS', 'STORED_NAME', 'store', 'empty_method', 'stored_values', 'stored_backbone', 'restore', 'export_scores',
-           'MethodFiles']
+           'MethodFiles', 'ClassifierFiles']
 
 # %% ../../nbs/05_methods/05_storage.ipynb #c990f1b4
 import json
@@ -32,7 +32,6 @@ from vlmadapt.methods.cards import (
     read_card,
     repository_page,
 )
-from .requirements import generates
 from ..models.backbones import Backbone, load_backbone
 from ..models.onnx_files import write_onnx
 from ..problems.batches import Batch
@@ -112,7 +111,8 @@ def _fill(method, tensors, card, path):
     constants = {name: x for name, x in tensors.items() if name not in card["trained"]}
     values = stored_values(method, card, path)
     try:
-        method._setup(card["classnames"], float(card["logit_scale"]), values, lambda: constants)
+        method._set_classes(card["classnames"], float(card["logit_scale"]))
+        method._setup(values, lambda: constants)
         method.load_state_dict(tensors)
     except MISFITS as error:
         raise ValueError(
@@ -205,8 +205,6 @@ def export_scores(
 ) -> None:
     "Write the scores of a method as an ONNX file; raise ValueError where it cannot be one."
     name = type(method).__name__
-    if generates(type(method)):
-        raise ValueError(f"{name} generates text; only classifiers are exported to ONNX")
     if method.reads_images() and not with_backbone:
         raise ValueError(f"{name} reads images, not features; pass with_backbone=True")
     backbone: Any = method._image_backbone() if with_backbone else None
@@ -227,7 +225,44 @@ def export_scores(
 
 
 class MethodFiles:
-    "Storing, loading and sharing of a method."
+    "Sharing of a method; subclasses store it by `save` and rebuild it by `load`."
+
+    def save(
+        self,
+        path: str | Path,  # the file to write
+        **notes: Any,  # plain values for the card, such as `accuracy=93.2`
+    ) -> None:
+        "Store the method as one safetensors file."
+        raise NotImplementedError
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,  # a file made by `save`
+        backbone: str | Backbone | None = None,  # default: the one that the card names
+    ) -> Any:  # a method of this class
+        "Load a stored method; raise ValueError where card, tensors, class and backbone differ."
+        raise NotImplementedError
+
+    def push_to_hub(
+        self,
+        repository: str,  # "me/pets"; it is made where there is none
+        private: bool = False,  # whether a new repository is private
+        token: str | None = None,  # default: HF_TOKEN, or what `hf auth login` stored
+        **notes: Any,  # plain values for the card and the page, such as `accuracy=93.2`
+    ) -> str:  # its address, such as hf://me/pets, for `load_method`
+        "Upload the stored method and a page that describes it to the Hugging Face hub."
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / STORED_NAME
+            self.save(path, **notes)
+            page = repository_page(read_card(path), repository).encode()
+            files: dict[str, Path | bytes] = {STORED_NAME: path, "README.md": page}
+            message = f"Upload {type(self).__name__} by vlmadapt {__version__}"
+            return upload_to_hub(repository, files, message, private, token)
+
+
+class ClassifierFiles(MethodFiles):
+    "Storing, loading and export of a classifier."
 
     def save(
         self,
@@ -245,22 +280,6 @@ class MethodFiles:
     ) -> Any:  # a method of this class
         "Load a stored method; raise ValueError where card, tensors, class and backbone differ."
         return restore(cls, path, backbone)
-
-    def push_to_hub(
-        self,
-        repository: str,  # "me/pets"; it is made where there is none
-        private: bool = False,  # whether a new repository is private
-        token: str | None = None,  # default: HF_TOKEN, or what `hf auth login` stored
-        **notes: Any,  # plain values for the card and the page, such as `accuracy=93.2`
-    ) -> str:  # its address, such as hf://me/pets, for `load_method`
-        "Upload the stored method and a page that describes it to the Hugging Face hub."
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / STORED_NAME
-            self.save(path, **notes)
-            page = repository_page(read_card(path), repository).encode()
-            files: dict[str, Path | bytes] = {STORED_NAME: path, "README.md": page}
-            message = f"Upload {type(self).__name__} by vlmadapt {__version__}"
-            return upload_to_hub(repository, files, message, private, token)
 
     def export_onnx(
         self,

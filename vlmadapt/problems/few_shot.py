@@ -31,10 +31,10 @@ from ..data.sampling import check_shots, few_shot_indices
 from ..models.backbones import Backbone, load_backbone
 from ..models.image_encoders import load_image_encoder
 from ..models.projection import has_projection, image_projection, unprojected
-from .base import require_backbone
+from .base import SealedLabels, require_backbone
 from .cache import cache_root, cached, cached_rows
-from .classification import Features, FewShotProblem
-from .features import SealedLabels, as_labels, auxiliary_array
+from .classification import FewShotProblem
+from .features import Features, as_labels, auxiliary_array
 from .prompt_features import POOLS, pool_text
 
 # %% ../../nbs/04_problems/07_few_shot.ipynb #842a36b2

@@ -25,27 +25,24 @@ from ..data.images import open_image
 from ..data.own_tasks import open_task
 from ..data.task_files import ImagePair
 from ..data.tasks import TASKS
+from ..data.text_metrics import METRICS, VQA_VERSION, metric_name
 from ..models.answer_losses import CandidateAnswers, check_room
 from ..models.backbones import Backbone, load_backbone
 from ..models.decoding import checked_search, generate, image_tokens
 from ..models.open_clip_import import import_open_clip
 from ..models.pixels import Pixels
 from ..models.tokens import prompt_tokens
-from .base import Problem, require_backbone
+from .base import Problem, require_backbone, seal_labels
 from vlmadapt.problems.examples import (
-    METRICS,
-    VQA_VERSION,
     check_candidates,
     check_lengths,
     check_scorable,
     clean_split,
-    metric_name,
     warn_crops,
     warn_leaks,
     warn_unknown_words,
     warn_unmatched,
 )
-from .features import seal_labels
 
 # %% ../../nbs/04_problems/05_generation.ipynb #becc6b74
 class TaskImages(Sequence):

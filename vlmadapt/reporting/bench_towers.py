@@ -23,7 +23,8 @@ from ..models.adapters import AdapterLayer, PAdapterLayer, Site
 from ..models.backbones import load_backbone
 from ..models.blocks import AttentionGraph, attention_matrix
 from ..models.devices import cores
-from ..problems.classification import Features, FewShotProblem
+from ..problems.classification import FewShotProblem
+from ..problems.features import Features
 from vlmadapt.reporting.bench_parts import (
     BENCH_SIZES,
     BenchSettings,

@@ -12,7 +12,7 @@ from typing import Any
 from ..core.values import plain
 from ..core.verbosity import LOGGER
 from ..methods import DEFAULT_METHODS, resolve_method
-from ..methods.base import Method
+from ..methods.common import BaseMethod
 from ..problems.base import Problem
 from .checks import check_problem
 from .loop import fit
@@ -44,12 +44,12 @@ def _selection(tuned: Tuned, seed: int) -> dict[str, Any]:
 
 def adapt(
     problem: Problem,  # with support and, where there are any, validation data
-    method: str | type[Method] | None = None,  # a name, a class or "package.module:Class"
+    method: str | type[BaseMethod] | None = None,  # a name, a class or "package.module:Class"
     trials: int = 16,  # candidates to train at most; with 0 the defaults are taken
     seed: int = 1,  # of the candidates and of the training
     fixed: dict[str, Any] | None = None,  # hyper-parameters that are given
     space: dict[str, Iterable] | None = None,  # name -> values to try; default: the class's own
-) -> Method:  # trained
+) -> BaseMethod:  # trained
     """Tune a method on validation data and train it with the chosen hyper-parameters.
 
     Without validation data, shots are held out or the defaults are taken, as in `tune`. How the

@@ -17,6 +17,7 @@ from ..core.registry import choose
 from ..core.values import NonNegativeInteger, convert
 from ..core.verbosity import LOGGER, progress_bar
 from ..methods.base import Method
+from ..methods.common import BaseMethod
 from ..methods.requirements import check_kind
 from ..problems.base import Problem
 from ..problems.batches import Batch
@@ -239,11 +240,11 @@ def _built(run):
 
 # %% ../../nbs/06_training/02_batched.ipynb #c322facc
 def fit_many(
-    runs: list[tuple[type[Method], dict[str, Any], Problem, int]],  # see below
+    runs: list[tuple[type[BaseMethod], dict[str, Any], Problem, int]],  # see below
     device: str | None = None,  # as in `fit`
     progress: bool = True,  # show a bar on long runs
     on_diverge: Literal["raise", "keep"] = "raise",  # "keep": `diverged` of the method tells
-) -> list[Method]:  # fitted methods, in the order of `runs`
+) -> list[BaseMethod]:  # fitted methods, in the order of `runs`
     """Train many runs; those with tensors of equal shape are computed as one batch.
 
     A run is a tuple (method class, hyper-parameters, problem, seed).

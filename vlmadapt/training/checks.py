@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..methods.base import Method
+from ..methods.common import BaseMethod
 from ..methods.requirements import check_kind, problem_width
 from ..problems.base import Problem
 
@@ -88,7 +89,7 @@ def check_method(
     if isinstance(method, type):
         name = method.__name__
         raise ValueError(f"{expected}, not the class {name}: {verb}({name}(problem), problem)")
-    if not isinstance(method, Method):
+    if not isinstance(method, BaseMethod):
         raise ValueError(f"{expected}, not {method!r:.60}")
 
 
@@ -97,10 +98,10 @@ def check_class(
     verb: str,  # the function's name, for the message
 ) -> None:
     "Refuse anything but a class of methods."
-    if isinstance(cls, type) and issubclass(cls, Method):
+    if isinstance(cls, type) and issubclass(cls, BaseMethod):
         return
     given = f"{cls!r:.60}"
-    if isinstance(cls, Method):
+    if isinstance(cls, BaseMethod):
         given = f"a {type(cls).__name__} that is built already"
     raise ValueError(f"{verb} takes a class of methods, such as METHODS['TaskRes'], not {given}")
 
@@ -117,7 +118,7 @@ def check_problem(
 
 
 def check_partners(
-    method: Method,  # built on some problem, or loaded
+    method: BaseMethod,  # built on some problem, or loaded
     problem: Problem,  # the problem it is to be fitted or tested on
     fitting: bool = False,  # also compare class names, text and support images
 ) -> None:
@@ -144,7 +145,7 @@ def _needed_recipe(method):
 
 
 def is_trained(
-    method: Method,  # a method
+    method: BaseMethod,  # a method
 ) -> bool:
     "Return whether a method has parameters that gradient descent trains."
     return not hasattr(method, "solve") and method.trainable_parameters() > 0
@@ -157,14 +158,15 @@ def check_fittable(
 ) -> None:
     "Refuse what is no method, or no problem with support images."
     check_method(method, verb)
-    method.check_scores()
+    if isinstance(method, Method):
+        method.check_scores()
     check_problem(problem, verb)
     if "train" not in problem.labels or not len(problem.labels["train"]):
         raise ValueError(f"{problem!r} has no support images to fit")
 
 
 def check_trainable(
-    method: Method,  # after `reset`
+    method: BaseMethod,  # after `reset`
 ) -> None:
     "Refuse a recipe that lacks an entry, and a recipe without anything to train."
     name = type(method).__name__

@@ -16,7 +16,7 @@ import pandas as pd
 from ..core.texts import one_line
 from ..core.verbosity import progress_bar
 from ..methods import resolve_method
-from ..methods.base import Method
+from ..methods.common import BaseMethod
 from ..problems.base import Problem
 from ..problems.features import load_features
 from .adaptation import adapt
@@ -95,7 +95,7 @@ _COLUMNS = (
 
 def compare(
     problem: Problem | Callable[[int], Problem],  # or a function of the seed that builds it
-    methods: Iterable[str | type[Method]]
+    methods: Iterable[str | type[BaseMethod]]
     | None = None,  # names or classes; default: `DEFAULT_COMPARED`
     trials: int = 16,  # candidates to train of each method; with 0 the defaults are taken
     seeds: Iterable[int] = (1,),  # of candidates and training, and of a problem that is built

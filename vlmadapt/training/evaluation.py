@@ -14,10 +14,10 @@ import pandas as pd
 import torch
 
 from ..core.registry import choose
-from ..methods.base import Method
-from ..problems.base import Problem
+from ..methods.common import BaseMethod
+from ..problems.base import Problem, SealedLabels
 from ..problems.classification import FewShotProblem
-from ..problems.features import SealedLabels, as_labels
+from ..problems.features import as_labels
 from .checks import check_partners
 
 # %% ../../nbs/06_training/03_evaluation.ipynb #da0494ad
@@ -99,7 +99,7 @@ def _check_metrics(problem, metrics):
 
 
 def evaluate(
-    method: Method,  # fitted
+    method: BaseMethod,  # fitted
     problem: Problem,  # with a test split
     metrics: str | Iterable[str] = (),  # further ones, keys of `FURTHER_METRICS`
 ) -> dict[str, Any]:  # metrics by name, n, predictions; for a classifier also per_class, correct

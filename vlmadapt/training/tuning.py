@@ -24,12 +24,13 @@ from ..core.verbosity import progress_bar
 from ..data.sampling import VAL_SHOTS
 from ..methods import METHODS
 from ..methods.base import Method
+from ..methods.common import BaseMethod
 from ..methods.requirements import check_kind
 from ..models.pixels import Pixels
 from ..problems.base import Problem
 from ..problems.batches import Batch
-from ..problems.classification import Features, FewShotProblem
-from ..problems.features import auxiliary_array
+from ..problems.classification import FewShotProblem
+from ..problems.features import Features, auxiliary_array
 from .batched import fit_many
 from .checks import check_class, check_problem
 
@@ -178,7 +179,7 @@ class Tuned(dict):
         values: dict[str, Any],  # hyper-parameters
         selection: str,  # "few_shot_val", "held_out_shots", "val" or "defaults"
         trials: pd.DataFrame | None = None,  # hyper-parameters and `value` of all trials
-        method: Method | None = None,  # the winner, where it was trained on all support images
+        method: BaseMethod | None = None,  # the winner, where it was trained on all support images
         metric: str = "accuracy",  # that `value` is
     ):
         super().__init__(values)
@@ -215,7 +216,7 @@ class Search:
 
     def __init__(
         self,
-        cls: type[Method],  # a method class
+        cls: type[BaseMethod],  # a method class
         problem: Problem,  # to tune on
         seed: int,  # of the candidates and of their training
         fixed: dict[str, Any],  # hyper-parameters that are given
@@ -278,7 +279,7 @@ class Search:
             point["value"] = accuracy if accuracy >= 0 else math.nan
         return points
 
-    def best(self, methods: Iterable[Method]) -> Tuned:
+    def best(self, methods: Iterable[BaseMethod]) -> Tuned:
         "Return the best of the trained candidates; raise FloatingPointError where all diverged."
         if self.selection == "defaults":
             (method,) = methods
@@ -321,7 +322,7 @@ def _class_of(method, problem):
     return METHODS.find(method, problem) if isinstance(method, str) else method
 
 
-def _trained(cls, searches) -> Iterator[Method]:
+def _trained(cls, searches) -> Iterator[BaseMethod]:
     "Yield the trained candidates: one by one where a tower runs, else all in one batch."
     runs = [run for search in searches for run in search.runs()]
     if not cls.runs_tower():
@@ -332,7 +333,7 @@ def _trained(cls, searches) -> Iterator[Method]:
 
 
 def tune_many(
-    method: type[Method] | str,  # a method class, or its name
+    method: type[BaseMethod] | str,  # a method class, or its name
     problems: list[Problem],  # with support and validation data
     seeds: list[int],  # of the candidates and of their training, one for each problem
     fixed: dict[str, Any] | None = None,  # hyper-parameters that are given
@@ -365,7 +366,7 @@ def tune_many(
 
 
 def tune(
-    method: type[Method] | str,  # a method class, or its name
+    method: type[BaseMethod] | str,  # a method class, or its name
     problem: Problem,  # with support and validation data
     trials: int = 16,  # candidates to train at most; with 0 the defaults are taken
     fixed: dict[str, Any] | None = None,  # hyper-parameters that are given
