@@ -111,7 +111,7 @@ def check_causal(
 
 
 class CachedStepper:
-    "Cache the keys and values of earlier tokens and of the image."
+    "Cache the keys and values of earlier tokens and of the image; equal texts share theirs."
 
     def __init__(
         self,
@@ -123,6 +123,9 @@ class CachedStepper:
         self.model = model
         self.length = 0
         self.cache: dict[Any, KeyValues] = {}
+        first = model.text_decoder.resblocks[0]  # it does not see the image
+        self.shared = {*model.text.transformer.resblocks, first}
+        self.texts = torch.zeros(len(images), dtype=torch.long, device=images.device)
         patches = image_tokens(model, images, backbone)
         for block in model.text_decoder.cross_attn:
             self.cache[block] = key_values(block.attn, block.ln_1_kv(patches))
@@ -150,9 +153,7 @@ class CachedStepper:
         "Append new tokens and return the decoder's state of the last one."
         text = self.model.text
         decoder = self.model.text_decoder
-        rows = None
-        if not self.length:  # equal prompts share what does not depend on the image
-            tokens, rows = tokens.unique(dim=0, return_inverse=True)
+        tokens = self.distinct_texts(tokens)
         end = self.length + tokens.shape[1]
         x = text.token_embedding(tokens) + text.positional_embedding[self.length : end]
         for block in text.transformer.resblocks:
@@ -161,13 +162,24 @@ class CachedStepper:
             x = text.ln_final(x)
         for block, cross in zip(decoder.resblocks, decoder.cross_attn, strict=True):
             x = self.self_attention(block, x, block is decoder.resblocks[-1])
-            if rows is not None:
-                x = x[rows]
-                self.select(rows, [*text.transformer.resblocks, block])
-                rows = None
+            if block in self.shared:
+                x = x[self.texts]
             x = block_forward(cross, x, memory=self.cache[cross], offset=end - x.shape[1])
         self.length = end
         return decoder.ln_final(x[:, -1])
+
+    def distinct_texts(self, tokens: torch.Tensor) -> torch.Tensor:  # (B, n) -> (U, n)
+        "Append new tokens to the texts that rows share; return those of each distinct text."
+        rows = self.texts
+        for new in tokens.T:
+            rows = (rows * 2**32 + new).unique(return_inverse=True)[1]
+        one = rows.new_empty(int(rows.max()) + 1)  # a row of each text
+        one.scatter_(0, rows, torch.arange(len(rows), device=rows.device))
+        earlier = self.texts[one]
+        self.texts = rows
+        for block in self.shared & self.cache.keys():
+            self.cache[block] = self.cache[block].select(earlier)
+        return tokens[one]
 
     def self_attention(self, block: Any, x: torch.Tensor, last: bool = False) -> torch.Tensor:
         "Run a self-attention block on new tokens, caching keys and values; for the `last` alone."
@@ -183,8 +195,9 @@ class CachedStepper:
         offset = new.keys.shape[-2] - x.shape[1]
         return block_forward(block, x, memory=new, mask=mask, offset=offset)
 
-    def select(self, rows: torch.Tensor, blocks: Any = None) -> None:
-        for block in self.cache if blocks is None else blocks:
+    def select(self, rows: torch.Tensor) -> None:
+        self.texts = self.texts[rows]
+        for block in self.cache.keys() - self.shared:
             self.cache[block] = self.cache[block].select(rows)
 
 
