@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlmadapt.core.seeding import stream
-from vlmadapt.models.decoding import beam_search, greedy_search, without_padding
+from vlmadapt.models.searches import beam_search, greedy_search, without_padding
 
 END = 1
 WORDS = range(2, 6)

@@ -16,7 +16,8 @@ from vlmadapt.data.tasks import read_karpathy, read_snli_ve, read_textcaps, read
 from vlmadapt.data.text_metrics import bleu, caption_scores, cider, rouge_l, vqa_accuracy
 from vlmadapt.methods.generation import GENERATION_METHODS
 from vlmadapt.models.backbones import load_backbone
-from vlmadapt.models.decoding import generate, greedy_search, stepper
+from vlmadapt.models.decoding import stepper
+from vlmadapt.models.searches import generate, greedy_search
 from vlmadapt.models.tokens import END, prompt_tokens
 from vlmadapt.problems.examples import METRICS
 from vlmadapt.problems.features import SealedSplitError
