@@ -34,14 +34,10 @@ from vlmadapt.models.blip import load_blip  # noqa: E402
 from vlmadapt.models.blip_adapters import capture_outputs  # noqa: E402
 from vlmadapt.models.blip_model import Blip, import_blip  # noqa: E402
 from vlmadapt.models.blocks import split_heads  # noqa: E402
-from vlmadapt.models.decoding import (  # noqa: E402
-    beam_search,
-    generate,
-    greedy_search,
-    stepper,
-)
+from vlmadapt.models.decoding import stepper
 from vlmadapt.models.lora_prefix import add_lora, add_prefix  # noqa: E402
 from vlmadapt.models.p_laplacian import plap_message_passing  # noqa: E402
+from vlmadapt.models.searches import beam_search, generate, greedy_search
 from vlmadapt.models.tokens import PAD  # noqa: E402
 from vlmadapt.problems.generation import answers_of, load_task  # noqa: E402
 from vlmadapt.training.evaluation import evaluate  # noqa: E402

@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from vlmadapt.core.seeding import stream
-from vlmadapt.models.decoding import beam_search, greedy_search, without_padding
+from vlmadapt.models.adapted_models import thin_copy
+from vlmadapt.models.backbones import load_backbone
+from vlmadapt.models.decoding import stepper
+from vlmadapt.models.searches import beam_search, greedy_search, without_padding
+from vlmadapt.models.vocabulary import distinct_columns
 
 END = 1
 WORDS = range(2, 6)
@@ -96,3 +100,26 @@ def test_no_end_before_min_new_tokens():
     settings = dict(num_beams=6, max_new_tokens=4, min_new_tokens=3, end=END)
     texts, _ = beam_search(ToyStepper(3), PROMPTS, **settings)
     assert (texts[0, 2:5] != END).all()
+
+
+def test_equal_texts_share_their_states_and_give_the_same_logits():
+    backbone = load_backbone("mini", device="cpu")
+    x = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    cached, plain = (stepper(backbone.model, x, cache) for cache in (True, False))
+    words = torch.tensor([[9, 8], [9, 7], [9, 8], [9, 8], [9, 7], [9, 7]])
+    following = torch.tensor([[5], [5], [6], [5], [6], [6]])
+    rows = torch.tensor([5, 0, 0, 1])
+    for tokens, texts in ((words, 2), (following, 4), (following[rows], 3)):
+        if len(tokens) == len(rows):
+            cached.select(rows)
+            plain.select(rows)
+        assert torch.allclose(cached(tokens), plain(tokens), atol=1e-3)
+        assert {len(cached.cache[block].keys) for block in cached.shared} == {texts}
+
+
+def test_thin_copies_share_the_distinct_columns_of_the_vocabulary():
+    model = load_backbone("mini", device="cpu").model
+    first = distinct_columns(model.text_decoder.text_projection)
+    assert distinct_columns(thin_copy(model).text_decoder.text_projection) is first
+    other = torch.nn.Parameter(model.text_decoder.text_projection.detach().clone())
+    assert distinct_columns(other) is not first

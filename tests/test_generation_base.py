@@ -6,7 +6,7 @@ import torch
 
 from vlmadapt.core.records import RecordError
 from vlmadapt.core.tensors import load_arrays, save_arrays
-from vlmadapt.methods.generation import GenerationFullFineTuning, LoRA
+from vlmadapt.methods.generation import Frozen, GenerationFullFineTuning, LoRA
 from vlmadapt.methods.generation_base import GenerationMethod
 from vlmadapt.models.adapted_models import thin_copy
 from vlmadapt.models.backbones import load_backbone
@@ -45,6 +45,48 @@ def test_every_path_reads_the_image_tokens_of_the_backbones_precision(problem, c
     assert method.predict(problem.images("val"), prompts) == method.outputs(problem, "val")
     problem.encode(next(problem.pixels("val").split(4)))
     assert len(seen) >= 4 and all(seen)
+
+
+PHOTO = np.zeros((32, 32, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def answering():
+    return Frozen(load_task("mini-vqa", train=8))
+
+
+@pytest.mark.parametrize(
+    "images, texts, search, message",
+    [
+        ([PHOTO] * 3, ["what?"] * 2, {}, "3 images but 2 texts: give one text for all images"),
+        (PHOTO, ["what?"] * 2, {}, "1 image but 2 texts: give one text for all images"),
+        ([PHOTO], [], {}, "1 image but 0 texts: give one text for all images"),
+        ([], [], {}, "got an empty list"),
+        ([PHOTO], None, {}, "texts must be the question or prompt"),
+        ([PHOTO], [None], {}, "text 0 must be a string, got None"),
+        ([PHOTO], {"q": "what?"}, {}, "a list of texts is needed, got dict"),
+        ([None], "what?", {}, "got None .* as item 0 of a list"),
+        ([[PHOTO]], "what?", {}, "as item 0 of a list"),
+        (torch.eye(2, 512), "what?", {}, "Frozen reads images, not features"),
+        ([PHOTO], "very " * 60, {}, "is 61 tokens long, the decoder reads 32"),
+        ([PHOTO], "what?", dict(batch_size=0), "batch_size: input should be greater"),
+        ([PHOTO], "what?", dict(num_beam=3), "argument of the search 'num_beam'; did you mean"),
+        ([PHOTO], "what?", dict(rows=[0]), "unknown argument of the search 'rows'"),
+        ([PHOTO], "what?", dict(prompts="who?"), "unknown argument of the search 'prompts'"),
+        ([PHOTO], "what?", dict(max_new_tokens=0), "max_new_tokens: input should be greater"),
+        ([PHOTO], "what?", dict(min_new_tokens=30), "min_new_tokens=30 is larger than max_new"),
+    ],
+)
+def test_wrong_questions_are_refused_in_one_line(answering, images, texts, search, message):
+    with pytest.raises(ValueError, match=message) as error:
+        answering.predict(images, texts, **search)
+    assert "\n" not in str(error.value)
+
+
+def test_outputs_take_arguments_of_the_search_alone(answering):
+    problem = load_task("mini-vqa", train=8)
+    with pytest.raises(ValueError, match="unknown argument of the search 'rows'"):
+        answering.outputs(problem, "val", rows=[0])
 
 
 def test_notes_may_be_numbers_of_numpy(problem, tmp_path):

@@ -23,7 +23,8 @@ from hf_processors import PROCESSORS, pair  # noqa: E402
 from vlmadapt.data.task_files import Example  # noqa: E402
 from vlmadapt.models.adapted_models import adapter_parameters, add_adapters  # noqa: E402
 from vlmadapt.models.answer_losses import answer_losses, tokenize_answers  # noqa: E402
-from vlmadapt.models.decoding import generate, image_tokens  # noqa: E402
+from vlmadapt.models.decoding import image_tokens  # noqa: E402
+from vlmadapt.models.searches import generate  # noqa: E402
 
 QUESTIONS = ["what colour is it?", "is it red?", "is it light blue, a light green, yes?"]
 WORDS = ["red", "blue", "green"]

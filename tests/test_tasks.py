@@ -16,7 +16,8 @@ from vlmadapt.data.tasks import read_karpathy, read_snli_ve, read_textcaps, read
 from vlmadapt.data.text_metrics import METRICS, bleu, caption_scores, cider, rouge_l, vqa_accuracy
 from vlmadapt.methods.generation import GENERATION_METHODS
 from vlmadapt.models.backbones import load_backbone
-from vlmadapt.models.decoding import generate, greedy_search, stepper
+from vlmadapt.models.decoding import stepper
+from vlmadapt.models.searches import generate, greedy_search
 from vlmadapt.models.tokens import END, prompt_tokens
 from vlmadapt.problems.base import SealedSplitError
 from vlmadapt.problems.generation import GenerationProblem, load_task
@@ -301,7 +302,9 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_lengths(writer, num_bea
             dict(num_beams=3, min_new_tokens=-1),
             "min_new_tokens: input should be greater than or equal to 0",
         ),
-        (dict(beams=3), "unknown argument of the search 'beams'"),
+        (dict(max_new_tokens=3, min_new_tokens=4), "min_new_tokens=4 is larger than max_new_t"),
+        (dict(cache="perhaps"), "cache: "),
+        (dict(beams=3), "unknown argument of the search 'beams'; .*num_beams"),
         (dict(prompts=["a", "b"]), "1 images, but 2 prompts"),
         (dict(prompts=[None]), "task prompt: expected a text, got None"),
     ],

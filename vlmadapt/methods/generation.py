@@ -19,8 +19,8 @@ from .hyper_parameters import OneOrMore, hyper_parameter
 from ..models.adapted_models import WHERE, add_adapters, thin_copy
 from ..models.adapters import setting_types, settings_of
 from ..models.answer_losses import tokenize_answers
-from ..models.decoding import generate
 from ..models.lora_prefix import add_ia3, add_lora, add_prefix
+from ..models.searches import generate
 
 # %% ../../nbs/05_methods/50_generation.ipynb #b25d586d
 class Frozen(GenerationMethod):

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from ..core.texts import shortened
 from ..core.values import convert
 from ..data.images import CorruptImage, Images, eight_bits, numbers_of, open_image
 from ..data.photos import named_errors
@@ -98,7 +99,7 @@ def _list_inputs(items: list, width: int | None) -> torch.Tensor | list:
         n = kinds.index("other")
         item = items[n]
         is_array = hasattr(item, "dtype") and hasattr(item, "shape")
-        got = _described(item) if is_array else repr(item)[:60]
+        got = _described(item) if is_array else shortened(" ".join(repr(item).split()))
         raise _expected(f"{got} ({type(item).__name__}) as item {n} of a list", width)
     if len(set(kinds)) > 1:
         n = next(i for i, kind in enumerate(kinds) if kind != kinds[0])

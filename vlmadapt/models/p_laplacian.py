@@ -112,16 +112,29 @@ def plap_message_passing(
     return x
 
 # %% ../../nbs/02_models/11_p_laplacian.ipynb #0c261c82
+def _in_metric(x, metric):
+    "Multiply by the metric of each head, (..., H, N, D), without a copy of it for each example."
+    if metric is None:
+        return x
+    if metric.ndim == 3 and x.ndim > 3:
+        return torch.einsum("...hnd,hde->...hne", x, metric)
+    return x @ metric
+
+
 def raw_distances(
     a: torch.Tensor,  # (..., N1, D)
     b: torch.Tensor,  # (..., N2, D)
     metric: torch.Tensor | None = None,  # (..., D, D) symmetric; default: identity
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (..., N1, N2), with rounding; (..., N1) lengths of a
-    "Compute squared distances by one product of `a` and `b`, to which their lengths are appended."
-    ga = a if metric is None else a @ metric
-    gb = b if metric is None else b @ metric
+    """Compute squared distances by one product of `a` and `b`, to which their lengths are appended.
+
+    One row of `a`, as in a step of a search, costs less without a longer copy of `b`.
+    """
+    ga, gb = _in_metric(a, metric), _in_metric(b, metric)
     a2 = (ga * a).sum(-1, keepdim=True)
     b2 = (gb * b).sum(-1, keepdim=True)
+    if a.shape[-2] == 1:
+        return a2 + b2.mT - 2 * (ga @ b.mT), a2[..., 0]
     rows = torch.cat([-2 * ga, a2, torch.ones_like(a2)], -1)
     columns = torch.cat([b, torch.ones_like(b2), b2], -1)
     return rows @ columns.mT, a2[..., 0]

@@ -44,11 +44,16 @@ def _find_distinct_columns(matrix):
 def distinct_columns(
     matrix: torch.Tensor,  # (D, V), frozen
 ) -> DistinctColumns | None:  # None where more than half of the columns differ
-    "Find the distinct columns of `matrix`; the result is cached until the matrix changes."
-    version, found = _DISTINCT.get(matrix, (None, None))
-    if version != matrix._version:
+    """Find the distinct columns of `matrix`; the result is cached until the matrix changes.
+
+    Tensors that share memory, as those of a thin copy do, share the result.
+    """
+    memory = matrix.untyped_storage()
+    state = (matrix._version, matrix.data_ptr(), matrix.shape, matrix.stride(), matrix.dtype)
+    known, found = _DISTINCT.get(memory, (None, None))
+    if known != state:
         found = _find_distinct_columns(matrix.detach())
-        _DISTINCT[matrix] = matrix._version, found
+        _DISTINCT[memory] = state, found
     return found
 
 # %% ../../nbs/02_models/09_vocabulary.ipynb #0577fe29

@@ -28,9 +28,10 @@ from ..data.tasks import TASKS
 from ..data.text_metrics import METRICS, VQA_VERSION, metric_name
 from ..models.answer_losses import CandidateAnswers, check_room
 from ..models.backbones import Backbone, load_backbone
-from ..models.decoding import checked_search, generate, image_tokens
+from ..models.decoding import image_tokens
 from ..models.open_clip_import import import_open_clip
 from ..models.pixels import Pixels
+from ..models.searches import checked_search, generate
 from ..models.tokens import prompt_tokens
 from .base import Problem, require_backbone, seal_labels
 from vlmadapt.problems.examples import (
@@ -329,16 +330,14 @@ def _tokenized(tokenizer, candidates):
 
 def _prefixes(backbone, model, prompts, candidates):
     "The tokens of each prompt; prompts that leave no room for an answer are refused."
-    tokenizer = backbone.tokenizer
     distinct = list(dict.fromkeys(prompts))
-    known = dict(
-        zip(distinct, prompt_tokens(tokenizer, distinct, model.context_length), strict=True)
-    )
+    found = prompt_tokens(backbone.tokenizer, distinct, model.context_length)
+    known = dict(zip(distinct, found, strict=True))
     if candidates is not None:
         longest = candidates.longest
         for prompt, tokens in known.items():
             length = len(tokens) + len(candidates.tokens[longest])
-            check_room(tokenizer, prompt, candidates.answers[longest], length)
+            check_room(backbone.tokenizer, prompt, candidates.answers[longest], length)
     return [known[prompt] for prompt in prompts]
 
 
