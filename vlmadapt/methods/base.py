@@ -35,7 +35,7 @@ from ..problems.batches import Batch, Batches, ImageBatches
 from ..problems.classification import FewShotProblem
 
 # %% ../../nbs/05_methods/07_base.ipynb #b5df8c95
-class Method(HyperParameters, TrainingHooks, MethodFiles, nn.Module):
+class Method(ClassifierFiles, BaseMethod):
     """A few trained tensors on a frozen backbone; subclasses give `constants`, `init` and `logits`.
 
     Text features are unit rows; image features are as the backbone encodes them, not normalised.
@@ -67,12 +67,6 @@ class Method(HyperParameters, TrainingHooks, MethodFiles, nn.Module):
     ) -> dict[str, torch.Tensor]:  # by name; each becomes an attribute
         "Return the frozen tensors that are computed once from the problem."
         raise NotImplementedError
-
-    def init(
-        self,
-        generator: torch.Generator,  # the source of all random numbers
-    ) -> None:
-        "Create the trained parameters."
 
     def logits(
         self,

@@ -91,7 +91,10 @@ class BaseMethod(HyperParameters, TrainingHooks, MethodFiles, nn.Module):
         "Return the frozen tensors that are computed once from the problem."
         return {}
 
-    def init(self, generator: torch.Generator) -> None:
+    def init(
+        self,
+        generator: torch.Generator,  # the source of all random numbers
+    ) -> None:
         "Create the trained parameters."
 
     def loss(self, batch: Any) -> torch.Tensor:

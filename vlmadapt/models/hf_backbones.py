@@ -10,7 +10,7 @@ from ..core.extras import require
 from .open_clip_import import import_open_clip
 
 import_open_clip()  # it copes with a torchvision that does not match torch
-_ = require("transformers", "hf", "models of transformers")
+_TRANSFORMERS = require("transformers", "hf", "models of transformers")
 
 # %% ../../nbs/02_models/34_hf_backbones.ipynb #03f95b4f
 import copy
