@@ -18,6 +18,8 @@ import vlmadapt as va
 
 va.AdapterConfig  # noqa: B018  imports transformers beside any build of torchvision
 
+import transformers as tf  # noqa: E402
+from hf_families import OPT, QFORMER, T5, VISION  # noqa: E402
 from hf_processors import PROCESSORS, pair  # noqa: E402
 
 from vlmadapt.data.task_files import Example  # noqa: E402
@@ -250,6 +252,18 @@ def test_what_does_not_fit_is_refused_in_one_line():
         va.create_method("Prefix", problem("llava"))
     with pytest.raises(ValueError, match="its files are not in the local cache"):
         va.load_backbone("hf:nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    "text, message", [(T5, "reads prompts in an encoder"), (OPT, "image tokens anew for each")]
+)
+def test_other_interfaces_are_refused_before_weights_are_read(tmp_path, text, message):
+    kind = "t5" if text is T5 else "opt"
+    config = dict(text_config=dict(text, model_type=kind), vision_config=VISION)
+    tf.InstructBlipConfig(**config, qformer_config=QFORMER).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{message}.* Use va.get_model") as error:
+        va.load_backbone(f"hf:{tmp_path}", device="cpu")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("cache", [True, False])

@@ -268,6 +268,9 @@ def _load(name, device, precision):
     dtype = PRECISIONS[precision] or torch.float32
 
     def build():
+        config = transformers.AutoConfig.from_pretrained(place)
+        with torch.device("meta"):  # what does not fit is refused before its weights are read
+            check_decoder(transformers.AutoModelForImageTextToText.from_config(config))
         core = transformers.AutoModelForImageTextToText.from_pretrained(place, dtype=dtype)
         return core, transformers.AutoProcessor.from_pretrained(place)
 

@@ -37,6 +37,9 @@ from .hf_layers import QUERY_PROJECTIONS, AdaptedLinear
 from .lora_prefix import QKV, add_ia3, add_lora, add_prefix, draw_lora
 
 # %% ../../nbs/02_models/33_hf_models.ipynb #02192204
+_INSTEAD = "Use va.get_model(model, va.PAdapterConfig(...)) with transformers' Trainer"
+
+
 def check_decoder(
     core: Any,  # a model of transformers
 ) -> None:
@@ -48,11 +51,10 @@ def check_decoder(
     if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
         raise ValueError(
             f"{name} reads prompts in an encoder of their own; a decoder is needed that reads "
-            "image and prompt. Use va.get_model(model, va.PAdapterConfig(...)) with "
-            "transformers' Trainer"
+            f"image and prompt. {_INSTEAD}"
         )
     if "qformer_input_ids" in inspect.signature(core.forward).parameters:
-        raise ValueError(f"{name}: its image tokens depend on the prompt, which is not supported")
+        raise ValueError(f"{name} computes image tokens anew for each prompt. {_INSTEAD}")
 
 
 _PLACEHOLDERS = [f"{kind}_token_{end}" for kind in ("image", "video") for end in ("id", "index")]
