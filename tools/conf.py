@@ -22,7 +22,7 @@ html_show_sphinx = False
 html_copy_source = False
 html_static_path = ["static"]
 html_css_files = ["site.css"]
-html_js_files = ["zoo.js", "copy.js"]
+html_js_files = ["zoo.js", "copy.js", "tables.js"]
 html_favicon = "static/favicon.svg"
 html_theme_options = {
     "source_repository": cfg["git_url"],
