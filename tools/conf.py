@@ -23,6 +23,8 @@ html_copy_source = False
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_js_files = ["zoo.js", "copy.js", "tables.js"]
+html_search_scorer = "scorer.js"
+html_show_search_summary = False  # a search would load every page that it finds
 html_favicon = "static/favicon.svg"
 html_theme_options = {
     "source_repository": cfg["git_url"],
