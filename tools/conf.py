@@ -1,5 +1,7 @@
 "Sphinx settings of the documentation site; `tools/docs.py` calls Sphinx with them."
 
+from pathlib import Path
+
 from derived import settings
 
 cfg = settings()
@@ -22,7 +24,9 @@ html_show_sphinx = False
 html_copy_source = False
 html_static_path = ["static"]
 html_css_files = ["site.css"]
-html_js_files = ["zoo.js", "copy.js"]
+html_js_files = ["zoo.js", "copy.js", "tables.js"]
+html_search_scorer = str(Path(__file__).with_name("scorer.js"))
+html_show_search_summary = False  # a search would load every page that it finds
 html_favicon = "static/favicon.svg"
 html_theme_options = {
     "source_repository": cfg["git_url"],

@@ -144,7 +144,10 @@ def cache_layout(
 class HeGraphAdapter(Method):
     "Messages over a heterogeneous graph of class nodes shift the text classifier and the cache."
 
-    paper = "Zhao et al., 2024: HeGraphAdapter"
+    paper = (
+        "Zhao et al., 2024: HeGraphAdapter, Tuning Multi-Modal Vision-Language Models with "
+        "Heterogeneous Graph Adapter"
+    )
     arxiv = "2410.07854"
     advice = "to study or rebuild the paper; needs negative texts for its full graph"
 

@@ -47,6 +47,7 @@ class ProKeR(Method):
         "Large Vision-Language Models"
     )
     arxiv = "2501.11175"
+    source = "https://github.com/ybendou/ProKeR"
     advice = "in closed form, with validation images to choose its two values"
 
     space = {

@@ -25,8 +25,11 @@ from ..core.markup import escape_figure
 from ..grid.results import deviation
 from vlmadapt.reporting.figures import (
     STYLE,
+    emphasised_labels,
+    faded,
     figure_label,
     legend_columns,
+    legend_entries,
     legend_lines,
     looks,
     page_style,
@@ -76,7 +79,8 @@ def gain_bars(
 ) -> Figure:
     """Draw points above zero-shot by dataset and method.
 
-    Error bars are one population standard deviation over the seeds; one seed has none.
+    Error bars are one population standard deviation over the seeds; one seed has none. Methods
+    that are not among the best are grey.
     """
     results = of_metric(results)
     trained = (results["shots"] == shots) & (results["method"] != "ZeroShot")
@@ -84,14 +88,15 @@ def gain_bars(
     gains = gains.assign(evaluated_on=[escape_figure(name) for name in gains["evaluated_on"]])
     means = gains.pivot_table(index="evaluated_on", values="above_zero_shot")
     order = list(means.sort_values("above_zero_shot", ascending=False).index)
-    styles = looks(gains)
-    height = 2.2 + 0.15 * legend_lines(len(styles))
+    styles = faded(looks(gains), emphasised_labels(gains))
+    entries = [style for _, style in legend_entries(styles)]
+    height = 2.2 + 0.15 * legend_lines(len(entries))
     with page_style():
         fig, ax = plt.subplots(figsize=(width, height), layout="constrained")
         _draw_gains(ax, gains, order, styles)
         number = f"{shots} {'shots' if shots > 1 else 'shot'}"
         ax.set(xlabel="", ylabel=f"points above zero-shot\n({number})")
-        patches = [Patch(color=style["color"], label=style["label"]) for style in styles.values()]
+        patches = [Patch(color=style["color"], label=style["label"]) for style in entries]
         bar_legend(fig, patches)
     return fig
 
