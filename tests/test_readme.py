@@ -107,6 +107,6 @@ def test_first_screens():
 
 
 def test_the_method_of_the_readme_is_that_of_the_tutorial():
-    (source,) = re.findall(r"@va.register_method.*?\n\n(?=problem)", README, re.S)
+    (source,) = re.findall(r"@va.register_method.*?\n\n(?=# in a notebook)", README, re.S)
     tutorial = nbformat.read(ROOT / "nbs/tutorials/add_a_method.ipynb", as_version=4)
     assert any(source.strip() in cell.source for cell in tutorial.cells)
