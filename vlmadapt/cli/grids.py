@@ -67,8 +67,14 @@ def _report_arguments(parser: CommandParser):
 
 def _run_report(options: argparse.Namespace):
     from vlmadapt.grid.report import make_report, print_report
+    from vlmadapt.reporting.checks import unfinished
 
-    print_report(make_report(options.name, **given(options, "out")))
+    target = make_report(options.name, **given(options, "out"))
+    print_report(target)
+    lacking = unfinished(target.parent)
+    if len(lacking):
+        runs = ", ".join(lacking["run"])
+        print(f"incomplete: {lacking['missing'].sum()} results are missing in {runs}")
 
 
 REPORT_COMMAND = Command(

@@ -127,8 +127,7 @@ def averages(
     found = means.join(deviations)
     found["there"] = results.groupby(keys).size()
     found = found.reset_index()
-    datasets = results.groupby(axis)["evaluated_on"].nunique().to_dict()
-    expected = found[axis].map(datasets.get) * results["seed"].nunique()
+    expected = results["evaluated_on"].nunique() * results["seed"].nunique()
     return found.assign(complete=found["there"] == expected).drop(columns="there")
 
 # %% ../../nbs/08_reporting/00_summaries.ipynb #6dfa7d8f
