@@ -82,7 +82,7 @@ def check_shots(
     )
     if len(small) == len(counts):
         most = int(counts.max())
-        raise ValueError(f"{found} and no class has more than {most}; take fewer shots")
+        raise ValueError(f"{found} and no class has more than {most}; take at most {most} shots")
     warnings.warn(f"{found}; {len(small)} small classes are taken whole", stacklevel=2)
 
 # %% ../../nbs/01_data/05_sampling.ipynb #c59c2a89
