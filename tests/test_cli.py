@@ -678,3 +678,13 @@ def test_questions_refuse_what_they_do_not_take(questions, tmp_path, capsys, arg
     assert "--root does not go with mini-digits" in refusal(
         capsys, "adapt", "mini-digits", "--root", questions
     )
+
+
+def test_the_next_line_names_what_the_file_needs():
+    from argparse import Namespace
+
+    from vlmadapt.cli.classifiers import _next_line
+
+    given = Namespace(source="mini-digits", out="own.safetensors", plugin=["my method.py"])
+    expected = "vlmadapt evaluate own.safetensors mini-digits --plugin 'my method.py'"
+    assert _next_line(given) == expected

@@ -113,11 +113,15 @@ def adapted_text(
     return "\n".join(lines)
 
 
-def _next_line(out, source):
+def _next_line(options):
     "Return a command line to try next."
-    if kind_of_source(source) == "folder of images":
-        return f"vlmadapt predict {shlex.quote(out)} {shlex.quote(source)}"
-    return f"vlmadapt evaluate {shlex.quote(out)} {shlex.quote(source)}"
+    command = "evaluate"
+    if kind_of_source(options.source) == "folder of images":
+        command = "predict"
+    words = ["vlmadapt", command, options.out, options.source]
+    for plugin in options.plugin:
+        words += ["--plugin", plugin]
+    return shlex.join(words)
 
 
 def _run_adapt(options: argparse.Namespace):
@@ -132,7 +136,7 @@ def _run_adapt(options: argparse.Namespace):
     method.save(options.out)
     print(adapted_text(method, problem))
     print(f"file        {options.out}")
-    print(f"next        {_next_line(options.out, options.source)}")
+    print(f"next        {_next_line(options)}")
 
 
 ADAPT_COMMAND = Command(

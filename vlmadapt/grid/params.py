@@ -162,7 +162,8 @@ def _runs_of(part: Part, name, notebook, folder, report) -> list[Run]:
         runs.append(Run(full_name, notebook, parameters, own, report or notebook.stem))
     for repeated, count in Counter(run.name for run in runs).items():
         if count > 1:
-            raise ValueError(f"several runs would be called {repeated}")
+            remedy = "values repeat or files have the same name: rename one"
+            raise ValueError(f"several runs would be called {repeated}; {remedy}")
     for run in runs:
         if fixed_by:
             run.parameters["fixed"] = _fixed(run.parameters, fixed_by)

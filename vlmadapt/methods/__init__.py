@@ -172,7 +172,8 @@ def _stored_class(card, kind, path):
         raise RecordError(f"{message}; define it first, or pass method=MyClass")
     module = shown_path(module)
     raise RecordError(
-        f"{message}; import {module} first, or pass method='{module}:{shown_path(name)}'"
+        f"{message}; import {module} first (on the command line --plugin {module}.py), "
+        f"or pass method='{module}:{shown_path(name)}'"
     )
 
 
