@@ -115,3 +115,15 @@ def test_the_calibration_row_is_that_of_the_workload(monkeypatch):
 def test_the_table_is_package_data():
     assert (ROOT / "vlmadapt/grid/timings.csv").is_file()
     assert '"*.csv"' in (ROOT / "setup.py").read_text()
+
+
+def test_a_grid_of_unknown_methods_has_no_estimate(params, tmp_path, capsys):
+    params("AMUTuning")
+    assert "no estimate" in forecast(capsys, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "seconds, text", [(30, "0.5 minutes"), (7200, "2.0 hours"), (864_000, "10.0 days")]
+)
+def test_times_have_the_unit_of_their_size(seconds, text):
+    assert command._duration(seconds) == text

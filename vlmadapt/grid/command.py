@@ -20,6 +20,7 @@ from ..core.records import RecordError, read_json, read_text, validate
 from ..core.texts import gibibytes
 from ..core.values import NonNegative, PositiveInteger, convert
 from .costs import estimate_seconds, measured_costs, needed_memory
+from .entries import method_entry
 from .params import grid_name, read_runs
 from .params_files import parse_changes
 from .run import Run
@@ -66,6 +67,15 @@ def _state(run):
     return missing, text
 
 
+def _duration(seconds):
+    "Return a time in the unit that people would use."
+    minutes = seconds / 60
+    if minutes < 90:
+        return f"{minutes:.1f} minutes"
+    hours = minutes / 60
+    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
+
+
 def _forecast(runs, workers, smoke_runs=()):
     "Return in words what the missing results will take."
     measured = measured_costs([*runs, *smoke_runs])
@@ -73,16 +83,20 @@ def _forecast(runs, workers, smoke_runs=()):
     estimate = estimate_seconds(runs, measured)
     if estimate.unknown:
         estimate = estimate_seconds(runs, measured, slowness())
+    hint = "--smoke or one run makes some"
     if not known and not estimate.shipped:
-        hint = "--smoke or one run makes some"
         return f"nothing has been measured yet, so there is no estimate; {hint}"
+    methods = (method for run in runs for method in run.parameters.get("methods", ()))
+    requested = {method_entry(method).label for method in methods}
+    if requested and requested <= set(estimate.unknown):
+        return f"no estimate, since nothing is known of {', '.join(estimate.unknown)}; {hint}"
     seconds = estimate.seconds
     sources = [f"{known} measurements that exist"] if known else []
     if estimate.shipped:
         rough = "shipped timings scaled to this machine, without encoding"
         sources.append(f"{rough}, of {', '.join(estimate.shipped)}" if known else rough)
     unit = "GPU" if torch.cuda.is_available() else "core"
-    times = f"about {seconds / 3600:.2f} {unit} hours, {seconds / 60 / workers:.1f} minutes"
+    times = f"about {seconds / 3600:.2f} {unit} hours, {_duration(seconds / workers)}"
     parts = [f"{times} for {workers} at a time, from {' and '.join(sources)}"]
     needed = needed_memory(measured)
     if needed:
