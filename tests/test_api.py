@@ -651,3 +651,9 @@ def test_every_bar_is_a_progress_bar():
         for cell in nbformat.read(path, as_version=4).cells:
             if cell.cell_type == "code" and cell.source.startswith("#| export"):
                 assert "tqdm" not in cell.source, path
+
+
+def test_a_method_says_what_it_is():
+    problem = va.few_shot("mini-digits", backbone="mini", shots=1)
+    method = va.create_method("TaskRes", problem)
+    assert repr(method) == "TaskRes(10 classes, 960 trainable parameters)"

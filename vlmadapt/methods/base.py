@@ -59,6 +59,9 @@ class Method(ClassifierFiles, BaseMethod):
         self.class_names = list(class_names)
         self.logit_scale = convert(logit_scale, Positive, f"{type(self).__name__} logit_scale")
 
+    def extra_repr(self) -> str:
+        return f"{len(self.class_names)} classes, {self.trainable_parameters():,} trained values"
+
     # what a subclass gives
 
     def constants(
