@@ -688,3 +688,19 @@ def test_the_next_line_names_what_the_file_needs():
     given = Namespace(source="mini-digits", out="own.safetensors", plugin=["my method.py"])
     expected = "vlmadapt evaluate own.safetensors mini-digits --plugin 'my method.py'"
     assert _next_line(given) == expected
+
+
+def test_the_report_command_names_runs_that_are_not_finished(monkeypatch, tmp_path, capsys):
+    report = tmp_path / "my_grid/report"
+    monkeypatch.setattr("vlmadapt.grid.report.make_report", lambda name: report)
+    monkeypatch.setattr("vlmadapt.grid.report.print_report", lambda target: None)
+    report.mkdir(parents=True)
+    assert main(["report", "my_grid"]) == 0
+    assert capsys.readouterr().out == ""
+    for run_name in ("photos_shots16", "photos_shots4"):
+        (tmp_path / "my_grid" / run_name).mkdir()
+        file = tmp_path / "my_grid" / run_name / "params.yml"
+        file.write_text("methods: [ZeroShot, TaskRes]\nseeds: [1, 2]\n")
+    assert main(["report", "my_grid"]) == 0
+    told = capsys.readouterr().out
+    assert told == "incomplete: 8 results are missing in photos_shots16, photos_shots4\n"

@@ -355,6 +355,21 @@ def test_grid_counts_superseded_results_and_announces_its_report(grid, capsys, m
     assert "; 2 superseded results are kept in results/superseded" in capsys.readouterr().out
 
 
+def test_a_grid_that_goes_on_says_what_was_done_before(grid, capsys, monkeypatch):
+    "Progress counts the runs that were left; the last line tells the two numbers apart."
+    monkeypatch.setattr("vlmadapt.grid.runner.cores", lambda: 1)
+    grid()
+    parameters = dict(methods=["ZeroShot"], seeds=[1])
+    content = dict(experiment="tiny.ipynb", grid=dict(shots=[1, 2]), parameters=parameters)
+    Path("tiny.yml").write_text(json.dumps(content))
+    run_command("grid", "tiny.yml", only="*shots1*")
+    assert "1 runs done, results in" in capsys.readouterr().out
+    run_command("grid", "tiny.yml")
+    told = capsys.readouterr().out
+    assert "[1/1]" in told
+    assert "2 runs done (1 done before), results in" in told
+
+
 @pytest.mark.parametrize("redone", ["mini", ":Tip*", ":ZeroShot"])
 def test_redo_computes_again_what_was_found_again(grid, redone, capsys):
     "Results that come back from superseded ones are redone too."

@@ -182,14 +182,15 @@ def _superseded_text(runs):
     return f"; {len(files)} superseded results are kept in results/superseded of their runs"
 
 
-def _print_outcome(failed, runs, out):
+def _print_outcome(failed, runs, out, earlier):
     kept = _superseded_text(runs)
+    before = f" ({earlier} done before)" if earlier else ""
     if not failed:
         made = "tables and figures" if runs[0].report in notebooks("reports") else "a report"
         report = f"; vlmadapt report {out.name} makes {made}"
-        print(f"{len(runs)} runs done, results in {out}{report}{kept}")
+        print(f"{len(runs)} runs done{before}, results in {out}{report}{kept}")
         return
-    print(f"{len(failed)} of {len(runs)} runs failed{kept}:")
+    print(f"{len(failed)} of {len(runs)} runs failed{before}{kept}:")
     for run in runs:
         if run.name in failed:
             print(f"  {run.name}: {failed[run.name]}")
@@ -249,6 +250,7 @@ def run_grid(
         return {}
     if redo:
         redo_matching(runs, redo)
+    earlier = sum(run.results().is_complete() for run in runs)  # which progress does not count
     failed = execute_all(runs, address, **options)
-    _print_outcome(failed, runs, Path(out) / grid_name(params, smoke))
+    _print_outcome(failed, runs, Path(out) / grid_name(params, smoke), earlier)
     return failed

@@ -60,7 +60,9 @@ class Method(ClassifierFiles, BaseMethod):
         self.logit_scale = convert(logit_scale, Positive, f"{type(self).__name__} logit_scale")
 
     def extra_repr(self) -> str:
-        return f"{len(self.class_names)} classes, {self.trainable_parameters():,} trainable parameters"
+        return (
+            f"{len(self.class_names)} classes, {self.trainable_parameters():,} trainable parameters"
+        )
 
     # what a subclass gives
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRIC_NAMES', 'METHOD', 'COMPACT', 'with_labels', 'ordered_labels', 'listed', 'lines_where', 'of_metric',
-           'check_same', 'cells', 'averages', 'harmonic_mean', 'measurements', 'compact']
+           'check_same', 'cells', 'averages', 'datasets_in_words', 'harmonic_mean', 'measurements', 'compact']
 
 # %% ../../nbs/08_reporting/00_summaries.ipynb #86b8d054
 import json
@@ -129,6 +129,22 @@ def averages(
     found = found.reset_index()
     expected = results["evaluated_on"].nunique() * results["seed"].nunique()
     return found.assign(complete=found["there"] == expected).drop(columns="there")
+
+# %% ../../nbs/08_reporting/00_summaries.ipynb #b90d24f6
+def datasets_in_words(
+    results: pd.DataFrame,  # from `read_results`
+    axis: str = "shots",  # as in `cells`
+    column: str = "{}",  # format of the name of a column, of a value of `axis`
+) -> str:
+    "Say which datasets are averaged, and how many of them a column has where not all."
+    names = sorted(results["evaluated_on"].dropna().unique())
+    if len(names) == 1:
+        return f"Dataset {names[0]}."
+    text = f"Average over {len(names)} datasets ({listed(names)})"
+    for value, count in results.groupby(axis)["evaluated_on"].nunique().items():
+        if count < len(names):
+            text += f"; {column.format(value)}: {count} of them"
+    return f"{text}."
 
 # %% ../../nbs/08_reporting/00_summaries.ipynb #6dfa7d8f
 def harmonic_mean(

@@ -31,6 +31,7 @@ from vlmadapt.reporting.summaries import (
     averages,
     cells,
     check_same,
+    datasets_in_words,
     harmonic_mean,
     lines_where,
     listed,
@@ -317,14 +318,10 @@ def axis_table(
 ) -> Table:
     "Return methods against the values of `axis`, each cell the average over the datasets."
     results = of_metric(results, metric)
-    names = sorted(results["evaluated_on"].dropna().unique())
-    part = _average_part(results, axis, "{}-shot" if axis == "shots" else "{}")
-    text = f"Dataset {names[0]}. "
-    if len(names) > 1:
-        text = f"Average over {len(names)} datasets ({listed(names)}). "
-    return _assemble(
-        [part], ordered_labels(results, methods), text + table_caption(results, [axis])
-    )
+    column = "{}-shot" if axis == "shots" else "{}"
+    part = _average_part(results, axis, column)
+    text = f"{datasets_in_words(results, axis, column)} {table_caption(results, [axis])}"
+    return _assemble([part], ordered_labels(results, methods), text)
 
 # %% ../../nbs/08_reporting/01_tables.ipynb #2e23e537
 def save_frame(
