@@ -656,4 +656,18 @@ def test_every_bar_is_a_progress_bar():
 def test_a_method_says_what_it_is():
     problem = va.few_shot("mini-digits", backbone="mini", shots=1)
     method = va.create_method("TaskRes", problem)
-    assert repr(method) == "TaskRes(10 classes, 960 trainable parameters)"
+    assert repr(method) == "TaskRes(mini, 10 classes, 960 trainable parameters)"
+
+
+@pytest.mark.parametrize("name", ["HeGraphAdapter", "LayerNormTuning"])
+def test_a_method_of_modules_says_what_it_is_in_one_line(name):
+    method = va.create_method(name, va.few_shot("mini-digits", backbone="mini", shots=1))
+    count = f"{method.trainable_parameters():,}"
+    assert repr(method) == f"{name}(mini, 10 classes, {count} trainable parameters)"
+
+
+def test_a_method_on_features_says_so():
+    rows = torch.eye(4)
+    problem = va.from_features(["a", "b"], rows[:2], train=(rows, [0, 1, 0, 1]))
+    method = va.create_method("ZeroShot", problem)
+    assert repr(method) == "ZeroShot(features, 2 classes, 0 trainable parameters)"

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from ..core.texts import shown_path
 from ..core.values import Positive, convert
 from .cards import card_backbone
 from .common import BaseMethod
@@ -59,10 +60,10 @@ class Method(ClassifierFiles, BaseMethod):
         self.class_names = list(class_names)
         self.logit_scale = convert(logit_scale, Positive, f"{type(self).__name__} logit_scale")
 
-    def extra_repr(self) -> str:
-        return (
-            f"{len(self.class_names)} classes, {self.trainable_parameters():,} trainable parameters"
-        )
+    def __repr__(self) -> str:
+        backbone = shown_path(self.card.get("backbone") or "features")
+        counts = f"{len(self.class_names)} classes, {self.trainable_parameters():,}"
+        return f"{type(self).__name__}({backbone}, {counts} trainable parameters)"
 
     # what a subclass gives
 
