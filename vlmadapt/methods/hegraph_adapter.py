@@ -235,10 +235,7 @@ class HeGraphAdapter(Method):
 
     def constants(self, problem):
         if self.variant == "graph-free" and self.form == "equations":
-            raise ValueError(
-                "HeGraphAdapter: the graph-free control is a class bias, "
-                "which form 'equations' does not have"
-            )
+            raise ValueError("HeGraphAdapter: form 'equations' has no graph-free control")
         nodes = graph_nodes(problem, self.paths)
         size = torch.ones((), dtype=nodes["P"].dtype)
         if self.node_scale == "raw":
