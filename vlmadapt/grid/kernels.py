@@ -311,6 +311,14 @@ class WholeNotebooks:
         return path
 
 
+def _is_news(record):
+    "Is it more than nbclient's line on a dead kernel, for which it raises an error too?"
+    return "Kernel died" not in record.getMessage()
+
+
+logging.getLogger("traitlets").addFilter(_is_news)
+
+
 @contextmanager
 def _handled(notebook, target, plugins):
     "Have papermill read `notebook` and write `target` with `WholeNotebooks`."

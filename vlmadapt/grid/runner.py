@@ -147,8 +147,7 @@ def _execute_those_of(waiting, finished, stopped):
 def _end_kernels(threads, stopped):
     "End all kernels, and wait a little for the threads that used them."
     stopped.set()
-    for name in ("asyncio", "traitlets"):  # that kernels have ended is no news now
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # nobody awaits tasks of kernels now
     with no_new_kernels() as kernels:
         end_processes(kernels)
         for thread in threads:
