@@ -241,7 +241,7 @@ def test_the_constructor_set_and_stored_methods_use_the_declarations(problem, tm
     stored = {**method.hyper_parameters, "alpha": -1.0}
     broken = METHODS["GDA"].__new__(METHODS["GDA"])
     nn.Module.__init__(broken)
-    told = message(lambda: broken._setup(problem.class_names, 100.0, stored, dict))
+    told = message(lambda: broken._setup(stored, dict))
     assert "GDA alpha" in told
 
 

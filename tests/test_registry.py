@@ -99,7 +99,7 @@ def test_control_characters_are_escaped():
 
 
 OWN_METHODS = {"LinearProbe", "AnchoredProbe", "AnchoredKernel", "FullFineTuning", "Frozen"}
-WITHOUT_OFFICIAL_CODE = {"HeGraphAdapter", "ProKeR"}
+WITHOUT_OFFICIAL_CODE = {"HeGraphAdapter"}
 
 
 def test_every_method_names_its_paper_its_code_and_its_use():
@@ -113,3 +113,13 @@ def test_every_method_names_its_paper_its_code_and_its_use():
         assert bool(info.source) == coded, info.name
         assert not info.arxiv or re.fullmatch(r"\d{4}\.\d{4,5}", info.arxiv)
         assert not info.source or re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", info.source)
+
+
+def test_an_item_that_is_put_back_keeps_the_module_that_registered_it(monkeypatch):
+    from vlmadapt.data.datasets import DATASETS
+
+    before = DATASETS["mini-digits"], DATASETS.registered_in("mini-digits")
+    with monkeypatch.context() as patch:
+        patch.setitem(DATASETS, "mini-digits", DATASETS["mini-shapes"])
+        assert DATASETS.registered_in("mini-digits") != before[1]
+    assert (DATASETS["mini-digits"], DATASETS.registered_in("mini-digits")) == before

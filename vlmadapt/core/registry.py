@@ -102,6 +102,7 @@ class Registry(MutableMapping[str, _Item], Generic[_Item]):
         self.kind = kind
         self._items: dict[str, _Item] = dict(items or {})
         self._modules: dict[str, str] = {}  # name -> module that registered the item
+        self._first = {name: (item, "") for name, item in self._items.items()}
         self._plugins = list(plugins)
         self._entry_points = entry_points
         self._loaded = False
@@ -123,7 +124,9 @@ class Registry(MutableMapping[str, _Item], Generic[_Item]):
         if not replace and old is not item and _definition(old) != _definition(item):
             raise ValueError(f"{self.kind} {name!r} is registered already; pass replace=True")
         self._items[name] = item
-        self._modules[name] = _executed_module()
+        module = _executed_module()
+        first, registered_in = self._first.setdefault(name, (item, module))
+        self._modules[name] = registered_in if first is item else module  # it may be put back
         return item
 
     def registered_in(
