@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import defaultdict
 
+import measure_code
 import pytest
 from conftest import ROOT
 
@@ -107,26 +108,15 @@ def test_a_public_name_is_defined_once():
     assert not {name: found for name, found in twice.items() if not name.startswith("_")}
 
 
-LONGEST_MODULE = 400  # lines
-LONGEST_FUNCTION = 45
+TREES = measure_code.modules(ROOT)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_modules_are_short(path):
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= LONGEST_MODULE, f"{module_name(path)} has {lines} lines"
+def test_modules_are_short():
+    assert TREES and not measure_code.long_modules(ROOT, TREES)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_functions_are_short(path):
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-            lines = node.end_lineno - first + 1
-            if lines > LONGEST_FUNCTION:
-                found.append(f"{node.name}: {lines} lines")
-    assert not found
+def test_functions_are_short():
+    assert not measure_code.long_functions(TREES)
 
 
 def loaded_by(statement):
