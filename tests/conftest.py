@@ -2,7 +2,9 @@
 
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
 import nbformat
 import pytest
@@ -51,6 +53,29 @@ def own_caches(scratch):
     "Share encoded features among the notebooks of this test run, outside of the user's cache."
     os.environ["VLMADAPT_CACHE"] = str(scratch / "cache")
     os.environ["MPLBACKEND"] = "agg"
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_registered():
+    "Forget after each test what it has registered; a test that loads no registry keeps it so."
+    modules = [
+        ("vlmadapt.data.datasets", "DATASETS"),
+        ("vlmadapt.data.tasks", "TASKS"),
+        ("vlmadapt.models.backbones", "BACKBONES"),
+    ]
+    registries = [getattr(sys.modules[name], item) for name, item in modules if name in sys.modules]
+    tables = []
+    for registry in registries:
+        registry.load_plugins()  # what registers when it is first asked is there before the test
+        tables += [registry._items, registry._modules, registry._first]
+    if "vlmadapt.methods" in sys.modules:
+        methods = sys.modules["vlmadapt.methods"].METHODS
+        assert len(methods)
+        tables += [methods._classification, methods._generation]
+    with ExitStack() as stack:
+        for table in tables:
+            stack.enter_context(mock.patch.dict(table))
+        yield
 
 
 def write_experiment(path, parameters, body):
