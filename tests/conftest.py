@@ -10,6 +10,7 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+TEST_DATA = Path(os.environ.get("VLMADAPT_TEST_DATA", ROOT.parent / "shared"))
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests/crash_points")]
 
 
@@ -76,6 +77,14 @@ def nothing_stays_registered():
         for table in tables:
             stack.enter_context(mock.patch.dict(table))
         yield
+
+
+def shared_data(*parts):
+    "Return the path of a file or folder of the data for tests; skip where it is not at hand."
+    path = TEST_DATA.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"no {path}: set VLMADAPT_TEST_DATA")
+    return path
 
 
 def write_experiment(path, parameters, body):

@@ -1,11 +1,10 @@
 "Bundles of features: shots and seeds, published lists, several prompts; real ones where present."
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import shared_data
 from safetensors.torch import save_file
 
 from vlmadapt.core.records import RecordError
@@ -17,7 +16,6 @@ from vlmadapt.problems.classification import FewShotProblem, from_features
 from vlmadapt.training.evaluation import evaluate
 from vlmadapt.training.tuning import hold_out
 
-SHARED = Path(os.environ.get("VLMADAPT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
 BUNDLES = {
     # bundle: text, zero-shot test accuracy, stored shots
     "clip_vitb32_imagenet": ("text", 61.10, 4),
@@ -169,17 +167,10 @@ def test_the_logit_bias_is_kept_and_changes_no_score(tmp_path):
 # The bundles of real features
 
 
-def shared(*parts):
-    path = SHARED.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"no {path}: set VLMADAPT_TEST_DATA")
-    return path
-
-
 @pytest.mark.parametrize("name", BUNDLES)
 def test_real_bundles(name):
     text, zero_shot, stored = BUNDLES[name]
-    folder = shared("data", name.split()[0])
+    folder = shared_data("data", name.split()[0])
     problem = FewShotProblem.from_bundle(folder, text=text)
     accuracy = evaluate(METHODS["ZeroShot"](problem), problem)["accuracy"]
     assert accuracy == pytest.approx(zero_shot, abs=0.06)
@@ -197,8 +188,8 @@ def test_real_bundles(name):
 
 @pytest.mark.parametrize("shots", [1, 16])
 def test_the_published_lists_of_dtd(tmp_path, shots):
-    parts = read_parts(shared("data/splits/split_zhou_DescribableTextures.json"))
-    lists = shared("data/fewshot_indices/dtd")
+    parts = read_parts(shared_data("data/splits/split_zhou_DescribableTextures.json"))
+    lists = shared_data("data/fewshot_indices/dtd")
     labels = {part: [label for _, label, _ in items] for part, items in parts.items()}
     arrays = {}
     for part in ("train", "val"):

@@ -1,9 +1,9 @@
 "Real CLIP features of ImageNet, 1000 classes and 4 shots, if the shared folder holds them."
 
 import json
-from pathlib import Path
 
 import pytest
+from conftest import shared_data
 from safetensors.torch import load_file
 
 from vlmadapt.methods import METHODS
@@ -12,19 +12,14 @@ from vlmadapt.training.evaluation import evaluate
 from vlmadapt.training.loop import fit
 from vlmadapt.training.tuning import tune
 
-FOLDER = Path(__file__).resolve().parents[2] / "shared/data/clip_vitb32_imagenet"
-pytestmark = pytest.mark.skipif(
-    not FOLDER.exists(), reason="no shared/data/clip_vitb32_imagenet beside the checkout"
-)
 PAIRED_ERROR = 0.8  # points, standard error of the difference of two methods on these 2000 images
 
 
 @pytest.fixture(scope="module")
 def problem():
-    x, names = (
-        load_file(FOLDER / "features.safetensors"),
-        json.loads((FOLDER / "classnames.json").read_text()),
-    )
+    folder = shared_data("data/clip_vitb32_imagenet")
+    x = load_file(folder / "features.safetensors")
+    names = json.loads((folder / "classnames.json").read_text())
 
     def pair(s):
         return (x[f"{s}_x"], x[f"{s}_y"])

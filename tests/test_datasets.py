@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, shared_data
 from PIL import Image
 
 from vlmadapt.data.annotations import class_folders, imagenet_names
@@ -24,11 +24,6 @@ from vlmadapt.data.datasets import (
 from vlmadapt.data.sampling import few_shot_indices, validation_images
 from vlmadapt.data.splits import read_split
 from vlmadapt.problems.few_shot import few_shot
-
-SHARED = ROOT.parent / "shared/data"
-needs_shared = pytest.mark.skipif(
-    not SHARED.exists(), reason="no shared/data with the published split files beside the checkout"
-)
 
 
 def image(path, shade=0):
@@ -449,9 +444,7 @@ def labels():
             return [
                 np.repeat(np.arange(row.classes), n // row.classes) for n in row.sizes[:2]
             ]  # known without the file
-        if not SHARED.exists():
-            pytest.skip("no shared/data with the published split files beside the checkout")
-        parts = read_split(SHARED / "splits" / row.split, "")[1]
+        parts = read_split(shared_data("data/splits", row.split), "")[1]
         return [parts[s].labels for s in ("train", "val")]
 
     return of
@@ -466,12 +459,11 @@ def test_few_shot_lists_image_for_image(labels, name, shots):
     assert " ".join(found) == PUBLISHED[name, shots]
 
 
-@needs_shared
 def test_all_published_lists_of_dtd():
-    _, splits = read_split(SHARED / "splits" / BENCHMARKS["dtd"].split, "")
+    _, splits = read_split(shared_data("data/splits", BENCHMARKS["dtd"].split), "")
     parts = {part: splits[part] for part in ("train", "val")}
     train, val = (images.labels for images in parts.values())
-    files = sorted((SHARED / "fewshot_indices/dtd").glob("*.json"))
+    files = sorted(shared_data("data/fewshot_indices/dtd").glob("*.json"))
     assert len(files) == 15
     for f in files:
         shots = int(f.stem.split("-")[0].partition("_")[2])
@@ -483,12 +475,11 @@ def test_all_published_lists_of_dtd():
             assert [parts[part].items[i] for i in drawn] == paths
 
 
-@needs_shared
 @pytest.mark.parametrize("name", ["oxford_pets", "eurosat", "dtd"])
 def test_real_split_files(root, name):
     "CoOp's own file, with empty files for the images: sizes, names, disjoint parts, the hash."
     row = BENCHMARKS[name]
-    file = SHARED / "splits" / row.split
+    file = shared_data("data/splits", row.split)
     parts = json.loads(file.read_text())
     folder = root / row.folder
     folder.mkdir()

@@ -4,11 +4,11 @@ import json
 import os
 import shutil
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import shared_data
 from PIL import Image
 
 from vlmadapt.data import photos
@@ -26,10 +26,6 @@ from vlmadapt.training.evaluation import evaluate
 from vlmadapt.training.loop import fit
 from vlmadapt.training.tuning import tune
 
-SPLITS = Path("/nonexistent")
-for parent in Path(__file__).resolve().parents:
-    if (parent / "shared/data/splits").is_dir():
-        SPLITS = parent / "shared/data/splits"
 COLORS = {"red": (200, 20, 20), "blue": (20, 20, 200), "green": (20, 200, 20)}
 
 
@@ -812,7 +808,6 @@ def test_unknown_parts_are_left_out_with_a_warning_and_a_byte_order_mark_is_read
     )
 
 
-@pytest.mark.skipif(not SPLITS.is_dir(), reason="the published split files are not at hand")
 @pytest.mark.parametrize(
     "name",
     [
@@ -822,8 +817,9 @@ def test_unknown_parts_are_left_out_with_a_warning_and_a_byte_order_mark_is_read
     ],
 )
 def test_published_split_files_are_read_as_they_are(name):
-    raw = json.loads((SPLITS / name).read_text())
-    names, splits = read_split(SPLITS / name, "images")
+    file = shared_data("data/splits", name)
+    raw = json.loads(file.read_text())
+    names, splits = read_split(file, "images")
     assert list(splits) == ["train", "val", "test"]
     for part, images in splits.items():
         assert images.items == [f"images/{path}" for path, _, _ in raw[part]] and images.plain

@@ -3,11 +3,11 @@
 import copy
 import json
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from safetensors import safe_open
 
@@ -23,7 +23,7 @@ from vlmadapt.problems.base import SealedSplitError
 from vlmadapt.problems.generation import GenerationProblem, load_task
 from vlmadapt.training.evaluation import evaluate
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared/golden/vqa_accuracy.safetensors"
+GOLDEN = ROOT / "tests/golden/vqa_accuracy.safetensors"
 
 
 def warned(function):
@@ -86,7 +86,6 @@ def test_vqa_accuracy_follows_the_program_of_march_2021(said, people, percent):
     assert vqa_accuracy([said], [people]) == pytest.approx(percent)
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="no shared/golden beside the checkout")
 @pytest.mark.parametrize(
     "version, scores", [("2021", "scores"), ("before 2021", "scores_previous")]
 )
