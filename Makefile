@@ -45,7 +45,7 @@ lint: $(READY) ## format, rules and types of notebooks, tests and library (secon
 	@$(BIN)/ruff check
 	@$(BIN)/basedpyright
 
-test: $(READY) ## the tests that a change needs first (10 minutes, two cores)
+test: $(READY) ## the tests that a change needs first (8 minutes, two cores)
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 test-slow: $(READY) ## the other tests: whole grids, every experiment and report, the site in a browser
