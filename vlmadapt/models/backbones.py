@@ -161,7 +161,11 @@ class Backbone:
 
     def encode_images(
         self,
-        images: Sequence | Images | str | os.PathLike | Image.Image,  # N paths, images, arrays, or one
+        images: Sequence
+        | Images
+        | str
+        | os.PathLike
+        | Image.Image,  # N paths, images, arrays, or one
         transform: Callable | None = None,  # PIL image -> tensor; default: the test transform
         batch_size: int | None = None,  # images per forward; default: chosen automatically
     ) -> torch.Tensor:  # (N, D) raw image features

@@ -361,7 +361,8 @@ class Features:
     def __setattr__(self, name: str, value: Any) -> None:
         "Put another array in a place; `train` becomes the only view of the train images too."
         if name.startswith("_"):
-            return super().__setattr__(name, value)
+            super().__setattr__(name, value)
+            return
         if name not in self._sources:
             raise AttributeError(f"no features are called {name!r}; there are {self.names()}")
         array = torch.as_tensor(value)
