@@ -12,9 +12,11 @@ import threading
 from collections import OrderedDict
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from conftest import refused
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vlmadapt.core.registry import UnknownName
@@ -551,3 +553,18 @@ def test_proxy_that_does_not_answer(tmp_path):
 def test_unknown_names_are_of_one_kind():
     with pytest.raises(UnknownName):
         backbone_spec("ViT-B-61:openai")
+
+
+def test_images_are_encoded_from_paths_arrays_and_pictures_alike(tmp_path):
+    backbone = load_backbone("mini")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 32, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(x) for x in pixels]
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    for picture, file in zip(pictures, files, strict=True):
+        picture.save(file)
+    features = backbone.encode_images(pictures)
+    assert torch.equal(backbone.encode_images(files), features)
+    assert torch.equal(backbone.encode_images(list(pixels)), features)
+    assert torch.allclose(backbone.encode_images(str(files[0])), features[:1], atol=1e-4)
+    with pytest.raises(ValueError, match="a picture is a path, a PIL image or an array, not int"):
+        backbone.encode_images([3])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import vlmadapt as va
 from vlmadapt.methods.base import Method
 from vlmadapt.problems.base import Problem, SealedLabels, SealedSplitError
 from vlmadapt.problems.batches import Batch
@@ -88,3 +89,27 @@ def test_score_names_the_split():
     problem = FewShotProblem.from_features(list("abcd"), x, train=(x, y), val=(x, y), test=(x, y))
     with pytest.raises(ValueError, match="val: 3 outputs but 4 labels"):
         problem.score(x[:3], "val")
+
+
+def accuracy(problem, name):
+    return evaluate(va.adapt(problem, name, trials=0), problem)["accuracy"]
+
+
+def test_assigned_train_features_are_what_every_method_sees():
+    problem = va.few_shot("mini-digits", backbone="mini", shots=2)
+    before = {name: accuracy(problem, name) for name in ("GDA", "TipAdapter", "LinearProbe")}
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(problem.features.train.shape, generator=generator)
+    problem.features.train = noise
+    assert problem.features.views.shape == (1, *noise.shape)
+    for name, value in before.items():
+        assert accuracy(problem, name) < value, name
+
+
+def test_assigned_features_are_checked_like_given_ones():
+    problem = va.few_shot("mini-digits", backbone="mini", shots=1)
+    with pytest.raises(AttributeError, match="no features are called 'trian'; there are "):
+        problem.features.trian = problem.features.train
+    problem.features.val = torch.full_like(problem.features.val, torch.nan)
+    with pytest.raises(ValueError, match="features.val"):
+        problem.features.val  # noqa: B018

@@ -316,7 +316,8 @@ def _is_news(record):
     return "Kernel died" not in record.getMessage()
 
 
-logging.getLogger("traitlets").addFilter(_is_news)
+for _name in ("traitlets", "papermill"):  # nbclient's own, and the one that papermill hands it
+    logging.getLogger(_name).addFilter(_is_news)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ __all__ = ['Loader', 'BACKBONES', 'Backbone', 'BackboneSpec', 'register_backbone
            'load_backbone']
 
 # %% ../../nbs/02_models/05_backbones.ipynb #e3789c28
+import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..core.hashing import content_key
 from ..core.registry import Registry, UnknownName, choose
@@ -159,11 +161,17 @@ class Backbone:
 
     def encode_images(
         self,
-        images: Sequence | Images,  # N PIL images, or anything indexable that gives them
+        images: Sequence
+        | Images
+        | str
+        | os.PathLike
+        | Image.Image,  # N paths, images, arrays, or one
         transform: Callable | None = None,  # PIL image -> tensor; default: the test transform
         batch_size: int | None = None,  # images per forward; default: chosen automatically
     ) -> torch.Tensor:  # (N, D) raw image features
-        "Encode images through `transform`."
+        "Encode images, or files of images, through `transform`."
+        if isinstance(images, (str, os.PathLike, Image.Image)):
+            images = [images]
         return self.encode_pixels(Pixels(images, transform or self.preprocess), batch_size)
 
     def encode_views(

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.images import Images
+from ..data.images import Images, open_image
 from .devices import cores
 from .open_clip_import import import_open_clip
 
@@ -159,7 +159,7 @@ class Pixels:
 
     def __init__(
         self,
-        images: Sequence | Images,  # N PIL images, or anything indexable that gives them
+        images: Sequence | Images,  # N PIL images, paths or arrays, or what gives them by index
         transform: Callable,  # PIL image -> tensor (3, s, s)
     ):
         self.images = images
@@ -175,9 +175,17 @@ class Pixels:
         i: int,  # index of an image
     ) -> torch.Tensor:  # (1, s, s, 3) bytes, or what the transform returns
         "Decode and resize image `i`."
-        image = self.images[i]
+        image = self.image(i)
         self.watch(i, image)
         return self.one(image)[None]
+
+    def image(
+        self,
+        i: int,  # index of an image
+    ) -> Image.Image:
+        "Return image `i`, which is opened where it is a path or an array."
+        item = self.images[i]
+        return item if isinstance(item, Image.Image) else open_image(item)
 
     def watch(self, i: int, image: Image.Image) -> None:
         "Record image `i` if the centre crop removes more than half of it."
@@ -241,7 +249,7 @@ class Views(Pixels):
 
     def __init__(
         self,
-        images: Sequence | Images,  # N PIL images, or anything indexable that gives them
+        images: Sequence | Images,  # N PIL images, paths or arrays, or what gives them by index
         transform: Callable,  # from `random_crop_transform`
         views: int,  # R
     ):
@@ -250,7 +258,7 @@ class Views(Pixels):
         if isinstance(images, Images):
             sizes = [images.size(i) for i in range(len(images))]
         else:
-            sizes = [image.size for image in images]
+            sizes = [self.image(i).size for i in range(len(images))]
         self.drawn = [[draw(transform, size) for size in sizes] for _ in range(views)]
 
     def pixels(
@@ -258,6 +266,6 @@ class Views(Pixels):
         i: int,  # index of an image
     ) -> torch.Tensor:  # (R, s, s, 3) bytes
         "Decode image `i` and crop its views."
-        image = self.images[i]
+        image = self.image(i)
         crops = [np.array(cropped(self.transform, image, view[i])) for view in self.drawn]
         return torch.from_numpy(np.stack(crops))

@@ -358,6 +358,19 @@ class Features:
             self._arrays[name] = self._made(name)
         return self._arrays[name]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        "Put another array in a place; `train` becomes the only view of the train images too."
+        if name.startswith("_"):
+            super().__setattr__(name, value)
+            return
+        if name not in self._sources:
+            raise AttributeError(f"no features are called {name!r}; there are {self.names()}")
+        array = torch.as_tensor(value)
+        changed = {"train": array, "views": array[None]} if name == "train" else {name: array}
+        self._sources.update(changed)
+        for changed_name in changed:
+            self._arrays.pop(changed_name, None)
+
     def _made(self, name):
         source = self._sources.get(name)
         if source is None:
