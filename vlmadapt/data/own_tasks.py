@@ -334,8 +334,8 @@ def _own_spec(kind, splits):
     if kind == "label":
         words = tuple(dict.fromkeys(own[0] for own in answers))
         return TaskSpec(None, lambda: splits, "accuracy", words)
-    asked = [len(e.answers) for part in splits for e in splits[part][1] if part != "train"]
-    return TaskSpec(None, lambda: splits, "vqa_accuracy" if min(asked) >= 4 else "accuracy")
+    counts = [len(e.answers) for part in splits for e in splits[part][1] if part != "train"]
+    return TaskSpec(None, lambda: splits, "vqa_accuracy" if min(counts) >= 4 else "accuracy")
 
 
 def _title(source):

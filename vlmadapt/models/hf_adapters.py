@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMS_OF_P_ADAPTER', 'QUERY_FEATURES', 'OUTPUTS', 'HEAD_COUNTS', 'AdapterType', 'AdapterConfig', 'PAdapterConfig',
-           'default_targets', 'attention_of', 'head_count', 'site_of', 'check_target', 'AdapterModel', 'connect',
-           'PAdapterModel', 'get_model']
+           'text_decoder', 'default_targets', 'attention_of', 'head_count', 'site_of', 'check_target', 'AdapterModel',
+           'connect', 'PAdapterModel', 'get_model']
 
 # %% ../../nbs/02_models/32_hf_adapters.ipynb #4b0ae1d0
 from ..core.extras import require
@@ -151,11 +151,19 @@ OUTPUTS = (
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "encoder_attention_heads")
 
 
+def text_decoder(
+    model: Any,  # of transformers
+) -> Any:
+    "Return the text decoder of a model, without the encoder that its language model may have."
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    return decoder.decoder if hasattr(decoder, "encoder") else decoder
+
+
 def default_targets(
     model: Any,  # of transformers
 ) -> str:  # a regular expression
     "Return the output projections of all attentions and feed-forward layers of the text decoder."
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    decoder = text_decoder(model)
     names = {id(module): name for name, module in model.named_modules()}
     outputs = "|".join(map(re.escape, OUTPUTS))
     around = re.escape(names[id(decoder)])
