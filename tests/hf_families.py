@@ -133,7 +133,7 @@ def families():
 def prompt_readers():
     """Return families whose Q-Former or encoder reads prompts, by name, as `families` does."""
     opt = dict(OPT, model_type="opt")
-    t5 = dict(T5, model_type="t5", pad_token_id=0)
+    t5 = dict(T5, model_type="t5", pad_token_id=0, tie_word_embeddings=False)  # as Flan-T5
     llama = dict(LLAMA, model_type="llama", max_position_embeddings=64)
     blip2 = tf.Blip2ForConditionalGeneration
     instruct = tf.InstructBlipForConditionalGeneration

@@ -163,7 +163,8 @@ def answer_likelihood(
     given = (prompts != pad).sum(1)
     after_prompt = torch.arange(1, tokens.shape[1], device=tokens.device) >= given[:, None]
     answer_mask = after_prompt & (next_tokens != pad)
-    return (logp.gather(-1, next_tokens[..., None])[..., 0] * answer_mask).sum(1)
+    chosen = next_tokens.masked_fill(~answer_mask, 0)
+    return logp.gather(-1, chosen[..., None])[..., 0].masked_fill(~answer_mask, 0).sum(1)
 
 
 @torch.no_grad()
