@@ -9,6 +9,7 @@ __all__ = ['FORMS_OF_P_ADAPTER', 'QUERY_FEATURES', 'OUTPUTS', 'HEAD_COUNTS', 'Ad
 
 # %% ../../nbs/02_models/32_hf_adapters.ipynb #4b0ae1d0
 from ..core.extras import require
+from ..core.values import require_type
 from .open_clip_import import import_open_clip
 
 import_open_clip()  # it copes with a torchvision that does not match torch
@@ -333,6 +334,7 @@ def get_model(
     **options: Any,  # of `peft.get_peft_model`, or of `PeftModel.from_pretrained` for a folder
 ) -> peft.PeftModel:
     "Add adapters to a model of transformers, new ones or those that `save_pretrained` wrote."
+    require_type(model, nn.Module, "get_model takes a model of transformers")
     if isinstance(config, peft.PeftConfig):
         return peft.get_peft_model(model, config, adapter_name=adapter_name, **options)
     return peft.PeftModel.from_pretrained(model, config, adapter_name=adapter_name, **options)

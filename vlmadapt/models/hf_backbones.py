@@ -7,6 +7,7 @@ __all__ = ['SIDE', 'TEMPLATES', 'ImagePreparation', 'HfTokenizer', 'end_token', 
 
 # %% ../../nbs/02_models/35_hf_backbones.ipynb #59962df8
 from ..core.extras import require
+from ..core.values import require_type
 from .open_clip_import import import_open_clip
 
 import_open_clip()  # it copes with a torchvision that does not match torch
@@ -265,6 +266,10 @@ def hf_backbone(
     side: int | None = None,  # of the square that an image becomes first; default: as needed
 ) -> HfBackbone:
     "Make a backbone of a loaded model of transformers and its processor."
+    require_type(model, torch.nn.Module, "hf_backbone takes a loaded model of transformers")
+    if not hasattr(processor, "tokenizer"):
+        shown = type(processor).__name__
+        raise ValueError(f"hf_backbone takes the processor of the model, not one of class {shown}")
     parameter = next(model.parameters())
     dtypes = {dtype: key for key, dtype in PRECISIONS.items()}
     precision = dtypes.get(parameter.dtype, "fp32")

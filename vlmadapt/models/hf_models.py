@@ -32,7 +32,13 @@ from .answer_losses import decoder_states, token_losses
 from .backbones import Backbone
 from .blocks import at_least_single
 from .decoding import all_logits, check_causal, image_tokens, stepper
-from .hf_adapters import attention_of, connect, default_targets, site_of, text_decoder
+from vlmadapt.models.hf_adapters import (
+    attention_of,
+    connect,
+    default_targets,
+    site_of,
+    text_decoder,
+)
 from .hf_layers import QUERY_PROJECTIONS, AdaptedLinear
 from .lora_prefix import QKV, add_ia3, add_lora, add_prefix, draw_lora
 
