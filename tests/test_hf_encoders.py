@@ -179,6 +179,13 @@ def test_adapters_go_into_the_decoder(name):
     assert kinds == set(PLACES.get(name, "self ffn").split())
 
 
+def test_get_model_leaves_an_encoder_as_it_is():
+    """The language model of a BLIP-2 with T5 is an encoder and a decoder."""
+    model = va.get_model(pair("blip2-t5")[0], va.AdapterConfig(hidden=4))
+    names = [key for key, parameter in model.named_parameters() if parameter.requires_grad]
+    assert names and all(".language_model.decoder." in key for key in names)
+
+
 METHODS = ["Adapter", "PAdapter", "LoRA", "IA3", "FullFineTuning"]
 
 
