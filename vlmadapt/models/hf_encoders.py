@@ -159,7 +159,7 @@ class HfEncoderDecoder(HfPromptReader):
     "A model whose language model is a T5: an encoder reads image tokens and prompt."
 
     projections = dict(query="q", key="k", value="v")
-    feed_forward = ("wo",)
+    feed_forward: tuple[str, ...] = ("wo",)
     answer_continues_prompt = False
 
     def __init__(self, core: Any, *args: Any, **kwargs: Any):

@@ -197,7 +197,7 @@ def generate(
         raise ValueError(f"{n} images, but {len(prompts)} prompts")
     prefixes = prompt_tokens(tokenizer, prompts, model.context_length)
     tokens = pad_rows(prefixes).to(images.device)
-    step = stepper(model, images, cache, backbone)
+    step: Any = stepper(model, images, cache, backbone)
     if rows is not None:
         step.select(torch.as_tensor(rows, device=images.device))
     if hasattr(step, "read"):  # prompts, before the first step
