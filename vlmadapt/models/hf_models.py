@@ -59,10 +59,7 @@ class HfModel(nn.Module):
 
     optional_places = ("cross",)  # of adapters, which not every decoder has
     projections = dict(query="q_proj", key="k_proj", value="v_proj")  # of the decoder
-    feed_forward: tuple[str, ...] = (
-        "down_proj",
-        "fc2",
-    )  # names of output projections of feed-forward layers
+    feed_forward: tuple[str, ...] = ("down_proj", "fc2")  # output projections of its layers
     answer_continues_prompt = True  # or does it begin in a decoder of its own?
 
     def __init__(
