@@ -130,6 +130,21 @@ def families():
     }  # fmt: skip
 
 
+def prompt_readers():
+    """Return families whose Q-Former or encoder reads prompts, by name, as `families` does."""
+    opt = dict(OPT, model_type="opt")
+    t5 = dict(T5, model_type="t5", pad_token_id=0, tie_word_embeddings=False)  # as Flan-T5
+    llama = dict(LLAMA, model_type="llama", max_position_embeddings=64)
+    blip2 = tf.Blip2ForConditionalGeneration
+    instruct = tf.InstructBlipForConditionalGeneration
+    return {
+        "blip2-t5": lambda: Family(blip2, _blip2(tf.Blip2Config, t5)),
+        "instructblip-opt": lambda: Family(instruct, _blip2(tf.InstructBlipConfig, opt)),
+        "instructblip-llama": lambda: Family(instruct, _blip2(tf.InstructBlipConfig, llama)),
+        "instructblip-t5": lambda: Family(instruct, _blip2(tf.InstructBlipConfig, t5)),
+    }
+
+
 def build(family, seed=0):
     """Make the model of a family with random weights of a usable size."""
     torch.manual_seed(seed)

@@ -1,8 +1,8 @@
 """Small processors of transformers for the models of hf_families, made here."""
 
 import transformers as tf
-from hf_families import IMAGE, build, families
-from tokenizers import Tokenizer, models, pre_tokenizers
+from hf_families import IMAGE, build, families, prompt_readers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 WORDS = ["is", "it", "red", "blue", "green", "dark", "light", "what", "colour", "yes", "no", "a"]
 WORDS += ["the", "picture", "shows", "user", "assistant", "USER", "ASSISTANT", *":?.,"]
@@ -70,13 +70,45 @@ def paligemma():
     return tf.PaliGemmaProcessor(images, tokenizer(newline=True))
 
 
+def with_end(made, template="$A </s>"):
+    """Let a tokenizer add special tokens to each text, as those of T5 and BERT do."""
+    special = [(name, made.convert_tokens_to_ids(name)) for name in ("<s>", "</s>")]
+    inner = made._tokenizer
+    inner.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+    return made
+
+
+def bert():
+    """Make the tokenizer of a Q-Former, which numbers words in its own way."""
+    names = ["<pad>", "<s>", "</s>", "<unk>", *reversed(WORDS)]
+    inner = Tokenizer(models.WordLevel({name: n for n, name in enumerate(names)}, "<unk>"))
+    split = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
+    inner.pre_tokenizer = pre_tokenizers.Sequence(split)
+    special = dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+    made = tf.PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+    return with_end(made, "<s> $A </s>")
+
+
+def blip2_t5():
+    """Make a processor of BLIP-2 with the tokenizer of a T5."""
+    images = tf.BlipImageProcessor(size=dict(height=16, width=16))
+    return tf.Blip2Processor(images, with_end(tokenizer()), num_query_tokens=4)
+
+
+def instructblip(t5=False):
+    """Make a processor of InstructBLIP, which has a tokenizer for the Q-Former."""
+    images = tf.BlipImageProcessor(size=dict(height=16, width=16))
+    own = with_end(tokenizer()) if t5 else tokenizer()
+    return tf.InstructBlipProcessor(images, own, bert(), num_query_tokens=4)
+
+
 def pair(name):
     """Make a model with random weights and its processor."""
-    family = families()[name]()
+    family = (families() | prompt_readers())[name]()
     family.config.get_text_config().eos_token_id = 2
     family.config.tie_word_embeddings = False
     family.config.get_text_config().tie_word_embeddings = False
-    processor = PROCESSORS[name]()
+    processor = (PROCESSORS | PROMPT_READERS)[name]()
     family.config.get_text_config().vocab_size = len(processor.tokenizer)
     core = build(family)
     core.generation_config.eos_token_id = 2
@@ -84,3 +116,9 @@ def pair(name):
 
 
 PROCESSORS = {"llava": llava, "qwen2-vl": qwen, "blip2": blip2, "paligemma": paligemma}
+PROMPT_READERS = {
+    "blip2-t5": blip2_t5,
+    "instructblip-opt": instructblip,
+    "instructblip-llama": instructblip,
+    "instructblip-t5": lambda: instructblip(t5=True),
+}

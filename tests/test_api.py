@@ -17,7 +17,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, refused
 from PIL import Image
 from warm_process import warm_python
 
@@ -403,6 +403,36 @@ def test_a_wrong_method_is_one_line(digits, name, told):
         with pytest.raises(ValueError) as caught:
             verb(name, digits)
         assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+WRONG_OBJECTS = {
+    "evaluate takes a problem": lambda p, m: va.evaluate(m, "x"),
+    "evaluate takes a problem,": lambda p, m: va.evaluate(m, [p]),
+    "evaluate takes a method": lambda p, m: va.evaluate(p, m),
+    "metrics are names, not 5": lambda p, m: va.evaluate(m, p, 5),
+    "fit takes a problem": lambda p, m: va.fit(m, "x"),
+    "fit_many takes a list of runs": lambda p, m: va.fit_many(m),
+    "adapt takes a problem": lambda p, m: va.adapt(m),
+    "tune takes a problem": lambda p, m: va.tune(p, "TaskRes"),
+    "compare takes a list of methods": lambda p, m: va.compare(p, 5),
+    "a method is built on a problem": lambda p, m: va.create_method("TaskRes", "x"),
+    "a method is built on a problem,": lambda p, m: va.create_method("Frozen", None),
+    "load_method takes the path": lambda p, m: va.load_method(m),
+    "load_task takes a name, a path": lambda p, m: va.load_task(5, backbone="mini"),
+    "few_shot takes a dataset": lambda p, m: va.few_shot(None, backbone="mini"),
+    "from_folder takes the path": lambda p, m: va.from_folder(5, backbone="mini"),
+    "get_model takes a model": lambda p, m: va.get_model("x", "y"),
+    "hf_backbone takes a loaded model": lambda p, m: va.hf_backbone("x", "y"),
+    "hf_backbone takes the processor": lambda p, m: va.hf_backbone(torch.nn.Linear(1, 1), "y"),
+    "register_dataset takes a DatasetSpec": lambda p, m: va.register_dataset("x"),
+    "a file is written to a path, not 5": lambda p, m: m.save(5),
+}
+
+
+@pytest.mark.parametrize("message", WRONG_OBJECTS)
+def test_another_kind_of_object_is_refused_in_one_line(digits, message):
+    method = va.create_method("ZeroShot", digits)
+    refused(lambda: WRONG_OBJECTS[message](digits, method), message)
 
 
 @pytest.mark.parametrize("name", va.list_methods())

@@ -687,7 +687,8 @@ def test_the_next_line_names_what_the_file_needs():
 
     given = Namespace(source="mini-digits", out="own.safetensors", plugin=["my method.py"])
     expected = "vlmadapt evaluate own.safetensors mini-digits --plugin 'my method.py'"
-    assert _next_line(given) == expected
+    assert _next_line(given, "dataset") == expected
+    assert _next_line(given, "folder of images") == expected.replace("evaluate", "predict")
 
 
 def test_the_report_command_names_runs_that_are_not_finished(monkeypatch, tmp_path, capsys):

@@ -150,7 +150,7 @@ def test_the_core_is_imported_without_extras():
     assert not {m.partition(".")[0] for m in loaded} & set(hidden["HIDDEN_PACKAGES"].split(","))
     assert {kind for kind, _ in missing.values()} == {"MissingExtra"}
     elsewhere = {m for m in missing if m.split(".")[1] not in ("grid", "reporting")}
-    models = ("hf_layers", "hf_adapters", "hf_models", "hf_backbones")
+    models = ("hf_layers", "hf_adapters", "hf_models", "hf_encoders", "hf_backbones")
     names = ("methods.hegraph_pyg", *(f"models.{name}" for name in models))
     assert elsewhere == {f"vlmadapt.{name}" for name in names}
     needed = "grid.results reporting.tables reporting.claims reporting.published reporting.bench"

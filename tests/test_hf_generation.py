@@ -19,8 +19,8 @@ import vlmadapt as va
 va.AdapterConfig  # noqa: B018  imports transformers beside any build of torchvision
 
 import transformers as tf  # noqa: E402
-from hf_families import OPT, QFORMER, T5, VISION  # noqa: E402
 from hf_processors import PROCESSORS, pair  # noqa: E402
+from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 
 from vlmadapt.data.task_files import Example  # noqa: E402
 from vlmadapt.models.adapted_models import adapter_parameters, add_adapters  # noqa: E402
@@ -254,16 +254,19 @@ def test_what_does_not_fit_is_refused_in_one_line():
         va.load_backbone("hf:nobody/nothing")
 
 
-@pytest.mark.parametrize(
-    "text, message", [(T5, "reads prompts in an encoder"), (OPT, "image tokens anew for each")]
-)
-def test_other_interfaces_are_refused_before_weights_are_read(tmp_path, text, message):
-    kind = "t5" if text is T5 else "opt"
-    config = dict(text_config=dict(text, model_type=kind), vision_config=VISION)
-    tf.InstructBlipConfig(**config, qformer_config=QFORMER).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"{message}.* Use va.get_model") as error:
-        va.load_backbone(f"hf:{tmp_path}", device="cpu")
-    assert "\n" not in str(error.value)
+def test_an_answer_has_the_space_of_a_word_behind_another():
+    """BLIP-2 adds nothing to a prompt; the tokenizer of OPT writes a space into a word."""
+    core, _ = pair("blip2")
+    names = ["<pad>", "<s>", "</s>", "<image>", "what", "?", "red", "\u0120red", "<unk>"]
+    inner = Tokenizer(models.WordLevel({name: n for n, name in enumerate(names)}, "<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    own = tf.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>")
+    own.add_special_tokens(dict(additional_special_tokens=["<image>"]))
+    images = tf.BlipImageProcessor(size=dict(height=16, width=16))
+    processor = tf.Blip2Processor(images, own, num_query_tokens=4)
+    tokenizer = va.hf_backbone(core, processor, name="hf:blip2").tokenizer
+    assert [names[token - 1] for token in tokenizer.encode("red")] == ["\u0120red"]
+    assert tokenizer.prompt("what?")[-2:] == [5, 6]
 
 
 @pytest.mark.parametrize("cache", [True, False])

@@ -113,11 +113,9 @@ def adapted_text(
     return "\n".join(lines)
 
 
-def _next_line(options):
+def _next_line(options, kind):
     "Return a command line to try next."
-    command = "evaluate"
-    if kind_of_source(options.source) == "folder of images":
-        command = "predict"
+    command = "predict" if kind == "folder of images" else "evaluate"
     words = ["vlmadapt", command, options.out, options.source]
     for plugin in options.plugin:
         words += ["--plugin", plugin]
@@ -131,12 +129,13 @@ def _run_adapt(options: argparse.Namespace):
     load_plugins(options)
     names = ("backbone", "auxiliary", "shots", "seed", "template", "descriptions")
     chosen = given(options, *names)
-    problem = load_problem(options.source, {**chosen, **_given_classes(options)})
+    kind = kind_of_source(options.source)
+    problem = load_problem(options.source, {**chosen, **_given_classes(options)}, kind=kind)
     method = va.adapt(problem, **given(options, "method", "trials", "seed"))
     method.save(options.out)
     print(adapted_text(method, problem))
     print(f"file        {options.out}")
-    print(f"next        {_next_line(options)}")
+    print(f"next        {_next_line(options, kind)}")
 
 
 ADAPT_COMMAND = Command(

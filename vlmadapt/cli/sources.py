@@ -53,8 +53,8 @@ def _is_task_file(path):
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         header = next(csv.reader(file, delimiter="\t" if suffix == ".tsv" else ","), [])
     names = {name.strip() for name in header}
-    asked = {name for field in ("question", "captions", "hypothesis") for name in FIELDS[field]}
-    return bool(names & asked) and not {"path", "label"} <= names
+    known = {name for field in ("question", "captions", "hypothesis") for name in FIELDS[field]}
+    return bool(names & known) and not {"path", "label"} <= names
 
 
 def _is_task_folder(path):
@@ -96,12 +96,14 @@ def load_problem(
     source: str,  # see `SOURCES`
     options: dict[str, Any],  # of `few_shot`; one that the source does not take is refused
     defaults: dict[str, Any] | None = None,  # further options; taken where they apply
+    kind: str | None = None,  # of the source, where it is known already
 ) -> Any:
     "Build the problem that one argument of the command line names."
     import vlmadapt as va
     from vlmadapt.problems.named_data import locate_source, source_problem
 
-    kind = kind_of_source(source)
+    if kind is None:
+        kind = kind_of_source(source)
     allowed = OPTIONS_OF[kind]
     for name in options:
         if name not in allowed:

@@ -23,6 +23,7 @@ from typing import IO
 from filelock import FileLock
 
 from .texts import one_line, shown_path
+from .values import require_type
 
 # %% ../../nbs/00_core/02_files.ipynb #9a1f5d79
 class CannotWrite(OSError):
@@ -131,6 +132,7 @@ def write_atomic(
     path: str | Path,  # the file to make; missing folders are made
 ) -> Iterator[Path]:
     "Yield a temporary path; rename it to `path` if the block succeeds, else remove it."
+    require_type(path, (str, os.PathLike), "a file is written to a path")
     path = Path(path)
     with name_write_errors(path):
         temporary = _temporary_beside(path)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Integer', 'NonNegativeInteger', 'PositiveInteger', 'Real', 'NonNegative', 'Positive', 'Fraction', 'Flag', 'plain',
-           'convert', 'declared_types']
+           'convert', 'require_type', 'declared_types']
 
 # %% ../../nbs/00_core/00_values.ipynb #e587e080
 from collections.abc import Callable
@@ -82,6 +82,17 @@ def convert(
     place = "".join(f"[{part!r}]" for part in error["loc"] if not str(part).startswith("function-"))
     message = message[0].lower() + message[1:]
     raise ValueError(f"{name}{place}: {message}, got {_shown(error['input'])}") from None
+
+# %% ../../nbs/00_core/00_values.ipynb #a7c1e902
+def require_type(
+    value: Any,  # what was given
+    kind: Any,  # the class that it should have, or several
+    expected: str,  # what takes what, for the message: "fit takes a problem"
+) -> None:
+    "Raise ValueError in one line where a value is of another class."
+    if not isinstance(value, kind):
+        shown = f"the class {value.__name__}" if isinstance(value, type) else _shown(value)
+        raise ValueError(f"{expected}, not {' '.join(shown.split())}")
 
 # %% ../../nbs/00_core/00_values.ipynb #de8126b1
 def declared_types(

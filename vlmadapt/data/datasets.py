@@ -17,6 +17,7 @@ from pathlib import Path
 from ..core.files import write_json
 from ..core.hashing import hash_file
 from ..core.registry import Registry, choose
+from ..core.values import require_type
 from . import annotations as official
 from .annotations import is_image
 from .benchmarks import BENCHMARKS, Benchmark
@@ -222,6 +223,7 @@ def register_dataset(
     replace: bool = False,  # may it take the place of another of this name?
 ) -> DatasetSpec:
     "Make a dataset available by name; return its specification."
+    require_type(spec, DatasetSpec, "register_dataset takes a DatasetSpec")
     return DATASETS.register(spec.name, spec, replace)
 
 

@@ -9,6 +9,7 @@ __all__ = ['READERS', 'FIELDS', 'VAL_SHARE', 'TEST_SHARE', 'table_entries', 'fie
 import csv
 import io
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 from ..core.records import RecordError, read_json, read_text
 from ..core.registry import choose
 from ..core.texts import quoted, shown_path
+from ..core.values import require_type
 from .splits import PARTS, part_of_name
 from .task_files import Entry, SplitBuilder, TaskSplits, caption_text, lines
 from vlmadapt.data.tasks import (
@@ -334,8 +336,8 @@ def _own_spec(kind, splits):
     if kind == "label":
         words = tuple(dict.fromkeys(own[0] for own in answers))
         return TaskSpec(None, lambda: splits, "accuracy", words)
-    asked = [len(e.answers) for part in splits for e in splits[part][1] if part != "train"]
-    return TaskSpec(None, lambda: splits, "vqa_accuracy" if min(asked) >= 4 else "accuracy")
+    counts = [len(e.answers) for part in splits for e in splits[part][1] if part != "train"]
+    return TaskSpec(None, lambda: splits, "vqa_accuracy" if min(counts) >= 4 else "accuracy")
 
 
 def _title(source):
@@ -351,6 +353,8 @@ def open_task(
     seed: int = 0,  # of the images that are held out from a task of one's own
 ) -> tuple[str, TaskSpec, TaskSplits]:  # its name, metric and candidates, and parts
     "Read a task by name, or from files of one's own."
+    kinds = (str, os.PathLike, Mapping)
+    require_type(name, kinds, "load_task takes a name, a path or a mapping of parts to files")
     if not isinstance(name, str) or (name not in TASKS and _is_path(name)):
         return _title(name), *read_own_task(name, root, fields, seed)
     task = choose(name, TASKS, "task")

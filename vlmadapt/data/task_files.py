@@ -286,11 +286,11 @@ class TaskSplits(dict):
     def __init__(
         self,
         parts: dict[str, Split],  # by name; the others are absent
-        held: dict[str, float] | None = None,  # part -> share of the images that it was taken from
+        held_out: dict[str, float] | None = None,  # part -> share of the images that it had
         seed: int = 0,  # of the draw
     ):
         super().__init__({part: parts[part] for part in PARTS if part in parts})
-        self.held_out: dict[str, float] = dict(held or {})
+        self.held_out: dict[str, float] = dict(held_out or {})
         self.seed = seed
 
     def with_held_out(self, part: str, share: float, seed: int = 0) -> "TaskSplits":

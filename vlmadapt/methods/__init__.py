@@ -7,6 +7,7 @@ __all__ = ['DEFAULT_METHODS', 'METHODS', 'list_methods', 'method_info', 'resolve
            'local_file', 'load_method']
 
 # %% ../../nbs/05_methods/99_methods.ipynb #0f91a08d
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..core.records import RecordError
 from ..core.texts import shown_path
+from ..core.values import require_type
 from .registry import Kind, MethodRegistry, check_subclass
 from .requirements import check_kind, generates
 
@@ -117,6 +119,10 @@ def resolve_method(
     problem: "Problem",  # that it is built on
 ) -> Any:
     "Return the class of a method for the kind of a problem; refuse one of the other kind."
+    if not hasattr(problem, "kind"):
+        raise ValueError(
+            f"a method is built on a problem, such as few_shot('mini-digits'), not {problem!r:.60}"
+        )
     if isinstance(method, str):
         return METHODS.find(method, problem)
     cls = check_subclass(method, getattr(method, "__name__", repr(method)))
@@ -184,6 +190,7 @@ def local_file(
     from vlmadapt.data.repositories import fetch_from_hub, is_hub_address
     from vlmadapt.methods.storage import STORED_NAME
 
+    require_type(path, (str, os.PathLike), "load_method takes the path of a stored method")
     return fetch_from_hub(str(path), STORED_NAME) if is_hub_address(path) else path
 
 

@@ -16,7 +16,7 @@ from ..core.registry import Registry
 from ..core.values import NonNegative, PositiveInteger
 from .generation_base import GenerationMethod
 from .hyper_parameters import OneOrMore, hyper_parameter
-from ..models.adapted_models import WHERE, add_adapters, thin_copy
+from ..models.adapted_models import WHERE, adapter_parameters, add_adapters, thin_copy
 from ..models.adapters import setting_types, settings_of
 from ..models.answer_losses import tokenize_answers
 from ..models.lora_prefix import add_ia3, add_lora, add_prefix
@@ -68,6 +68,11 @@ class BitFit(GenerationMethod):
             if name.endswith("bias"):
                 parameter.data = parameter.data.clone()
                 parameter.requires_grad_(True)
+        if not adapter_parameters(adapted):
+            raise ValueError(
+                f"BitFit trains biases, and the decoder of {self.backbone.name} has none; take "
+                "LoRA, Adapter or PAdapter"
+            )
         return adapted
 
 # %% ../../nbs/05_methods/50_generation.ipynb #83fcb681

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NODES', 'PAIRS', 'TokenizedBatch', 'joined_tokens', 'check_room', 'tokenize_answers', 'vocabulary_losses',
-           'decoder_states', 'token_losses', 'answer_losses', 'answer_likelihood', 'rank_answers', 'AnswerTree',
-           'answer_tree', 'takes_trees', 'tree_states', 'edge_losses', 'CandidateAnswers']
+           'decoder_states', 'token_losses', 'read_prompts', 'answer_losses', 'answer_likelihood', 'rank_answers',
+           'AnswerTree', 'answer_tree', 'takes_trees', 'tree_states', 'edge_losses', 'CandidateAnswers']
 
 # %% ../../nbs/02_models/19_answer_losses.ipynb #257b6e77
 from collections.abc import Sequence
@@ -123,6 +123,17 @@ def token_losses(
     return vocabulary_losses(states, model.text_decoder.text_projection, target, smoothing)
 
 
+@singledispatch
+def read_prompts(
+    model: Any,  # an open_clip CoCa, with or without adapters
+    patches: torch.Tensor,  # (I, N, D) image tokens
+    prompts: Sequence[list[int]],  # B lists of tokens
+    rows: torch.Tensor,  # (B,) the image of each prompt
+) -> tuple[Any, Sequence[list[int]], torch.Tensor]:  # in the place of the last three
+    "Read prompts once for all their answers, where a model reads them before it decodes."
+    return patches, prompts, rows
+
+
 def answer_losses(
     model: Any,  # an open_clip CoCa, with or without adapters
     patches: torch.Tensor,  # (B, N, D) image tokens
@@ -152,7 +163,8 @@ def answer_likelihood(
     given = (prompts != pad).sum(1)
     after_prompt = torch.arange(1, tokens.shape[1], device=tokens.device) >= given[:, None]
     answer_mask = after_prompt & (next_tokens != pad)
-    return (logp.gather(-1, next_tokens[..., None])[..., 0] * answer_mask).sum(1)
+    chosen = next_tokens.masked_fill(~answer_mask, 0)
+    return logp.gather(-1, chosen[..., None])[..., 0].masked_fill(~answer_mask, 0).sum(1)
 
 
 @torch.no_grad()
@@ -342,11 +354,13 @@ class CandidateAnswers:
         return torch.cat(found, 1).float()
 
     def _pair_losses(self, model, patches, prompts, rows):
+        device = patches.device
+        memory, prompts, rows = read_prompts(model, patches, prompts, rows)
         pairs = [(n, k) for n in range(len(prompts)) for k in range(len(self.answers))]
         found = []
         for start in range(0, len(pairs), PAIRS):
             part = pairs[start : start + PAIRS]
             batch = joined_tokens([prompts[n] for n, _ in part], [self.tokens[k] for _, k in part])
-            images = patches[rows[[n for n, _ in part]]]
-            found.append(answer_losses(model, images, batch.to(patches.device)))
+            images = memory[rows[[n for n, _ in part]]]
+            found.append(answer_losses(model, images, batch.to(device)))
         return torch.cat(found).view(len(prompts), -1)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['FORMS_OF_P_ADAPTER', 'QUERY_FEATURES', 'OUTPUTS', 'HEAD_COUNTS', 'AdapterType', 'AdapterConfig', 'PAdapterConfig',
-           'default_targets', 'attention_of', 'head_count', 'site_of', 'check_target', 'AdapterModel', 'connect',
-           'PAdapterModel', 'get_model']
+           'text_decoder', 'default_targets', 'attention_of', 'head_count', 'site_of', 'check_target', 'AdapterModel',
+           'connect', 'PAdapterModel', 'get_model']
 
 # %% ../../nbs/02_models/32_hf_adapters.ipynb #4b0ae1d0
 from ..core.extras import require
+from ..core.values import require_type
 from .open_clip_import import import_open_clip
 
 import_open_clip()  # it copes with a torchvision that does not match torch
@@ -151,11 +152,19 @@ OUTPUTS = (
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "encoder_attention_heads")
 
 
+def text_decoder(
+    model: Any,  # of transformers
+) -> Any:
+    "Return the text decoder of a model, without the encoder that its language model may have."
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    return decoder.decoder if hasattr(decoder, "encoder") else decoder
+
+
 def default_targets(
     model: Any,  # of transformers
 ) -> str:  # a regular expression
     "Return the output projections of all attentions and feed-forward layers of the text decoder."
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    decoder = text_decoder(model)
     names = {id(module): name for name, module in model.named_modules()}
     outputs = "|".join(map(re.escape, OUTPUTS))
     around = re.escape(names[id(decoder)])
@@ -325,6 +334,7 @@ def get_model(
     **options: Any,  # of `peft.get_peft_model`, or of `PeftModel.from_pretrained` for a folder
 ) -> peft.PeftModel:
     "Add adapters to a model of transformers, new ones or those that `save_pretrained` wrote."
+    require_type(model, nn.Module, "get_model takes a model of transformers")
     if isinstance(config, peft.PeftConfig):
         return peft.get_peft_model(model, config, adapter_name=adapter_name, **options)
     return peft.PeftModel.from_pretrained(model, config, adapter_name=adapter_name, **options)

@@ -197,11 +197,13 @@ def generate(
         raise ValueError(f"{n} images, but {len(prompts)} prompts")
     prefixes = prompt_tokens(tokenizer, prompts, model.context_length)
     tokens = pad_rows(prefixes).to(images.device)
-    given = torch.tensor([len(prefix) for prefix in prefixes], device=images.device)
-    limits = (model.context_length - given).clamp(max=max_new_tokens)
-    step = stepper(model, images, cache, backbone)
+    step: Any = stepper(model, images, cache, backbone)
     if rows is not None:
         step.select(torch.as_tensor(rows, device=images.device))
+    if hasattr(step, "read"):  # prompts, before the first step
+        tokens = step.read(tokens)
+    given = (tokens != PAD).sum(1)
+    limits = (model.context_length - given).clamp(max=max_new_tokens)
     end = getattr(tokenizer, "end", END)  # CLIP's tokenizer does not name it
     if num_beams == 1 and not search:
         found = greedy_search(step, tokens, limits, end)

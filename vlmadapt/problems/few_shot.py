@@ -22,7 +22,7 @@ from ..core.hashing import content_key
 from ..core.registry import choose
 from ..core.seeding import stream
 from ..core.texts import shortened
-from ..core.values import Flag, NonNegativeInteger, PositiveInteger, convert
+from ..core.values import Flag, NonNegativeInteger, PositiveInteger, convert, require_type
 from ..data.benchmarks import BENCHMARKS
 from ..data.datasets import Dataset, load_dataset
 from ..data.images import Images
@@ -368,6 +368,7 @@ def few_shot(
     auxiliary: Encoders | None = None,  # further image encoders, see `load_image_encoder`
 ) -> FewShotProblem:
     "Build the few-shot problem of CoOp's protocol."
+    require_type(dataset, (str, Dataset), "few_shot takes a dataset or its name")
     shots = convert(shots, PositiveInteger, "shots")
     seed = convert(seed, NonNegativeInteger, "seed")
     views = convert(views, PositiveInteger, "views")

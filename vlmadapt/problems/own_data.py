@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..core.texts import quoted, shown_path
+from ..core.values import require_type
 from ..data.benchmarks import PHOTO
 from ..data.datasets import Dataset
 from ..data.images import Images, check_same_pictures
@@ -44,6 +45,7 @@ def from_folder(
     **kwargs,  # further arguments of `few_shot`, such as template, descriptions, class_names
 ) -> FewShotProblem:
     "Build a problem from a folder of images; without split folders, cut 50/20/30 per class."
+    require_type(root, (str, os.PathLike), "from_folder takes the path of a folder")
     require_backbone(backbone, shown_path(root))
     return few_shot(read_photos(root, on_corrupt), backbone, shots, seed, **kwargs)
 

@@ -7,14 +7,14 @@ __all__ = ['STACK_LIMIT', 'PROCESSOR_LIMIT', 'Stacked', 'train_stacked', 'fit_ma
 
 # %% ../../nbs/06_training/02_batched.ipynb #5a809116
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
 from torch.func import functional_call, vmap
 
 from ..core.registry import choose
-from ..core.values import NonNegativeInteger, convert
+from ..core.values import NonNegativeInteger, convert, require_type
 from ..core.verbosity import LOGGER, progress_bar
 from ..methods.base import Method
 from ..methods.common import BaseMethod
@@ -250,6 +250,7 @@ def fit_many(
     A run is a tuple (method class, hyper-parameters, problem, seed).
     """
     choose(on_diverge, dict.fromkeys(("raise", "keep")), "answer to divergence")
+    require_type(runs, Iterable, "fit_many takes a list of runs")
     built = [_built(run) for run in runs]
     with deterministic():
         for method, problem, seed in built:

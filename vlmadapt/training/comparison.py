@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from ..core.texts import one_line
+from ..core.values import require_type
 from ..core.verbosity import progress_bar
 from ..methods import resolve_method
 from ..methods.common import BaseMethod
@@ -108,6 +109,7 @@ def compare(
     parameters, the rule by which hyper-parameters were chosen, and the error of a method that
     failed. Choose by `validation`: the best of many test results is too good.
     """
+    require_type(methods, (Iterable, type(None)), "compare takes a list of methods")
     built = {}
     for seed in seeds:
         own: Any = problem

@@ -14,11 +14,12 @@ import pandas as pd
 import torch
 
 from ..core.registry import choose
+from ..core.values import require_type
 from ..methods.common import BaseMethod
 from ..problems.base import Problem, SealedLabels
 from ..problems.classification import FewShotProblem
 from ..problems.features import as_labels
-from .checks import check_partners
+from .checks import check_method, check_partners, check_problem
 
 # %% ../../nbs/06_training/03_evaluation.ipynb #da0494ad
 CALIBRATION_BINS = 15
@@ -87,6 +88,7 @@ FURTHER_METRICS: dict[str, Callable] = {
 # %% ../../nbs/06_training/03_evaluation.ipynb #4ddb4d53
 def _check_metrics(problem, metrics):
     "Return the requested metrics as a list; refuse unknown ones, and any for a generative task."
+    require_type(metrics, Iterable, "metrics are names")
     metrics = [metrics] if isinstance(metrics, str) else list(metrics)
     if metrics and problem.kind != "classification":
         raise ValueError(
@@ -104,6 +106,8 @@ def evaluate(
     metrics: str | Iterable[str] = (),  # further ones, keys of `FURTHER_METRICS`
 ) -> dict[str, Any]:  # metrics by name, n, predictions; for a classifier also per_class, correct
     "Test `method` on the sealed test split of `problem`."
+    check_method(method, "evaluate")
+    check_problem(problem, "evaluate")
     if "test" not in problem.labels:
         raise ValueError(f"{problem!r} has no test split")
     metrics = _check_metrics(problem, metrics)
