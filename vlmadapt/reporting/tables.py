@@ -208,7 +208,7 @@ class Table:
 
 # %% ../../nbs/08_reporting/01_tables.ipynb #961b8bd7
 NOT_RUN = "– not run."
-STAR = "* datasets or seeds are missing."
+STAR = "* datasets or seeds missing."
 DAGGER = "† fewer seeds."
 
 
