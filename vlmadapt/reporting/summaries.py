@@ -273,6 +273,10 @@ def harmonic_mean(
     return 2 * base * new / (base + new)
 
 # %% ../../nbs/08_reporting/00_summaries.ipynb #85bca402
+def _versions(result: Result) -> str:
+    return listed(f"{name} {version}" for name, version in result.environment.versions.items())
+
+
 def _measurement(run: Path, results: list[Result]) -> dict[str, Any]:
     "Everything recorded for one method and seed in one line."
     first = results[0]
@@ -290,6 +294,7 @@ def _measurement(run: Path, results: list[Result]) -> dict[str, Any]:
         "hyper_parameters": first.hyper_parameters,
         **first.cost.model_dump(exclude_none=True),
         **first.environment.model_dump(exclude_none=True),
+        "versions": _versions(first),
         **first.details,
         **{result.metric: result.value for result in results},
     }
@@ -330,7 +335,7 @@ COMPACT = (
 
 
 def _compact_line(result: Result, released: dict) -> dict[str, Any]:
-    given, versions = result.selection.given, result.environment.versions
+    given = result.selection.given
     applies = result.metric != NOT_APPLICABLE
     return {
         "dataset": result.evaluated_on or result.settings.get("bundle"),
@@ -353,7 +358,7 @@ def _compact_line(result: Result, released: dict) -> dict[str, Any]:
         "split": result.provenance.get("split"),
         "commit": result.environment.commit,
         "device": result.environment.device,
-        "versions": listed(f"{name} {version}" for name, version in versions.items()),
+        "versions": _versions(result),
         "reason": "" if applies else result.details["reason"],
         "as_released": released.get(result.unit),
     }
