@@ -21,6 +21,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
 
 from ..core.markup import escape_figure
@@ -141,23 +142,26 @@ def label_points(
 ):
     "Write a text beside each point; texts of near points stand one above the other."
     ax.figure.draw_without_rendering()  # which sets the limits
-    middle = ax.bbox.x0 + 0.6 * ax.bbox.width
     scale = 72 / ax.figure.dpi
+    middle = scale * (ax.bbox.x0 + 0.6 * ax.bbox.width)
+    places = [scale * ax.transData.transform((x, y)) for x, y, *_ in points]
     placed: list[tuple[float, float]] = []
     for x, y, text, color in sorted(points, key=lambda point: point[1]):
         left, bottom = scale * ax.transData.transform((x, y))
+        beyond = any(0 < a - left < LABEL_WIDTH and abs(b - bottom) < 6 for a, b in places)
         height = bottom
         for other_left, other_height in sorted(placed, key=lambda other: other[1]):
             near = abs(other_left - left) < LABEL_WIDTH
             if near and abs(other_height - height) < LABEL_HEIGHT:
                 height = other_height + LABEL_HEIGHT
         placed.append((left, height))
-        side = -1 if left / scale > middle else 1
+        side = -1 if beyond or left > middle else 1
         away: dict[str, Any] = {"xytext": (6 * side, height - bottom), "va": "center"}
         away["ha"] = "left" if side > 0 else "right"
         if height > bottom:
             away["arrowprops"] = {"arrowstyle": "-", "lw": 0.4, "color": color, "shrinkB": 3}
         style: dict[str, Any] = {"fontsize": 7, "color": color, "zorder": 6}
+        style["path_effects"] = [withStroke(linewidth=1.5, foreground="white")]
         ax.annotate(text, (x, y), textcoords="offset points", **away, **style)
 
 

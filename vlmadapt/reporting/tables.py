@@ -72,6 +72,7 @@ def table_lines(
     return [
         {"selector": "caption", "props": "caption-side: bottom; text-align: left; font-size: 85%;"},
         {"selector": "th, td", "props": f"text-align: right; padding: {padding};"},
+        {"selector": "tbody th", "props": "text-align: left;"},
         {"selector": "thead th", "props": "border-top: 2px solid; border-bottom: 1px solid;"},
         {"selector": "tbody tr:last-child *", "props": "border-bottom: 2px solid;"},
     ]
