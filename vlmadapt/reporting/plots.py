@@ -12,7 +12,7 @@ from ..core.extras import require
 require("matplotlib", "workbook", "figures")
 
 # %% ../../nbs/08_reporting/04_plots.ipynb #6d8affa4
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -141,8 +141,9 @@ def label_points(
     points: list[tuple[float, float, str, str]],  # x, y, text and colour
 ):
     "Write a text beside each point; texts of near points stand one above the other."
-    ax.figure.draw_without_rendering()  # which sets the limits
-    scale = 72 / ax.figure.dpi
+    fig = cast(Figure, ax.figure)
+    fig.draw_without_rendering()  # which sets the limits
+    scale = 72 / fig.dpi
     middle = scale * (ax.bbox.x0 + 0.6 * ax.bbox.width)
     places = [scale * ax.transData.transform((x, y)) for x, y, *_ in points]
     placed: list[tuple[float, float]] = []
