@@ -367,9 +367,36 @@ def test_a_file_does_not_decide_what_is_imported(own_module, digits, tmp_path):
     with pytest.raises(ValueError) as caught:
         va.load_method(tmp_path / "m.safetensors")
     assert "class Nudge, which is not registered; import my_methods first" in str(caught.value)
+    assert "--plugin my_methods)" in str(caught.value)
     assert "method='my_methods:Nudge'" in str(caught.value)
     assert "my_methods" not in sys.modules
     assert type(va.load_method(tmp_path / "m.safetensors", method="my_methods:Nudge")).__name__
+
+
+@pytest.mark.parametrize("place", ["own_package/inner/methods.py", "my method.py"])
+def test_the_plugin_that_a_message_names_exists(digits, tmp_path, monkeypatch, place):
+    "A module inside a package is named by its file, where that lies below the working folder."
+    from vlmadapt.core.plugins import load_plugin, locate_plugin
+
+    file = tmp_path / place
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(OWN.format(decorator=""))
+    for folder in [f for f in file.parents if f != tmp_path and tmp_path in f.parents]:
+        (folder / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    own = load_plugin(locate_plugin(f"{place}:Nudge"))
+    va.create_method(own, digits).save("m.safetensors")
+    monkeypatch.delitem(sys.modules, own.__module__)
+    with pytest.raises(ValueError) as caught:
+        va.load_method("m.safetensors")
+    shown = place if "/" in place else "FILE.py"
+    assert f"(on the command line --plugin {shown})" in str(caught.value)
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(ValueError) as caught:
+        va.load_method(tmp_path / "m.safetensors")
+    shown = own.__module__ if "/" in place else "FILE.py"
+    assert f"(on the command line --plugin {shown})" in str(caught.value)
 
 
 def test_register_method_refuses(own_module):

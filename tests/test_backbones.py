@@ -19,7 +19,10 @@ from conftest import refused
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import vlmadapt as va
+from vlmadapt.cli import main
 from vlmadapt.core.registry import UnknownName
+from vlmadapt.methods.cards import card_backbone, read_card
 from vlmadapt.models import backbones, pretrained
 from vlmadapt.models.backbones import (
     BACKBONES,
@@ -193,6 +196,36 @@ def test_places_of_a_checkpoint(state, tmp_path, monkeypatch, file, place):
     assert torch.equal(loaded.model.state_dict()["visual.proj"], state["visual.proj"])
     torch.save({name: x + 1 for name, x in state.items()}, "other.pt")
     assert load_backbone("tiny:other.pt", device="cpu").key != loaded.key
+
+
+def test_a_checkpoint_by_a_relative_path_is_found_from_other_folders(state, tmp_path, monkeypatch):
+    "A stored method names it from the root; where it has moved, the message says what to pass."
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    torch.save(state, "w.pt")
+    backbone = load_backbone("tiny:w.pt", device="cpu")
+    problem = va.few_shot("mini-digits", backbone=backbone, shots=1, views=1)
+    picture = problem.images("test").items[:2]
+    method = va.adapt(problem, method="ZeroShot")
+    method.save("m.safetensors")
+    monkeypatch.chdir("other")
+    assert read_card("../m.safetensors")["backbone"] == f"tiny:{tmp_path}/w.pt"
+    assert va.load_method("../m.safetensors").predict(picture) == method.predict(picture)
+    (tmp_path / "w.pt").rename("moved.pt")
+    lost = va.load_method("../m.safetensors")
+    with pytest.raises(ValueError) as caught:
+        lost.predict(picture)
+    assert f"its backbone 'tiny:{tmp_path}/w.pt' cannot be loaded" in str(caught.value)
+    assert "backbone='tiny:/path/w.pt', on the command line --backbone" in str(caught.value)
+    found = va.load_method("../m.safetensors", backbone="tiny:moved.pt")
+    assert found.predict(picture) == method.predict(picture)
+    card = {**read_card("../m.safetensors"), "backbone": "tiny:w.pt"}  # as version 0.1 wrote it
+    with pytest.raises(ValueError, match=f"looked for in {tmp_path}/other"):
+        card_backbone(card, "m.safetensors")
+    Image.fromarray(np.asarray(picture[0])).save("photo.png")
+    line = ["predict", "../m.safetensors", "photo.png", "--backbone"]
+    assert main([*line, "tiny:moved.pt"]) == 0
+    assert main([*line, "tiny:gone.pt"]) == 2
 
 
 class Touch:

@@ -412,7 +412,7 @@ def test_adapt_with_a_second_encoder(photos, tmp_path, capsys):
 
 
 def test_adapt_to_a_table(photos, tmp_path, capsys):
-    table = tmp_path / "photos.csv"
+    table = tmp_path / "table.csv"
     with table.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label"])
@@ -705,3 +705,23 @@ def test_the_report_command_names_runs_that_are_not_finished(monkeypatch, tmp_pa
     assert main(["report", "my_grid"]) == 0
     told = capsys.readouterr().out
     assert told == "incomplete: 8 results are missing in photos_shots16, photos_shots4\n"
+
+
+def test_a_dry_run_names_data_that_are_too_few(photos, tmp_path, capsys):
+    "A folder of twelve images a class has six train images; no image is read."
+    rows = [f"{path},{path.parent.name}" for path in sorted(photos.rglob("*.png"))]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label", *rows]))
+    file = tmp_path / "own.yml"
+    file.write_text(
+        f"experiment: few_shot\ngrid: {{dataset: [{photos}, ./table.csv], shots: [4, 16]}}\n"
+        "parameters: {backbone: mini, methods: [ZeroShot], seeds: [1]}\n"
+    )
+    assert run_command("grid", file, dry_run=True, out=tmp_path / "out") == 0
+    lines = capsys.readouterr().out.splitlines()
+    failing = [line for line in lines if "will fail: " in line]
+    assert len(failing) == 2 and all("shots16" in line for line in failing)
+    for line in failing:
+        assert "divided into 18 train, 6 val, 12 test" in line
+        assert line.endswith("take at most 6 shots: shots=6, or --shots 6")
+    told = refusal(capsys, "adapt", photos, "--backbone", "mini", "--shots", "16")
+    assert "divided into 18 train, 6 val, 12 test" in told and "--shots 6" in told

@@ -59,8 +59,8 @@ def test_tables_of_one_seed_print_no_deviation():
 def test_mixed_tables_mark_single_seeds():
     table = dataset_table(MIXED, shots=16)
     assert table.text()["mini-digits"].tolist() == ["62.0 ± 1.0", "61.0†"]
-    assert "over seeds 1, 3 (none for one seed)." in table.caption
-    assert table.caption.endswith("† fewer seeds than the other cells.")
+    assert "over seeds 1, 3 (none for one seed)." in table.notes
+    assert table.caption.endswith("† fewer seeds.")
 
 
 def test_several_equal_seeds_keep_their_zero():

@@ -28,6 +28,7 @@ from vlmadapt.grid.results import read_run
 from vlmadapt.grid.runs import execute
 from vlmadapt.grid.signals import STOPPED
 from vlmadapt.grid.templates import shipped
+from vlmadapt.reporting.checks import requested_datasets, unfinished
 
 HOOKS = Path(__file__).parent / "crash_points"
 
@@ -658,3 +659,18 @@ def test_parameters_cells_survive_cleaning(tmp_path):
             assert any(
                 "parameters" in c.metadata.get("tags", []) for c in nbformat.read(file, 4).cells
             ), file
+
+
+def test_a_grid_that_stops_early_leaves_the_parameters_of_all_runs(params, tmp_path, monkeypatch):
+    "So a report knows which datasets have not run, and a complete run keeps its file."
+    monkeypatch.setattr("vlmadapt.grid.command.execute_all", lambda runs, address, **options: {})
+    out = tmp_path / "outputs"
+    assert run_command("grid", params(), out=out) == 0
+    lacking = unfinished(out / "tiny")
+    assert len(lacking) == 2 and set(lacking["error"]) == {"not started"}
+    assert lacking["missing"].tolist() == [12, 12]
+    assert requested_datasets(out / "tiny") == ["mini-digits", "mini-shapes"]
+    assert requested_datasets(out / "tiny", shots=4) == []
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("params.yml")}
+    assert len(before) == 2 and run_command("grid", params(), out=out) == 0
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("params.yml")} == before

@@ -42,6 +42,7 @@ from vlmadapt.grid.results import read_result_file, read_results, read_run, read
 from vlmadapt.grid.runs import execute
 from vlmadapt.grid.schema import Result, to_record
 from vlmadapt.grid.store import ResultStore
+from vlmadapt.methods import display_name
 from vlmadapt.reporting.checks import collapsed, in_words, unfinished
 from vlmadapt.reporting.explore import Explorer
 from vlmadapt.reporting.figures import save_figure, shot_panels
@@ -62,6 +63,7 @@ EVIL = [
     r"\(x\) [2pt] **bold** `code` a--b <u>",
 ]
 METHODS = ["ZeroShot", *(f"TipAdapter ({name})" for name in EVIL)]
+NAMES = [display_name(label) for label in METHODS]
 
 
 def one_line(text):
@@ -133,6 +135,7 @@ class Page(HTMLParser):
 
 
 TABLE_TAGS = {"style", "table", "caption", "thead", "tbody", "tr", "th", "td", "br"}
+TABLE_TAGS |= {"details", "summary"}
 
 
 @pytest.mark.parametrize("kind", ["table", "frame", "points", "published"])
@@ -186,7 +189,7 @@ def test_pages_in_a_browser(table, results, report, tmp_path):
             driver.get(f"{address}/{page}")
             assert driver.title == ("page" if page == "page.html" else "")
             heads = [one_line(text) for text in driver.execute_script(READ, "th")]
-            assert {one_line(name) for name in [*METHODS, *table.mean.columns]} <= set(heads)
+            assert {one_line(name) for name in [*NAMES, *table.mean.columns]} <= set(heads)
         listed = [one_line(text) for text in driver.execute_script(READ, "li")]
         assert listed == [one_line(line) for line in in_words(results, 4)]
         assert driver.execute_script(READ, "#raw")
@@ -216,7 +219,7 @@ def test_whole_chain_in_a_browser(tmp_path, monkeypatch):
         driver.get(f"{address}/report.html")
         assert driver.title == "report"
         heads = {one_line(text) for text in driver.execute_script(READ, "th")}
-        assert {one_line(label) for label in labels} <= heads
+        assert {one_line(display_name(label)) for label in labels} <= heads
         if os.environ.get("VLMADAPT_SHOTS"):
             driver.save_screenshot(f"{os.environ['VLMADAPT_SHOTS']}/report.png")
 
@@ -291,7 +294,7 @@ def test_latex_has_no_commands_but_its_own(report, table):
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert all(len(re.split(r"(?<!\\)&", line)) == 5 for line in lines)
     names = [unescape_latex(re.split(r" (?<!\\)& ", line)[0]) for line in lines[1:]]
-    assert names == [one_line(method) for method in table.mean.index]
+    assert names == [one_line(display_name(method)) for method in table.mean.index]
     assert not re.search(r"(?<!\\)%", text)
 
 
@@ -333,12 +336,12 @@ def cells_of(text):
 
 def test_markdown_cells_are_the_names(report, table):
     rows, tags = cells_of((report / "table.md").read_text())
-    assert [one_line(row[0]) for row in rows[1:]] == [one_line(m) for m in table.mean.index]
+    assert [one_line(row[0]) for row in rows[1:]] == [one_line(name) for name in NAMES]
     assert [one_line(cell) for cell in rows[0][1:]] == [one_line(c) for c in table.mean.columns]
     assert {len(row) for row in rows} == {5}
     assert tags <= {"<span>", "</span>", "<u>", "</u>", "strong_open", "strong_close"}
     rows, tags = cells_of((report / "frame.md").read_text())
-    assert [one_line(row[0]) for row in rows[1:]] == [one_line(m) for m in table.mean.index]
+    assert [one_line(row[0]) for row in rows[1:]] == [one_line(name) for name in NAMES]
     assert tags <= {"<span>", "</span>"}
 
 
@@ -394,7 +397,7 @@ def test_figures_take_no_name_for_a_formula(results, tmp_path):
         assert not any(is_math_text(text) and "x_1" in text for text in texts)
         shown.update(texts)
         plt.close(figure)
-    assert escape_figure(METHODS[5].replace("TipAdapter", "Tip-Adapter")) in shown
+    assert escape_figure(NAMES[5]) in shown
     assert not list(tmp_path.parent.glob("*.png")) and len(list(tmp_path.glob("*.png"))) == 4
 
 

@@ -262,7 +262,7 @@ def test_a_report_is_added_to_a_grid_that_is_finished(own, capsys, monkeypatch):
     capsys.readouterr()
     assert run_command("report", "grid") == 0
     told = capsys.readouterr().out
-    assert "| ZeroShot |" in told and "results.csv" in told and "report.html" in told
+    assert "| Zero-shot |" in told and "results.csv" in told and "report.html" in told
     results = Path("outputs/grid/run/result.json").read_bytes()
     params(own, f"report: ./my_report.ipynb\n{text}")
     assert run_command("grid", file, only_methods="ZeroShot") == 0
@@ -868,7 +868,7 @@ def test_an_experiment_without_a_report_gets_the_overview(own, capsys):
     header, _, *lines = capsys.readouterr().out.splitlines()
     assert re.findall(r"[\w ]*\w", header) == [" method", " dataset", " shots 1", " shots 4"]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:4]]
-    assert ["ZeroShot", "mini-digits", "51.5 ± 0.5", "51.5 ± 0.5"] in cells
+    assert ["Zero-shot", "mini-digits", "51.5 ± 0.5", "51.5 ± 0.5"] in cells
     assert len({tuple(cell[:2]) for cell in cells}) == 4
 
 
@@ -894,6 +894,7 @@ def test_reports_of_methods_that_they_do_not_know():
     results = unknown_results()
     table = dataset_table(results, 1)
     assert list(table.mean.index) == ["ZeroShot", "TaskRes", "<b>", "Mine"]
+    assert [line.split()[0] for line in repr(table).splitlines()[2:6]][::3] == ["Zero-shot", "Mine"]
     styles = looks(results)
     colors = {label: (style["color"], style["marker"]) for label, style in styles.items()}
     assert len(set(colors.values())) == 4 and colors["Mine"] not in STYLE.values()

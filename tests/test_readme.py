@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
+from vlmadapt.methods import display_name
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NAMES = {
     "ImageNet": "clip_vitb32_imagenet",
@@ -42,7 +44,7 @@ def test_real_features():
     columns = [c for c in table[0] if " per class" in c]
     assert len(table) >= 6 and len(columns) == 5
     for line in table:
-        own = measured[measured["method"] == line["method"]]
+        own = measured[measured["method"].map(display_name) == line["method"]]
         for column in columns:
             name, shots = re.fullmatch(r"(\S+), (\d+) per class", column).groups()
             cell = own[(own["dataset"] == NAMES[name]) & (own["shots"] == int(shots))]
@@ -56,7 +58,9 @@ def test_real_features():
 
 @pytest.mark.parametrize("column", ["Average", "mini-digits"])
 def test_synthetic_benchmark(column):
-    measured = pd.read_csv(ROOT / "outputs/measured/mini.csv").set_index(["method", "dataset"])
+    measured = pd.read_csv(ROOT / "outputs/measured/mini.csv")
+    measured["method"] = measured["method"].map(display_name)
+    measured = measured.set_index(["method", "dataset"])
     for line in table_with("method", column):
         for dataset in line.keys() - {"method"}:
             own = measured.loc[(line["method"], dataset)]

@@ -10,7 +10,7 @@ import nbformat
 import pandas as pd
 
 import vlmadapt as va
-from vlmadapt.methods import METHODS, method_info
+from vlmadapt.methods import METHODS, display_name, method_info
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("features", "prompts", "towers", "generation")
@@ -100,7 +100,9 @@ def best_result(info) -> str:
 def facts(info) -> str:
     "Return what a method's page says of one method: links, use, costs, best result."
     training = "Trains nothing" if info.training_free else "Trained"
-    title = " · ".join([f"**{info.name}**", *links(info)])
+    name = display_name(info.name)
+    in_code = [] if name == info.name else [f"in code `{info.name}`"]
+    title = " · ".join([f"**{name}**", *in_code, *links(info)])
     lines = [title + (f"<br>{info.paper}" if info.paper else "")]
     lines.append(
         f"**When to use it**: {info.advice}. {training}; reads {INPUTS[info.kind]}; "
@@ -125,7 +127,10 @@ def method_table(infos: list) -> str:
     lines = ["| method | paper | when to use it |", "|---|---|---|"]
     for info in infos:
         paper = " · ".join([part for part in [info.paper.partition(":")[0], *links(info)] if part])
-        lines.append(f"| {info.name} | {paper} | {info.advice} |")
+        name = display_name(info.name)
+        if name != info.name:
+            name += f" (`{info.name}`)"
+        lines.append(f"| {name} | {paper} | {info.advice} |")
     return "\n".join(lines)
 
 
@@ -138,9 +143,8 @@ def method_head(infos: list, pictures: dict[str, str]) -> str:
     parts += [facts(info) for info in infos[1:]]
     shown = [info.name for info in infos if info.name in pictures]
     if shown:
-        text = (
-            f"Accuracy of {' and '.join(shown)} over labelled images per class, among all methods"
-        )
+        names = " and ".join(map(display_name, shown))
+        text = f"Accuracy of {names} over labelled images per class, among all methods"
         parts.append(f"![{text}]({pictures[shown[0]]})")
     return "\n\n".join(parts)
 
@@ -222,9 +226,11 @@ def costs(info, own: pd.DataFrame) -> list[str]:
 def zoo_line(info, pages: dict[str, str]) -> str:
     "Return the line of one method."
     module = info.cls.__module__
-    name = html.escape(info.name)
+    name = html.escape(display_name(info.name))
     if module in pages:
         name = f'<a href="{pages[module]}">{name}</a>'
+    if display_name(info.name) != info.name:
+        name += f"<br><code>{html.escape(info.name)}</code>"
     own = measured(info.name, info.kind)
     paper = html.escape(info.paper.partition(":")[0])
     if info.arxiv:

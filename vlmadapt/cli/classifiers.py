@@ -204,6 +204,12 @@ def predictions(
             bar.update(len(chunk))
 
 
+def _add_moved_backbone(parser):
+    "Add the option that says where the weights of a stored method are now."
+    text = "in place of the stored name, where a checkpoint has moved; the same weights"
+    parser.add_argument("--backbone", metavar="NAME", help=text)
+
+
 def _predict_arguments(parser: CommandParser):
     add = parser.add_argument
     add("file", help="a stored method, from `vlmadapt adapt`, or hf://OWNER/NAME")
@@ -213,6 +219,7 @@ def _predict_arguments(parser: CommandParser):
     add("--csv", metavar="FILE", help="write a table with one line for each image")
     add("--json", action="store_true", help="print one JSON object a line")
     add("--on-corrupt", metavar="WAY", help="a file that cannot be decoded: refuse or skip")
+    _add_moved_backbone(parser)
     add_plugins(parser)
 
 
@@ -268,7 +275,7 @@ def _run_predict(options: argparse.Namespace):
 
     load_plugins(options)
     paths = image_files(options.images)
-    method = va.load_method(options.file)
+    method = va.load_method(options.file, options.backbone)
     name = type(method).__name__
     if generates(method) and options.text is None:
         raise UsageError(f"{name} generates text: ask it with --text 'what is it?'")
@@ -308,13 +315,15 @@ def _evaluate_arguments(parser: CommandParser):
     _add_classes(parser)
     _add_root(parser)
     add("--json", action="store_true", help="print one JSON object")
+    _add_moved_backbone(parser)
     add_plugins(parser)
 
 
 def _run_evaluate(options: argparse.Namespace):
     import vlmadapt as va
     from vlmadapt.methods import local_file
-    from vlmadapt.methods.cards import card_backbone, read_card
+    from vlmadapt.methods.cards import read_card
+    from vlmadapt.methods.storage import stored_backbone
 
     load_plugins(options)
     file = local_file(options.file)
@@ -322,7 +331,7 @@ def _run_evaluate(options: argparse.Namespace):
     backbone = None
     defaults: dict[str, Any] = {}
     if card["backbone"] is not None:
-        backbone = card_backbone(card, options.file)  # the message names what was written
+        backbone = stored_backbone(card, options.backbone, options.file)
         defaults = dict(backbone=backbone, shots=1)  # only the test split is used
     second = card["problem"].get("auxiliary", {})  # name -> encoder, or folder of features
     if second:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OnCorrupt', 'ON_CORRUPT', 'JUNK', 'PART_WORDS', 'Classes', 'named_errors', 'open_photos', 'list_folder',
-           'drop_corrupt', 'read_photos']
+           'drop_corrupt', 'part_files', 'read_photos']
 
 # %% ../../nbs/01_data/06_photos.ipynb #c35037b9
 import difflib
@@ -120,10 +120,6 @@ def _files_below(folder: Path) -> Iterator[Path]:
                 yield Path(top) / name
 
 # %% ../../nbs/01_data/06_photos.ipynb #814ec15a
-def _class_name(folder):
-    return folder.name.replace("_", " ")
-
-
 def _identity(name):
     "Return what two spellings of one class name have in common."
     return " ".join(unicodedata.normalize("NFC", name.replace("_", " ")).casefold().split())
@@ -197,7 +193,7 @@ def list_folder(
         raise ValueError(f"{shown_path(root)}: no class folders in it{fix}")
     _check_class_folders(root, folders)
     left_out += loose
-    classes = {_class_name(folder): _class_files(folder, left_out) for folder in folders}
+    classes = {folder.name.replace("_", " "): _class_files(folder, left_out) for folder in folders}
     _check_two_classes(root, folders)
     return classes
 
@@ -333,14 +329,18 @@ def _warn_left_out(root, left_out):
         warnings.warn(f"{shown_path(root)}: {message}: {shown}", stacklevel=4)
 
 
-def _parts(root: Path, on_corrupt: OnCorrupt) -> dict[str, Classes]:
+def part_files(
+    root: Path,  # as in `read_photos`
+    on_corrupt: OnCorrupt | None = None,  # as in `read_photos`; default: no image is read
+) -> dict[str, Classes]:  # image files by part and class
+    "Return the image files of a folder, cut into parts where it is not cut already."
     left_out = []
     folders = _part_folders(root, left_out)
-    parts = {}
-    for part, folder in (folders or {"train": root}).items():
-        parts[part] = list_folder(folder, left_out)
+    whole = folders or {"train": root}
+    parts = {part: list_folder(folder, left_out) for part, folder in whole.items()}
     _warn_left_out(root, left_out)
-    parts = drop_corrupt(parts, on_corrupt)
+    if on_corrupt is not None:
+        parts = drop_corrupt(parts, on_corrupt)
     for name, paths in parts["train"].items():
         if not paths:
             message = f"class {quoted(name)} has no image that can be decoded"
@@ -385,7 +385,7 @@ def read_photos(
     root = Path(root).expanduser()
     if not root.is_dir():
         raise ValueError(f"{shown_path(root)}: no such folder")
-    parts = _parts(root, on_corrupt)
+    parts = part_files(root, on_corrupt)
     _warn_small_classes(root, parts)
     groups = {}
     for part, classes in parts.items():

@@ -8,7 +8,7 @@ __all__ = ['Labels', 'VAL_SHOTS', 'sample_shots', 'few_shot_indices', 'check_sho
 # %% ../../nbs/01_data/05_sampling.ipynb #a8d7df7e
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -69,6 +69,7 @@ def check_shots(
     class_names: list[str],  # K names
     shots: int,  # images per class that are requested
     where: str,  # the dataset, for the message
+    sizes: Mapping[str, int] | None = None,  # number of images of each part, for the message
 ) -> None:
     "Warn of classes with fewer than `shots` images; raise ValueError where all are."
     counts = np.bincount(np.asarray(labels), minlength=len(class_names))
@@ -82,7 +83,12 @@ def check_shots(
     )
     if len(small) == len(counts):
         most = int(counts.max())
-        raise ValueError(f"{found} and no class has more than {most}; take at most {most} shots")
+        divided = ""
+        if sizes and len(sizes) > 1:
+            parts = ", ".join(f"{size} {part}" for part, size in sizes.items())
+            divided = f" (its images are divided into {parts})"
+        remedy = f"take at most {most} shots: shots={most}, or --shots {most}"
+        raise ValueError(f"{found} and no class has more than {most}{divided}; {remedy}")
     warnings.warn(f"{found}; {len(small)} small classes are taken whole", stacklevel=2)
 
 # %% ../../nbs/01_data/05_sampling.ipynb #c59c2a89

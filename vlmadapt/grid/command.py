@@ -9,7 +9,9 @@ __all__ = ['matches', 'redo', 'redo_matching', 'run_grid']
 import os
 import re
 import stat
+import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -25,10 +27,12 @@ from .params import grid_name, read_runs
 from .params_files import parse_changes
 from .run import Run
 from .runner import execute_all
+from .runs import record_runs
 from .schema import to_record
 from .templates import notebooks
 from .timings import slowness
 from ..models.devices import cores
+from ..problems.named_data import check_source_shots, source_kind
 
 # %% ../../nbs/07_grid/26_command.ipynb #ec04dff9
 def matches(
@@ -52,6 +56,26 @@ def _first_line(file):
         return str(e)
 
 
+@lru_cache
+def _lacking_images(dataset, shots):
+    "Say why a folder, table or bundle cannot give so many shots; nothing where it can."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of small classes, which are taken whole
+        try:
+            check_source_shots(dataset, shots)
+        except ValueError as e:
+            return str(e)
+    return ""
+
+
+def _cannot_run(run):
+    "Say why a run will fail, as far as it is known without reading images; nothing elsewhere."
+    dataset, shots = run.parameters.get("dataset"), run.parameters.get("shots")
+    if isinstance(dataset, str) and isinstance(shots, int) and source_kind(dataset) != "name":
+        return _lacking_images(dataset, shots)
+    return ""
+
+
 def _state(run):
     "Return the number of missing units of a run, and its state in words."
     store = run.results()
@@ -64,6 +88,9 @@ def _state(run):
         text += store.changed_text()
     if run.error_file.exists():
         text += f"; failed last time: {_first_line(run.error_file)}"
+    reason = _cannot_run(run)
+    if reason:
+        text += f"; will fail: {reason}"
     return missing, text
 
 
@@ -251,6 +278,7 @@ def run_grid(
     if redo:
         redo_matching(runs, redo)
     earlier = sum(run.results().is_complete() for run in runs)  # which progress does not count
+    record_runs(runs)
     failed = execute_all(runs, address, **options)
     _print_outcome(failed, runs, Path(out) / grid_name(params, smoke), earlier)
     return failed

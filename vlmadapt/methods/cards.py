@@ -20,7 +20,8 @@ from ..core.tensors import load_arrays
 from ..core.texts import one_line, shown_path
 from ..core.values import Positive
 from .hyper_parameters import HyperParameters
-from ..models.backbones import Backbone, load_backbone
+from ..models.backbones import Backbone, absolute_name, load_backbone
+from ..models.pretrained import is_weight_path
 
 # %% ../../nbs/05_methods/03_cards.ipynb #b8a9fe15
 class Card(BaseModel, extra="allow", strict=True):
@@ -111,11 +112,11 @@ def class_entries(
 def backbone_entries(
     backbone: Backbone | None,
 ) -> dict[str, str | None]:
-    "The entries of a card that name a backbone."
+    "The entries of a card that name a backbone; a checkpoint is found from every folder."
     if backbone is None:
         return dict.fromkeys(("backbone", "backbone_key", "precision"))
     return {
-        "backbone": backbone.name,
+        "backbone": absolute_name(backbone.name),
         "backbone_key": backbone.key,
         "precision": backbone.precision,
     }
@@ -131,9 +132,16 @@ def card_backbone(
     try:
         backbone = load(name, precision=precision)
     except Exception as error:
+        model, _, place = name.partition(":")
+        where, remedy = "", "backbone=..."
+        if name != absolute_name(name):  # of a file from before 0.2, with a relative path
+            where = f", looked for in {shown_path(Path.cwd())}"
+        if is_weight_path(place):
+            file = shown_path(f"{model}:/path/{Path(place).name}")
+            remedy = f"backbone='{file}', on the command line --backbone {file}"
         raise ValueError(
-            f"{who}: its backbone {name!r} cannot be loaded ({one_line(error)}); "
-            "give features, or load the method with backbone=..."
+            f"{who}: its backbone {name!r} cannot be loaded ({one_line(error)}{where}); "
+            f"give features, or load the method with {remedy}"
         ) from error
     return check_backbone(card, backbone, who)
 
@@ -153,7 +161,9 @@ def check_backbone(
             "encode the images yourself and give features"
         )
     told = f"{who} was fitted on backbone {card['backbone']} ({card.get('precision')})"
-    if backbone.name == card["backbone"] and backbone.precision != card.get("precision"):
+    if absolute_name(backbone.name) == card["backbone"] and backbone.precision != card.get(
+        "precision"
+    ):
         right = f"load_backbone({backbone.name!r}, precision={card.get('precision')!r})"
         raise ValueError(f"{told}, not in {backbone.precision}; use {right}")
     raise ValueError(f"{told} with other weights than {backbone.name} ({backbone.precision})")

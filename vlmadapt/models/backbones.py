@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Loader', 'BACKBONES', 'Backbone', 'BackboneSpec', 'register_backbone', 'list_backbones', 'backbone_spec',
-           'load_backbone']
+           'absolute_name', 'load_backbone']
 
 # %% ../../nbs/02_models/05_backbones.ipynb #e3789c28
 import os
@@ -326,6 +326,18 @@ def backbone_spec(
     return BackboneSpec(spec.model, pretrained)
 
 # %% ../../nbs/02_models/05_backbones.ipynb #12b07c66
+def absolute_name(
+    name: str,  # of a backbone
+) -> str:  # a name that means the same in every folder
+    "Return the name of a backbone, with the path of a checkpoint or a folder from the root."
+    scheme, colon, place = name.partition(":")
+    if _registered(name) is not None or not colon or scheme == "hf-hub":
+        return name
+    if scheme != "local-dir" and not is_weight_path(place):
+        return name
+    return f"{scheme}:{Path(place).expanduser().absolute()}"
+
+
 def _file_state(spec):
     "Identity, size and time of the local files of `spec`, so that changed files are loaded again."
     if spec.model.startswith("local-dir:"):

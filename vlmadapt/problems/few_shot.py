@@ -190,7 +190,8 @@ def _few_shot_images(dataset, shots, seed):
             raise ValueError(f"{dataset.name} has neither train nor test images")
         return {"test": splits["test"]}
     train, val = splits["train"], splits.get("val")
-    check_shots(train.labels, dataset.class_names, shots, dataset.name)
+    sizes = {part: len(images) for part, images in splits.items()}
+    check_shots(train.labels, dataset.class_names, shots, dataset.name, sizes)
     val_labels = None if val is None else val.labels
     support, validation = few_shot_indices(train.labels, val_labels, shots, seed)
     images = dict(

@@ -4,27 +4,32 @@
 
 # %% auto #0
 __all__ = ['SourceKind', 'TABLES', 'BUNDLE_FILES', 'FEATURES_BACKBONE', 'is_bundle', 'locate_source', 'source_kind',
-           'check_source', 'source_name', 'read_table', 'table_files', 'load_source', 'source_problem']
+           'check_source', 'source_name', 'read_table', 'table_files', 'check_source_shots', 'load_source',
+           'source_problem']
 
 # %% ../../nbs/04_problems/11_named_data.ipynb #f3bb4f5a
 import os
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from ..core.registry import choose
 from ..core.texts import one_line, shown_path
 from ..data.annotations import is_system
 from ..data.datasets import DATASETS, Dataset, load_dataset
-from ..data.photos import OnCorrupt, read_photos
+from ..data.photos import OnCorrupt, part_files, read_photos
+from ..data.sampling import check_shots
 from ..models.backbones import Backbone
 from .base import require_backbone
 from .classification import FewShotProblem
 from .few_shot import few_shot
 from .own_data import from_dataset
+from .sources import split_up
 
 # %% ../../nbs/04_problems/11_named_data.ipynb #1cdcefa7
 SourceKind = Literal["name", "folder", "bundle", "table"]
@@ -127,6 +132,29 @@ def table_files(
     except (ValueError, KeyError, OSError):  # named where the table is read
         images = []
     return [path, *(image for image in images if image.is_file())]
+
+
+def check_source_shots(
+    dataset: str,  # from `locate_source`
+    shots: int,  # support images per class that are requested
+) -> None:
+    "Refuse data of somebody's own that are too few for so many `shots`; no image is read."
+    kind = check_source(dataset)
+    if kind == "bundle":
+        FewShotProblem.from_bundle(dataset, shots=shots)
+        return
+    counts = {}
+    if kind == "folder":
+        for part, classes in part_files(Path(dataset)).items():
+            counts[part] = {name: len(files) for name, files in classes.items()}
+    if kind == "table":
+        parts = split_up({"train": read_table(dataset)}, None, None, Path(dataset).parent)
+        counts = {part: Counter(table["label"]) for part, table in parts.items()}
+    if "train" in counts:
+        names = [str(name) for name in counts["train"]]
+        labels = np.repeat(np.arange(len(names)), list(counts["train"].values()))
+        sizes = {part: sum(classes.values()) for part, classes in counts.items()}
+        check_shots(labels, names, shots, source_name(dataset), sizes)
 
 
 def load_source(

@@ -15,7 +15,6 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from pandas.io.formats.style import Styler
 
-from ..core.markup import escape_html
 from vlmadapt.reporting.published import (
     AVERAGES,
     BACKBONE_NAMES,
@@ -25,7 +24,7 @@ from vlmadapt.reporting.published import (
     readings,
 )
 from .summaries import averages, cells, lines_where, listed, of_metric
-from .tables import shown_mean, styled
+from .tables import folded_caption, shown_mean, styled
 
 # %% ../../nbs/08_reporting/06_reproduction.ipynb #a4684ad2
 def half_width(
@@ -253,12 +252,9 @@ def _notes(compared):
 def _caption(compared):
     counts = compared["mark"].value_counts().reindex(list(MARKS), fill_value=0)
     source = f"{listed(compared['paper'].unique())}, {listed(compared['table'].unique())}"
-    lines = [
-        f"Ours: {_seeds_in_words(compared)}; in brackets: {source}.",
-        listed(f"{number} {name}" for name, number in counts.items()) + ".",
-        *_notes(compared),
-    ]
-    return "<br>".join(escape_html(line) for line in lines)
+    marks = listed(f"{number} {name}" for name, number in counts.items())
+    text = f"Ours: {_seeds_in_words(compared)}; in brackets: {source}. {marks}."
+    return folded_caption(text, list(_notes(compared)))
 
 # %% ../../nbs/08_reporting/06_reproduction.ipynb #498c1248
 def show_beside(

@@ -23,7 +23,8 @@ from numpy.typing import ArrayLike
 
 from ..grid.results import in_order
 from ..grid.schema import Result
-from .figures import LABEL, figure_label, page_style
+from ..methods import display_name
+from .figures import figure_label, page_style
 from .summaries import listed, of_metric, ordered_labels
 
 # %% ../../nbs/08_reporting/07_statistics.ipynb #729169df
@@ -110,8 +111,7 @@ def compare_methods(
 def _figure_labels(table, column):
     "Label in `column` -> its text in a figure."
     return {
-        label: figure_label(LABEL.get(label, label))
-        for label in dict.fromkeys(map(str, table[column]))
+        label: figure_label(display_name(label)) for label in dict.fromkeys(map(str, table[column]))
     }
 
 
