@@ -67,6 +67,22 @@ def test_large_runs_are_trained_one_by_one_on_a_processor(problem, monkeypatch):
     torch.testing.assert_close(found[1].X, expected[1].X, rtol=1e-4, atol=1e-6)
 
 
+def test_a_stack_on_a_processor_holds_no_more_than_its_caches(problem, monkeypatch):
+    sizes = []
+    train_stacked = batched.train_stacked
+
+    def record(methods, *arguments):
+        sizes.append(len(methods))
+        train_stacked(methods, *arguments)
+
+    expected = va.fit_many(runs(problem, 4))
+    monkeypatch.setattr(batched, "train_stacked", record)
+    monkeypatch.setattr(batched, "PROCESSOR_LIMIT", 2 * expected[0].trainable_parameters())
+    found = va.fit_many(runs(problem, 4))
+    assert sizes == [2, 2]
+    torch.testing.assert_close(found[3].X, expected[3].X, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU computes asynchronously")
 @pytest.mark.parametrize("name", ["TaskRes", "GraphAdapter", "HeGraphAdapter", "TipAdapterF"])
 def test_a_step_of_training_does_not_wait_for_the_gpu(problem, name):

@@ -98,9 +98,12 @@ class TipAdapter(Method):
         "The equation above."
         slots = by_class(keys, self.place, self.held).flatten(0, 1)
         z = F.normalize(x, dim=-1)
-        products = z @ slots.T
-        # exp(-beta * (1 - products)) in place: the largest tensor of the method
-        affinity = (products * beta).sub_(beta).exp_()
+        return self._scores(z, z @ slots.T * beta, alpha, beta)
+
+    def _scores(self, z, products, alpha, beta):
+        "Scores of unit queries z (B, D) from beta times their products (B, K*S), overwritten."
+        # exp(-beta * (1 - product)) in place: the largest tensor of the method
+        affinity = products.sub_(beta).exp_()
         votes = class_sums(affinity, self.held, self.place.numel())
         return self.logit_scale * z @ self.text.T + alpha * votes
 
@@ -150,5 +153,8 @@ class TipAdapterF(TipAdapter):
         return self.vote(batch.x, self.trained_keys(), self.alpha, self.beta)
 
     def loss(self, batch):
-        scores = self.vote(batch.x, self.trained_keys(), self.alpha_train, self.beta_train)
+        slots = by_class(self.trained_keys(), self.place, self.held).flatten(0, 1)
+        z = F.normalize(batch.x, dim=-1)
+        products = (self.beta_train * z) @ slots.T  # z is the smaller factor, and needs no gradient
+        scores = self._scores(z, products, self.alpha_train, self.beta_train)
         return F.cross_entropy(scores, batch.y)

@@ -245,24 +245,26 @@ class ReleasedAdapterLayer(AdapterLayer):
         self.theta.data.zero_()
         return super().reset(generator)
 
-    def low_rank(self, graph: AttentionGraph, nodes: torch.Tensor) -> torch.Tensor:
-        "Project nodes into the bottleneck, one group for each head."
+    def low_rank(self, graph: AttentionGraph, *nodes: torch.Tensor) -> list[torch.Tensor]:
+        "Project sets of nodes into the bottleneck, one group for each head."
         out, down = graph.attn.out_proj, self.down
-        many = nodes[..., 0].numel() > self.hidden * self.site.heads
+        many = sum(x[..., 0].numel() for x in nodes) > self.hidden * self.site.heads
         if many and isinstance(out, nn.Linear) and out.weight.dtype == down.weight.dtype:
+            weight = down.weight @ out.weight
             bias = down.bias if out.bias is None else down(out.bias)
-            features = F.linear(merge_heads(nodes), down.weight @ out.weight, bias)
+            features = [F.linear(merge_heads(x), weight, bias) for x in nodes]
         else:
-            features = down(graph.out(nodes).to(down.weight.dtype))
-        return split_heads(features, self.site.heads)
+            features = [down(graph.out(x).to(down.weight.dtype)) for x in nodes]
+        return [split_heads(x, self.site.heads) for x in features]
 
     def aggregate(self, graph: AttentionGraph) -> torch.Tensor:
         "Aggregate over the graph, inside the bottleneck: (B, H, N1, hidden/H)."
         mu = self.mu * (2 + self.theta.tanh())
         if self.site.kind != "cross":
-            return plap_released(graph.M, self.low_rank(graph, graph.v), self.p, mu)[0]
-        v = self.low_rank(graph, pooled(graph.v.mT, self.pool).mT)
-        q = self.low_rank(graph, graph.q)
+            (v,) = self.low_rank(graph, graph.v)
+            return plap_released(graph.M, v, self.p, mu)[0]
+        means = pooled(merge_heads(graph.v).mT, self.pool).mT  # heads side by side: not copied
+        v, q = self.low_rank(graph, split_heads(means, graph.v.shape[-3]), graph.q)
         return plap_released(pooled(graph.M, self.pool), v, self.p, mu, q=q)[0]
 
     def combine(

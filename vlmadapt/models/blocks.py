@@ -143,16 +143,18 @@ def attention_matrix(
     with torch.autocast(q.device.type, enabled=False):
         q = at_least_single(q)
         factor = q.shape[-1] ** -0.5 if scale is None else scale
-        scores = q * factor @ at_least_single(k).mT
+        scores = q * factor @ at_least_single(k).contiguous().mT  # a copy by rows is the faster one
         if softcap is not None:
             scores = softcap * (scores / softcap).tanh()
         if mask is None:
             return scores.softmax(-1)
-        boolean = mask.dtype == torch.bool
-        scores = scores.masked_fill(mask, -torch.inf) if boolean else scores + mask
-        hidden = mask if boolean else mask == -torch.inf
+        hidden = mask if mask.dtype == torch.bool else mask == -torch.inf
         empty = hidden.all(-1, keepdim=True)
-        return scores.masked_fill(empty, 0).softmax(-1).masked_fill(empty, 0)
+        if mask.dtype != torch.bool:
+            scores = scores + mask.masked_fill(empty, 0)
+        else:
+            scores = scores.masked_fill_(mask & ~empty, -torch.inf)
+        return scores.softmax(-1).masked_fill(empty, 0)
 
 
 def fused_attention(

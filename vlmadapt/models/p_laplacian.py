@@ -155,10 +155,9 @@ class EdgeWeights(torch.autograd.Function):
     """The weights of one step with degrees of 1, and their gradient in few passes.
 
     Logits are a * log(M) + (p/2 - 1) * log(d2); a is p/2, or 1 in the released form. Returned
-    beside the weights of edges and nodes are log(M * d2) and d2, which the gradient needs.
+    beside the weights of edges and nodes are the derivatives of the logits by p/2, which are
+    log(M * d2) or log(d2), and d2: the gradient needs them.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -169,18 +168,22 @@ class EdgeWeights(torch.autograd.Function):
         mu: torch.Tensor,  # weight of a node's own features, >= 0
         released: bool,  # the authors' logits
     ) -> tuple[torch.Tensor, ...]:
-        "Compute edge weights, self weights, log(M * d2) and d2."
+        "Compute edge weights, self weights, derivatives of the logits by p/2, and d2."
         d2 = d2.view_as(d2) if floor is None else torch.maximum(d2, floor[..., None])
-        log_m = M.log()  # -inf where there is no edge
-        log_d2 = d2.log()
-        product = log_m + log_d2
-        scaled = log_m if released else product * (p / 2)
-        logits = scaled + log_d2 * (p / 2 - 1 if released else -1)
-        total = logits.logsumexp(-1)
-        itself = (mu.log() - (p / 2).log()).expand_as(total)
-        itself = torch.where(total > -torch.inf, itself, 0)
-        total = torch.logaddexp(total, itself)
-        return (logits - total[..., None]).exp(), (itself - total).exp(), product, d2
+        log_m, log_d2 = M.log(), d2.log()  # -inf where there is no edge
+        if released:
+            slopes = log_d2
+            logits = log_m.addcmul_(log_d2, p / 2 - 1)
+        else:
+            slopes = log_m.add_(log_d2)
+            logits = log_d2.neg_().addcmul_(slopes, p / 2)
+        peak = logits.amax(-1)
+        itself = torch.where(peak > -torch.inf, mu.log() - (p / 2).log(), 0)
+        peak = torch.maximum(peak, itself)
+        weights = logits.sub_(peak[..., None]).exp_()
+        itself = (itself - peak).exp()
+        total = weights.sum(-1) + itself
+        return weights.div_(total[..., None]), itself / total, slopes.clamp_(min=-1e4), d2
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -190,25 +193,25 @@ class EdgeWeights(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        M, floor, p, mu, weights, itself, product, d2 = ctx.saved_tensors
+        M, floor, p, mu, weights, itself, slopes, d2 = ctx.saved_tensors
         to_edges, to_itself = gradients[:2]
         to_logits = weights * to_edges
         mean = to_logits.sum(-1) + itself * to_itself
-        to_logits = to_logits.sub(weights * mean[..., None])
+        to_logits.addcmul_(weights, mean[..., None], value=-1)
         to_own = itself * (to_itself - mean)  # 0 for a node without edges, whose weight is 1
         to_p = to_mu = to_floor = None
         if ctx.needs_input_grad[3]:
-            logs = d2.log() if ctx.released else product.clamp(min=-1e4)
-            to_p = (to_logits * logs).sum() / 2 - to_own.sum() / p
+            to_p = (to_logits * slopes).sum() / 2 - to_own.sum() / p
         if ctx.needs_input_grad[4]:
             to_mu = to_own.sum() / mu
-        to_d2 = to_logits * (p / 2 - 1) / d2
+        to_d2 = (to_logits / d2).mul_(p / 2 - 1)
         if floor is not None:
-            low = d2 <= floor[..., None]
-            to_floor = to_d2.where(low, 0).sum(-1)
-            to_d2 = to_d2.masked_fill(low, 0)
-        power = 1 if ctx.released else p / 2
-        to_m = to_logits * power / M.clamp(min=torch.finfo(M.dtype).tiny)
+            total = to_d2.sum(-1)
+            to_d2.masked_fill_(d2 <= floor[..., None], 0)
+            to_floor = total - to_d2.sum(-1)
+        to_m = to_logits.div_(M.clamp(min=torch.finfo(M.dtype).tiny))
+        if not ctx.released:
+            to_m.mul_(p / 2)
         return to_m, to_d2, to_floor, to_p, to_mu, None
 
 

@@ -175,9 +175,9 @@ def train_stacked(
 
 # %% ../../nbs/06_training/02_batched.ipynb #ab20d41c
 STACK_LIMIT = 50_000_000  # trained values in one stack of runs
-# trained values of a run above which a stack is no faster on a processor, and up to a fifth slower
-# (tools/measure_search.py)
-PROCESSOR_LIMIT = 500_000
+# the same on a processor, whose caches hold no more: larger stacks take up to a half longer, and
+# runs above half of it are no faster side by side (tools/measure_search.py)
+PROCESSOR_LIMIT = 1_000_000
 
 
 def _shape_key(method, problem):
@@ -198,10 +198,9 @@ def _groups(runs) -> Iterator[list[int]]:
     for members in groups.values():
         method = runs[members[0]][0]
         size = 1
-        trained = method.trainable_parameters()
-        pays = method.device.type != "cpu" or trained <= PROCESSOR_LIMIT
-        if not method.runs_tower() and method.stackable() and pays:
-            size = max(1, STACK_LIMIT // trained)
+        if not method.runs_tower() and method.stackable():
+            limit = PROCESSOR_LIMIT if method.device.type == "cpu" else STACK_LIMIT
+            size = max(1, limit // method.trainable_parameters())
         for start in range(0, len(members), size):
             yield members[start : start + size]
 
