@@ -31,6 +31,7 @@ $(READY): settings.ini constraints.txt setup.py pyproject.toml
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt setuptools
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[workbook,hf,graph,onnx,docs,dev]'
 	@$(BIN)/jupyter labextension disable --level=sys_prefix @jupyterlab/apputils-extension:announcements >/dev/null 2>&1 || true
+	@$(BIN)/python -W ignore -c 'import torchvision' 2>/dev/null || echo "torchvision does not fit torch here: import vlmadapt before open_clip and transformers (README, Questions)"
 	@touch $@
 
 demo: $(READY) ## run a small grid on the built-in synthetic benchmark, then its table and figures (3 minutes, two cores)

@@ -588,7 +588,7 @@ def test_unknown_names_are_of_one_kind():
         backbone_spec("ViT-B-61:openai")
 
 
-def test_images_are_encoded_from_paths_arrays_and_pictures_alike(tmp_path):
+def test_images_are_encoded_from_paths_and_pictures_alike(tmp_path):
     backbone = load_backbone("mini")
     pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 32, 3), dtype=np.uint8)
     pictures = [Image.fromarray(x) for x in pixels]
@@ -597,7 +597,6 @@ def test_images_are_encoded_from_paths_arrays_and_pictures_alike(tmp_path):
         picture.save(file)
     features = backbone.encode_images(pictures)
     assert torch.equal(backbone.encode_images(files), features)
-    assert torch.equal(backbone.encode_images(list(pixels)), features)
     assert torch.allclose(backbone.encode_images(str(files[0])), features[:1], atol=1e-4)
-    with pytest.raises(ValueError, match="a picture is a path, a PIL image or an array, not int"):
-        backbone.encode_images([3])
+    with pytest.raises(FileNotFoundError, match="c.png"):
+        backbone.encode_images([tmp_path / "c.png"])

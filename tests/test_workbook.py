@@ -78,6 +78,11 @@ def test_notebooks_are_clean(copy):
     assert not same(ROOT / "nbs", copy / "nbs", ".ipynb"), "run `make export`"
 
 
+def test_notebooks_store_no_state_of_widgets():
+    stored = [name(p) for p in NOTEBOOKS if "widgets" in nbformat.read(p, 4).metadata]
+    assert not stored, f"remove 'widgets' from the metadata of {stored}"
+
+
 @pytest.mark.parametrize("made", [derived.readme, derived.environment, derived.badges])
 def test_derived_files_agree(made):
     stale = [

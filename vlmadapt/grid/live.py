@@ -17,6 +17,7 @@ from ..core.files import write_atomic
 from .entries import method_entry
 from .run import Run
 from .schema import NOT_APPLICABLE, variant_label
+from ..problems.named_data import source_name
 
 # %% ../../nbs/07_grid/23_live.ipynb #f99447a9
 class _Key(NamedTuple):
@@ -45,7 +46,7 @@ class LiveResults:
                 self.expected[key] += len(run.parameters.get("seeds", ()))
 
     def _column(self, run):
-        return str(run.parameters.get(self.by, ""))
+        return source_name(str(run.parameters.get(self.by, "")))
 
     def _add(self, run, file):
         "Add the first result of a file, the main metric of its measurement."

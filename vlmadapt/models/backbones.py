@@ -165,7 +165,7 @@ class Backbone:
         | Images
         | str
         | os.PathLike
-        | Image.Image,  # N paths, images, arrays, or one
+        | Image.Image,  # N paths or PIL images, or one
         transform: Callable | None = None,  # PIL image -> tensor; default: the test transform
         batch_size: int | None = None,  # images per forward; default: chosen automatically
     ) -> torch.Tensor:  # (N, D) raw image features

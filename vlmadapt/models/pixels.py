@@ -159,7 +159,7 @@ class Pixels:
 
     def __init__(
         self,
-        images: Sequence | Images,  # N PIL images, paths or arrays, or what gives them by index
+        images: Sequence | Images,  # N PIL images or paths, or what gives them by index
         transform: Callable,  # PIL image -> tensor (3, s, s)
     ):
         self.images = images
@@ -183,9 +183,9 @@ class Pixels:
         self,
         i: int,  # index of an image
     ) -> Image.Image:
-        "Return image `i`, which is opened where it is a path or an array."
+        "Return image `i`, which is opened where it is a path."
         item = self.images[i]
-        return item if isinstance(item, Image.Image) else open_image(item)
+        return open_image(item) if isinstance(item, (str, os.PathLike)) else item
 
     def watch(self, i: int, image: Image.Image) -> None:
         "Record image `i` if the centre crop removes more than half of it."
@@ -249,7 +249,7 @@ class Views(Pixels):
 
     def __init__(
         self,
-        images: Sequence | Images,  # N PIL images, paths or arrays, or what gives them by index
+        images: Sequence | Images,  # N PIL images or paths, or what gives them by index
         transform: Callable,  # from `random_crop_transform`
         views: int,  # R
     ):
