@@ -42,14 +42,14 @@ def collect(name, outputs):
 
 
 def collect_mini(outputs, shots=16):
-    "Write means and standard deviations over the seeds, by dataset and on average."
+    "Write means and standard deviations over the seeds, on average (best first) and by dataset."
     results = read_results(outputs / "mini")
     results = results[results["shots"] == shots]
     each = cells(results).rename(columns={"evaluated_on": "dataset"})
     seeds = each.groupby("label")["seeds"].min()
-    average = averages(results).assign(dataset="Average")
+    average = averages(results).assign(dataset="Average").sort_values("mean", ascending=False)
     average["seeds"] = average["label"].map(seeds)
-    both = pd.concat([each, average], ignore_index=True).drop(columns="method")
+    both = pd.concat([average, each], ignore_index=True).drop(columns="method")
     both = both.rename(columns={"label": "method"})[["method", "dataset", "mean", "sd", "seeds"]]
     both.round(2).to_csv(ROOT / "outputs/measured/mini.csv", index=False)
 
