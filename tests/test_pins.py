@@ -7,9 +7,9 @@ import pytest
 import torch
 
 TOLERANCE = dict(
-    features=dict(rtol=1e-9, atol=1e-9),  # float64
-    towers=dict(rtol=1e-3, atol=1e-3),  # float32 through transformers, after training
-    generation=dict(rtol=1e-4, atol=1e-4),
+    features=dict(rtol=1e-9, atol=1e-9),
+    towers=dict(rtol=1e-9, atol=1e-9),
+    generation=dict(rtol=1e-4, atol=1e-4),  # losses in float32
 )
 
 

@@ -24,7 +24,7 @@ class WarmPython:
 
     def __init__(self, **environment):
         path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-        self.own = {"PYTHONPATH": path, **environment}
+        self.own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}  # forks have no pool
         self.process = subprocess.Popen(
             [sys.executable, "-m", "warm_process"],
             env=os.environ | self.own,

@@ -205,7 +205,9 @@ class BaseMethod(HyperParameters, TrainingHooks, MethodFiles, nn.Module):
         return next(itertools.chain(self.parameters(), self.buffers())).device
 
     def _dtype(self):
-        return next((b.dtype for b in self.buffers() if b.is_floating_point()), torch.float32)
+        return next(
+            (b.dtype for b in self.buffers() if b.is_floating_point()), torch.get_default_dtype()
+        )
 
     def trainable_parameters(self) -> int:
         "Number of trained values."
