@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vlmadapt.core.environment import device_name
 from vlmadapt.models.adapters import AdapterLayer, PAdapterLayer, ReleasedAdapterLayer, Site
 from vlmadapt.models.blocks import AdaptedAttention
 
@@ -196,7 +197,8 @@ def main(repository, repeats=25, batch=8):
     conditions = dict(width=WIDTH, heads=HEADS, hidden=HIDDEN, pool=POOL, batch=batch)
     conditions["step"] = "training: forward and backward"
     conditions |= dict(repeats=repeats, threads=1, dtype="float32", torch=torch.__version__)
-    conditions |= dict(clock="processor time, median; the machine was busy", official=COMMIT)
+    conditions |= dict(clock="processor time, median", official=COMMIT)
+    conditions |= dict(device=device_name(), instructions=torch.backends.cpu.get_cpu_capability())
     print(json.dumps(dict(conditions=conditions, rows=rows), indent=1))
 
 
