@@ -54,23 +54,31 @@ class Batches:
     def _read(self, problem):
         found = [getattr(problem.features, name) for name in self.arrays]
         self.views = (torch.cat(found, -1) if found[1:] else found[0]).to(self.y.device)
+        self.rows = self.views.flatten(0, 1)
 
     def __len__(self) -> int:
         if self.drop_last:
             return max(1, len(self.y) // self.size)
         return math.ceil(len(self.y) / self.size)
 
+    def _positions(self):
+        "The positions of the support images of an epoch, in a new order."
+        order = torch.randperm(len(self.y), generator=self.order)
+        return order[: len(self) * self.size]
+
     def epoch(self) -> tuple[torch.Tensor, ...]:
         "Return the positions of the support images of each batch, in a new order."
-        order = torch.randperm(len(self.y), generator=self.order)
-        return order.split(self.size)[: len(self)]
+        return self._positions().split(self.size)
 
     def __iter__(self) -> Iterator[Batch]:
         view = torch.randint(len(self.views), (len(self.y),), generator=self.choice)
-        view = view.to(self.y.device)
-        order = torch.cat(self.epoch()).to(self.y.device)  # once: a copy in each step would wait
-        for index in order.split(self.size):
-            yield Batch(self.views[view[index], index], self.y[index], index)
+        order = self._positions()
+        rows = view.index_select(0, order) * len(self.y) + order
+        # to the device once: a copy in each step would wait
+        positions = order.to(self.y.device).split(self.size)
+        for index, row in zip(positions, rows.to(self.y.device).split(self.size), strict=True):
+            # index_select copies whole rows, in a fifth of the time of indices of view and image
+            yield Batch(self.rows.index_select(0, row), self.y.index_select(0, index), index)
 
 # %% ../../nbs/04_problems/08_batches.ipynb #e4d88660
 class WholeBatches(Batches):

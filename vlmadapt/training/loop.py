@@ -174,7 +174,7 @@ def _support_scores(method, problem, seed):
         x = problem.features.views[0]
     else:
         return None
-    if method.runs_tower():
+    if is_trained(method) or method.runs_tower():  # training has seen the loss of all images
         x = next(iter(x.split(method.hyper_parameters.get("batch_size", 32))))
     return method.scores(Batch(x))
 
@@ -266,7 +266,8 @@ def train(
         if epoch in stages and epoch > 0:
             optimizer, schedule = _begin_stage(method, stages[epoch], steps)
             parameters = list(method.parameters())
-        total, lr = torch.zeros(()), 0.0
+        total: Any = 0.0
+        lr = 0.0
         for batch in batches:
             for parameter in parameters:
                 parameter.grad = None
