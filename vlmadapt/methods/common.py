@@ -152,10 +152,10 @@ class BaseMethod(HyperParameters, TrainingHooks, MethodFiles, nn.Module):
         self._setup(values, lambda: self._shared(problem))
 
     def _setup(self, values, constants):
-        "Set the checked hyper-parameters, then the frozen tensors, then the initial trained ones."
+        "Set the hyper-parameters, then the frozen tensors, then the initial trained ones."
         self.log = []
         self.diverged = None
-        self.hyper_parameters = dict(values)
+        self.hyper_parameters = self.checked(values)
         batched = self.batched_names()
         for name in values.keys() - self.recipe.keys() - {*batched}:
             setattr(self, name, self.hyper_parameters[name])
